@@ -1,0 +1,1 @@
+"""Spatiotemporal Transformers for behaviour logs: raw log in, recommendations out."""

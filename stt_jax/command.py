@@ -1,0 +1,168 @@
+"""Command lines out of config dataclasses: flags, grouped `--help`, flagfiles, one-line errors.
+
+A command is a function of config objects. `run` gives it a command line:
+
+    def main(argv=None):
+        return command.run(do_it, {"model": ModelConfig, "training": TrainingConfig}, argv)
+
+Each dataclass becomes a group of absl flags in a FlagValues of its own, so importing a command
+module defines nothing globally and several commands can run in one process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+import textwrap
+import traceback
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+# Errors that are the caller's to mend: they are shown as one line, without a traceback.
+USER_ERRORS = (ValueError, OSError, NotImplementedError, flags.Error)
+
+
+def run(
+    action: Callable[..., Any],
+    groups: Mapping[str, type],
+    argv: Sequence[str] | None = None,
+    *,
+    usage: str,
+) -> int:
+    """Parses `argv`, builds one config a group and calls `action(**configs)`.
+
+    Args:
+      action: called with one keyword a group, its value an instance of the group's dataclass.
+      groups: group name -> dataclass whose fields are made by `config.option`.
+      argv: program name and arguments; None takes `sys.argv`.
+      usage: what the command does, printed on top of `--help`.
+
+    Returns:
+      The exit code: 0, or 2 after a line `error: ...` on standard error for input that the
+      caller can mend. STT_JAX_TRACEBACK=1 in the environment prints the traceback as well.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        if any(argument in ("--help", "-help", "-h") for argument in argv[1:]):
+            print(help_text(argv[0], groups, usage))
+            return EXIT_OK
+        action(**parse(groups, argv))
+    except USER_ERRORS as error:
+        if os.environ.get("STT_JAX_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def parse(groups: Mapping[str, type], argv: Sequence[str]) -> dict[str, Any]:
+    """Flags in `argv` (program name first, `--flagfile` expanded) as one config a group.
+
+    Raises:
+      ValueError: an unknown flag (names the nearest), a word that is no flag, a value of the
+        wrong type, a missing flagfile, or a value that a config refuses.
+    """
+    values = _flag_values(groups)
+    try:
+        # The command line comes after its flagfile, so that it wins wherever it stands.
+        files = [a for a in argv[1:] if a.startswith(("--flagfile", "-flagfile"))]
+        others = [a for a in argv[1:] if not a.startswith(("--flagfile", "-flagfile"))]
+        rest = values([argv[0], *files, *others])[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(values), n=1)
+        hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags"
+        raise ValueError(f"unknown flag --{error.flagname}{hint}") from error
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}: every option is a --flag=value")
+    return {
+        name: config_class(**{f.name: _value(f, values) for f in dataclasses.fields(config_class)})
+        for name, config_class in groups.items()
+    }
+
+
+def help_text(program: str, groups: Mapping[str, type], usage: str) -> str:
+    """What `--help` prints: the usage, then every flag with its default, by group."""
+    if program.endswith(".py"):
+        program = f"python -m stt_jax.{os.path.basename(program)[:-3]}"
+    lines = [usage.strip(), "", f"usage: {program} --flag=value ... [--flagfile=FILE]"]
+    for name, config_class in groups.items():
+        lines += ["", f"{name}:"]
+        for field in dataclasses.fields(config_class):
+            text = field.metadata["help"]
+            if field.metadata["choices"]:
+                text += f" (one of: {', '.join(field.metadata['choices'])}."
+            default = _flag_text(field.default)
+            lines.append(f"  --{field.name}" + (f"={default}" if default != "" else ""))
+            lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def to_flagfile(*configs: Any) -> str:
+    """The configs as a flagfile, every option written out, ready for `--flagfile`."""
+    lines = []
+    for config in configs:
+        for field in dataclasses.fields(config):
+            lines.append(f"--{field.name}={_flag_text(getattr(config, field.name))}")
+    return "\n".join(lines) + "\n"
+
+
+def from_flagfile(path: str | os.PathLike, groups: Mapping[str, type]) -> dict[str, Any]:
+    """Reads what `to_flagfile` wrote."""
+    return parse(groups, ["", f"--flagfile={os.fspath(path)}"])
+
+
+def _flag_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _flag_values(groups: Mapping[str, type]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    for config_class in groups.values():
+        types = typing.get_type_hints(config_class)
+        for field in dataclasses.fields(config_class):
+            kind = types[field.name]
+            default = field.default
+            common: dict[str, Any] = dict(
+                name=field.name,
+                default=list(default) if isinstance(default, tuple) else default,
+                help=field.metadata["help"],
+                flag_values=values,
+            )
+            if field.metadata["choices"]:
+                flags.DEFINE_enum(enum_values=field.metadata["choices"], **common)
+            elif kind is bool:
+                flags.DEFINE_bool(**common)
+            elif kind is int:
+                flags.DEFINE_integer(**common)
+            elif kind is float:
+                flags.DEFINE_float(**common)
+            elif kind is str:
+                flags.DEFINE_string(**common)
+            else:
+                flags.DEFINE_list(**common)
+    return values
+
+
+def _value(field: dataclasses.Field, values: flags.FlagValues) -> Any:
+    value = values[field.name].value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).removeprefix("ERROR:: ").split())
