@@ -1,0 +1,19 @@
+"""Exact attention with fused time-gap and geo-distance encodings, on every platform of JAX."""
+
+from stt_kernels.attention.api import (
+    attention_weights,
+    available_implementations,
+    pointer_log_mass,
+    spatiotemporal_attention,
+)
+from stt_kernels.buckets import encode_coords, space_bucket, time_bucket
+
+__all__ = [
+    "attention_weights",
+    "available_implementations",
+    "encode_coords",
+    "pointer_log_mass",
+    "space_bucket",
+    "spatiotemporal_attention",
+    "time_bucket",
+]

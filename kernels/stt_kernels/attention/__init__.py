@@ -1,0 +1,1 @@
+"""Attention with a learned offset for the time, distance, order and phase between two events."""
