@@ -102,7 +102,7 @@ def help_text(program: str, groups: Mapping[str, type], usage: str) -> str:
         for field in dataclasses.fields(config_class):
             text = field.metadata["help"]
             if field.metadata["choices"]:
-                text += f" (one of: {', '.join(field.metadata['choices'])}."
+                text += f" One of: {', '.join(field.metadata['choices'])}."
             default = _flag_text(field.default)
             lines.append(f"  --{field.name}" + (f"={default}" if default != "" else ""))
             lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")

@@ -32,7 +32,299 @@ def check(condition: bool, message: str) -> None:
 # --- raw log -> prepared log (stt_jax.prepare) ---
 
 
+@dataclasses.dataclass(frozen=True)
+class InputOptions:
+    """Which files hold the log, how they are written, and where the result goes."""
+
+    input: tuple[str, ...] = option(
+        (), "Files of the log, comma separated; with --split=given those of the training part."
+    )
+    validation_input: tuple[str, ...] = option(
+        (), "With --split=given: files of the validation part."
+    )
+    test_input: tuple[str, ...] = option((), "With --split=given: files of the test part.")
+    items: str = option("", "Optional table of items (name, category, place), joined by item id.")
+    data_root: str = option(".", "Folder that relative input paths start from.")
+    format: str = option(
+        "auto",
+        "Format of the log files, plain or gzip; auto goes by the file name. sequences: lines "
+        "'user item item ...' in time order.",
+        choices=("auto", "csv", "jsonl", "parquet", "recbole", "sequences"),
+    )
+    delimiter: str = option(
+        "auto",
+        "Between the fields of csv files; auto takes the first of tab, comma, semicolon, pipe "
+        "that the first line holds.",
+        choices=("auto", "comma", "tab", "semicolon", "pipe", "space"),
+    )
+    columns: tuple[str, ...] = option(
+        (), "Names for the columns of log files without a header line, e.g. user,item,time."
+    )
+    items_columns: tuple[str, ...] = option((), "The same for the --items table.")
+    encoding: str = option("utf-8", "Encoding of text files, e.g. latin-1.")
+    output: str = option("", "Folder for the prepared log; made if missing.")
+    overwrite: bool = option(False, "Replace a prepared log that --output already holds.")
+    threads: int = option(0, "Threads of the table engine; 0 takes all cores.")
+
+    def __post_init__(self) -> None:
+        """Refuses a missing input or output."""
+        example = "e.g. --input=log.csv.gz --output=prepared/"
+        check(bool(self.input), f"--input is missing: name the files of the log, {example}")
+        check(bool(self.output), f"--output is missing: name a folder, {example}")
+        check(self.threads >= 0, f"--threads must be 0 or more; got {self.threads}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnOptions:
+    """Which column is what. A column may come from the log or from the --items table."""
+
+    user: str = option("user_id", "Column with the user's id.")
+    item: str = option("item_id", "Column with the item's id (place, product, article).")
+    time: str = option("", "Column with the time of the event.")
+    untimed: bool = option(False, "The log has no times: events are in the order of the rows.")
+    latitude: str = option("", "Column with the latitude of the event's place, degrees.")
+    longitude: str = option("", "Column with the longitude of the event's place, degrees.")
+    category: str = option("", "Column with the category of the item.")
+    name: str = option("", "Column with the name of the item, for people to read.")
+    context: tuple[str, ...] = option(
+        (), "Further categorical columns of the event, e.g. device,country."
+    )
+    session: str = option("", "Column with the log's own session or trajectory id.")
+    items_key: str = option("", "Column of --items with the item id; empty: named as --item.")
+    time_format: str = option(
+        "",
+        "How times are written: seconds, milliseconds, microseconds, iso or a pattern such as "
+        "'%d/%m/%Y %H:%M'; empty: found from the data and printed.",
+    )
+    utc_offset_column: str = option(
+        "", "Column with the offset of local time from UTC, minutes, e.g. -300 in New York."
+    )
+    timezone: str = option("", "Time zone of all events, e.g. America/New_York.")
+    utc_offset_minutes: int = option(0, "Offset of local time from UTC of all events, minutes.")
+    unzoned_times: str = option(
+        "auto",
+        "What a written time without zone is; auto: local if --timezone or --utc_offset_minutes "
+        "is given, else UTC.",
+        choices=("auto", "utc", "local"),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses combinations that contradict each other."""
+        check(bool(self.user) and bool(self.item), "--user and --item must name columns")
+        check(
+            not (self.time and self.untimed),
+            f"--untimed contradicts --time={self.time}; leave one of them out",
+        )
+        check(
+            bool(self.latitude) == bool(self.longitude),
+            "--latitude and --longitude go together; "
+            f"got --latitude={self.latitude!r} --longitude={self.longitude!r}",
+        )
+        zones = [self.utc_offset_column, self.timezone, self.utc_offset_minutes]
+        check(
+            sum(map(bool, zones)) <= 1,
+            "give one of --utc_offset_column, --timezone and --utc_offset_minutes",
+        )
+        check(
+            abs(self.utc_offset_minutes) <= 18 * 60,
+            f"--utc_offset_minutes must be within 18 hours; got {self.utc_offset_minutes}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CleaningOptions:
+    """Which rows stay."""
+
+    drop_if: tuple[str, ...] = option(
+        (),
+        "Drop rows by comparisons such as 'Quantity<=0' or 'Invoice^=C' (begins with), comma "
+        "separated; operators <= >= < > = != ^=. Against a number < and > compare numbers, the "
+        "others text. Empty values are never dropped by this.",
+    )
+    drop_missing: tuple[str, ...] = option((), "Drop rows in which one of these columns is empty.")
+    keep_duplicates: bool = option(
+        False, "Keep rows that equal an earlier row of their part in every column in use."
+    )
+    min_user_events: int = option(0, "Keep users with this many events or more (k-core).")
+    min_item_events: int = option(0, "Keep items with this many events or more (k-core).")
+    strict: bool = option(False, "Stop at the first broken value instead of counting it.")
+    max_broken_fraction: float = option(
+        0.5, "Stop when more of the rows than this are broken in one way: a wrong flag, likely."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses impossible limits."""
+        for name in ("min_user_events", "min_item_events"):
+            check(getattr(self, name) >= 0, f"--{name} must be 0 or more")
+        check(
+            0 <= self.max_broken_fraction <= 1,
+            f"--max_broken_fraction must be in 0..1; got {self.max_broken_fraction}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitOptions:
+    """Which events train, validate and test."""
+
+    split: str = option(
+        "time",
+        "time: the last events of the whole log are the test; leave_one_out: the last event of "
+        "each user; given: --validation_input and --test_input.",
+        choices=("time", "leave_one_out", "given"),
+    )
+    validation_fraction: float = option(0.1, "split=time: fraction of the events to validate on.")
+    test_fraction: float = option(0.1, "split=time: fraction of the events to test on.")
+    validation_days: float = option(0.0, "split=time: validate on so many days before the test.")
+    test_days: float = option(0.0, "split=time: test on the last days, instead of a fraction.")
+    validation_from: str = option("", "split=time: validate from this UTC time (ISO 8601) on.")
+    test_from: str = option("", "split=time: test from this UTC time (ISO 8601) on.")
+
+    def __post_init__(self) -> None:
+        """Refuses impossible or doubly given cuts."""
+        for part in ("validation", "test"):
+            fraction, days = getattr(self, f"{part}_fraction"), getattr(self, f"{part}_days")
+            check(0 <= fraction < 1, f"--{part}_fraction must be in [0, 1); got {fraction}")
+            check(days >= 0, f"--{part}_days must be 0 or more; got {days}")
+            check(
+                not (days and getattr(self, f"{part}_from")),
+                f"give one of --{part}_days and --{part}_from",
+            )
+        total = self.validation_fraction + self.test_fraction
+        check(
+            total < 1,
+            f"--validation_fraction and --test_fraction leave nothing to train on: {total} >= 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig(SplitOptions, CleaningOptions, ColumnOptions, InputOptions):
+    """Everything about one preparation; the command line shows its four parts as groups."""
+
+    def __post_init__(self) -> None:
+        """Checks the parts, then what they ask of each other."""
+        for part in (InputOptions, ColumnOptions, CleaningOptions, SplitOptions):
+            part.__post_init__(self)
+        given = bool(self.validation_input or self.test_input)
+        check(
+            given == (self.split == "given"),
+            "--split=given needs --validation_input or --test_input, and they need --split=given",
+        )
+        check(
+            not (self.untimed or self.format == "sequences") or self.split != "time",
+            "--split=time needs times; for a log without times give --split=leave_one_out",
+        )
+
+
 # --- the synthetic city (stt_jax.generate) ---
 
 
+@dataclasses.dataclass(frozen=True)
+class CityConfig:
+    """A generated city; see `stt_jax.data.synthetic` for what its people do."""
+
+    output: str = option("city", "Folder for log.csv.gz and optimum.arrow; made if missing.")
+    num_users: int = option(400, "People, at least 1.")
+    num_places: int = option(300, "Places, at least 20; homes and offices among them.")
+    num_days: int = option(60, "Length of the log in days, at least 7; about 3.5 events a day.")
+    informative: bool = option(True, "Let time and place matter; off: only habit and last place.")
+    seed: int = option(1, "Seed of everything drawn, at least 0.")
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that make no city."""
+        for name, least in (("num_users", 1), ("num_places", 20), ("num_days", 7), ("seed", 0)):
+            value = getattr(self, name)
+            check(value >= least, f"--{name} must be at least {least}; got {value}.")
+
+
 # --- training and evaluation (stt_jax.train, stt_jax.evaluate, stt_jax.recommend) ---
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network: event embedding, gated blocks, decoder, generating and pointing head."""
+
+    width: int = option(64, "Width of embeddings and hidden states.")
+    num_layers: int = option(2, "Gated spatiotemporal blocks that encode the history.")
+    num_heads: int = option(4, "Attention heads; must divide the width.")
+    dropout: float = option(0.3, "Dropout rate on embeddings and block outputs, in [0, 1).")
+    use_time: bool = option(True, "Let the model see times: gaps, hour of the week, request time.")
+    use_place: bool = option(True, "Let the model see places: coordinates, distances, cells.")
+    use_gate: bool = option(True, "Gate each block, f_enc(x) * g_att(x, x'); off: attention only.")
+    use_pointer: bool = option(True, "Mix in pointing at the person's own history.")
+    use_person: bool = option(True, "Give each person of the training part an embedding.")
+    num_time_buckets: int = option(64, "Log-scale buckets of the time gap, two an octave; 2..256.")
+    num_space_buckets: int = option(64, "Log-scale buckets of the distance; 2..128.")
+    attention: str = option(
+        "auto",
+        "Attention backend; auto takes the first that accepts the input.",
+        choices=("auto", "reference", "xla"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self.width > 0 and self.num_layers > 0, "--width and --num_layers must be positive")
+        check(
+            self.num_heads > 0 and self.width % self.num_heads == 0,
+            f"--num_heads={self.num_heads} must divide --width={self.width}",
+        )
+        check(0 <= self.dropout < 1, f"--dropout={self.dropout} must be in [0, 1)")
+        check(
+            2 <= self.num_time_buckets <= 256 and 2 <= self.num_space_buckets <= 128,
+            "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained on the training part of a prepared log."""
+
+    data: str = option("", "Directory of the prepared log.")
+    run: str = option("", "Directory of the run: checkpoints, metrics, flags.")
+    seed: int = option(0, "Seed of initialisation, shuffling, dropout and hiding.")
+    epochs: float = option(10.0, "Passes over the training events.")
+    window: int = option(128, "Tokens in a row: the longest history that a request sees.")
+    requests: int = option(
+        64, "Requests in a row, at most --window; fewer gives each a longer past at a price."
+    )
+    batch_rows: int = option(16, "Rows in a batch.")
+    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.")
+    warmup: float = option(0.05, "Fraction of the steps that the learning rate rises.")
+    weight_decay: float = option(0.05, "AdamW weight decay, on matrices only.")
+    clip_norm: float = option(1.0, "Largest global norm of the gradient.")
+    label_smoothing: float = option(0.1, "Weight of the uniform part of the generating target.")
+    known_time_rate: float = option(0.5, "Fraction of training requests that show their time.")
+    known_place_rate: float = option(0.0, "Fraction of training requests that show their place.")
+    place_noise_m: float = option(
+        500.0,
+        "Standard deviation by which a shown training place is moved: a device's place is "
+        "near, not at, the item that comes next.",
+    )
+    validation_every: float = option(1.0, "Epochs between validations.")
+    validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
+    patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
+    keep: int = option(2, "Checkpoints kept besides the best.")
+
+    def __post_init__(self) -> None:
+        check(0 < self.requests <= self.window, "--requests must be in 1..--window")
+        check(self.batch_rows > 0 and self.epochs > 0, "--batch_rows and --epochs must be positive")
+        check(self.learning_rate > 0, "--learning_rate must be positive")
+        check(0 <= self.warmup < 1, f"--warmup={self.warmup} must be in [0, 1)")
+        for name in ("label_smoothing", "known_time_rate", "known_place_rate"):
+            check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
+        check(self.validation_every > 0, "--validation_every must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolConfig:
+    """What an evaluation asks and what may be known when it does."""
+
+    targets: str = option(
+        "every",
+        "Which events of the part are predicted.",
+        choices=("every", "session_last", "last"),
+    )
+    context: str = option(
+        "all",
+        "all: everything of the person before the target, as in service; strict: earlier parts "
+        "and the target's own session, as in next-place papers.",
+        choices=("all", "strict"),
+    )

@@ -1,0 +1,84 @@
+"""Pieces of people's histories, each with the requests that it answers.
+
+A window holds `events[history_starts:history_ends]` followed by
+`events[starts:request_ends - 1]` as tokens, and asks for every event in
+`[request_starts, request_ends)`. A request sees the window's tokens before its own event, so all
+requests of a window are answered by one causal pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from stt_jax.data.protocol import Targets
+from stt_jax.data.store import TRAIN, PreparedLog
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows over a prepared log; all arrays int64 [W], event indices and user rows."""
+
+    users: np.ndarray
+    history_starts: np.ndarray
+    history_ends: np.ndarray
+    starts: np.ndarray
+    request_starts: np.ndarray
+    request_ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, selection: np.ndarray | slice) -> Windows:
+        return Windows(
+            *(getattr(self, field.name)[selection] for field in dataclasses.fields(self))
+        )
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """int64 [W]; the last requested event is never a token."""
+        return (self.history_ends - self.history_starts) + (self.request_ends - 1 - self.starts)
+
+    @property
+    def num_requests(self) -> np.ndarray:
+        """int64 [W]."""
+        return self.request_ends - self.request_starts
+
+
+def training_windows(log: PreparedLog, *, window: int, requests: int) -> Windows:
+    """Covers every training event with exactly one request.
+
+    A person's training events are cut into runs of `requests`; each run is asked with up to
+    `window` tokens before its last event. A small `requests` gives every request a longer past
+    and costs more tokens.
+
+    Args:
+      log: the prepared log; a person's training events are the first of that person.
+      window: most tokens in a window.
+      requests: most requests in a window, at most `window`.
+    """
+    firsts = log.user_offsets[: log.num_train_users]
+    train_before = np.concatenate([[0], np.cumsum(log.parts == TRAIN)])
+    counts = np.diff(train_before[log.user_offsets[: log.num_train_users + 1]])
+    num_windows = -(-counts // requests)
+    users = np.repeat(np.arange(log.num_train_users), num_windows)
+    nth = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    request_starts = firsts[users] + nth * requests
+    request_ends = np.minimum(request_starts + requests, firsts[users] + counts[users])
+    starts = np.maximum(firsts[users], request_ends - 1 - window)
+    return Windows(users, starts, starts, starts, request_starts, request_ends)
+
+
+def target_windows(targets: Targets, *, window: int) -> Windows:
+    """One window a target, with the last `window` events of its context."""
+    own = np.minimum(targets.events - targets.session_starts, window)
+    history = np.minimum(targets.history_ends - targets.history_starts, window - own)
+    return Windows(
+        targets.users,
+        targets.history_ends - history,
+        targets.history_ends,
+        targets.events - own,
+        targets.events,
+        targets.events + 1,
+    )

@@ -1,0 +1,1 @@
+"""Events in, item scores out: pure Flax modules."""

@@ -1,0 +1,122 @@
+"""One gated spatiotemporal block: E(x) = f_enc(x) * g_att(x, x')."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+from flax import struct
+from stt_kernels import spatiotemporal_attention
+
+from stt_jax.batch import HOURS_PER_WEEK
+from stt_jax.config import ModelConfig
+
+
+@struct.dataclass
+class Geometry:
+    """When and where queries and keys are; the arguments of the attention kernel.
+
+    Keys are [B, S, ...], queries [B, L, ...]; fields that are None are left out of the logits.
+    """
+
+    times: jax.Array | None
+    query_times: jax.Array | None
+    coords: jax.Array | None
+    query_coords: jax.Array | None
+    phases: jax.Array | None
+    query_phases: jax.Array | None
+    segment_ids: jax.Array
+    query_segment_ids: jax.Array
+    query_positions: jax.Array | None
+
+
+class Encodings(nn.Module):
+    """The learned tables of one attention: time gap, distance, hour-of-week difference.
+
+    They start at zero, so that training begins from plain attention.
+    """
+
+    config: ModelConfig
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, geometry: Geometry) -> dict[str, jax.Array | None]:
+        """The keyword arguments of `stt_kernels` for this geometry."""
+
+        def table(name: str, size: int) -> jax.Array:
+            return self.param(name, nn.initializers.zeros_init(), (self.num_heads, size))
+
+        arguments = {name: getattr(geometry, name) for name in Geometry.__dataclass_fields__}
+        if geometry.times is not None:
+            arguments["time_table"] = table("time_table", self.config.num_time_buckets)
+        if geometry.coords is not None:
+            arguments["space_table"] = table("space_table", self.config.num_space_buckets)
+        if geometry.phases is not None:
+            arguments["cycle_table"] = table("cycle_table", HOURS_PER_WEEK)
+        return arguments
+
+
+def implementation(config: ModelConfig) -> str | None:
+    """The kernel's `implementation` argument."""
+    return None if config.attention == "auto" else config.attention
+
+
+class GatedBlock(nn.Module):
+    """Attention over events, gated by the encoded query: f_enc(x) * g_att(x, x').
+
+    f_enc(x) = SiLU(W_u norm(x)), g_att = norm(attention(q, k, v)); then a feed-forward layer.
+
+    Source: the gated unit of HSTU (Zhai et al., ICML 2024, eq. 1-3: q, k, v, u through SiLU,
+    output f(norm(att) * u)). Differs from it: softmax logits with time, distance and cycle
+    encodings, queries that may come from another sequence (the decoder), a feed-forward layer.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        queries: jax.Array,
+        keys: jax.Array | None,
+        geometry: Geometry,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """One block.
+
+        Args:
+          queries: float32 [B, L, E].
+          keys: float32 [B, S, E] to attend to; None means the queries themselves.
+          geometry: when and where both are.
+          deterministic: True switches dropout off.
+
+        Returns:
+          float32 [B, L, E].
+        """
+        config = self.config
+        heads, head_width = config.num_heads, config.width // config.num_heads
+        normed = nn.LayerNorm(name="norm")(queries)
+        normed_keys = normed if keys is None else nn.LayerNorm(name="key_norm")(keys)
+
+        def project(name: str, inputs: jax.Array) -> jax.Array:
+            return nn.silu(nn.Dense(config.width, name=name)(inputs))
+
+        def split(vectors: jax.Array) -> jax.Array:
+            return vectors.reshape(*vectors.shape[:-1], heads, head_width)
+
+        attended = spatiotemporal_attention(
+            split(project("query", normed)),
+            split(project("key", normed_keys)),
+            split(project("value", normed_keys)),
+            implementation=implementation(config),
+            **Encodings(config, heads, name="encodings")(geometry),
+        )
+        gated = nn.LayerNorm(name="attended_norm")(attended.reshape(queries.shape))
+        if config.use_gate:
+            gated = gated * project("gate", normed)
+        update = nn.Dense(config.width, name="out")(gated)
+        x = queries + nn.Dropout(config.dropout)(update, deterministic=deterministic)
+
+        hidden = nn.silu(nn.Dense(2 * config.width, name="wide")(nn.LayerNorm(name="mlp_norm")(x)))
+        hidden = nn.Dropout(config.dropout)(hidden, deterministic=deterministic)
+        update = nn.Dense(config.width, name="narrow")(hidden)
+        return x + nn.Dropout(config.dropout)(update, deterministic=deterministic)

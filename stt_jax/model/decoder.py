@@ -1,0 +1,86 @@
+"""The request (who, when, where) asks the encoded history."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stt_jax.batch import History, Requests
+from stt_jax.config import ModelConfig
+from stt_jax.model.block import GatedBlock, Geometry
+from stt_jax.model.embedding import GapEmbedding, TimeOfWeekEmbedding, place_features
+
+
+def request_geometry(config: ModelConfig, history: History, requests: Requests) -> Geometry:
+    """Where a request stands towards the history.
+
+    An unknown time is anchored at the last event that the request sees, and has no phase; an
+    unknown place likewise stands where that event was.
+    """
+    last = jnp.maximum(requests.last_tokens, 0)
+    times = query_times = phases = query_phases = coords = query_coords = None
+    if config.use_time:
+        times, phases = history.times, history.phases
+        last_times = jnp.take_along_axis(history.times, last, axis=1)
+        query_times = jnp.where(requests.time_known, requests.times, last_times)
+        query_phases = jnp.where(requests.time_known, requests.phases, -1)
+    if config.use_place:
+        coords = history.coords
+        last_coords = jnp.take_along_axis(history.coords, last[..., None], axis=1)
+        query_coords = jnp.where(jnp.isnan(requests.coords), last_coords, requests.coords)
+    return Geometry(
+        times=times,
+        query_times=query_times,
+        coords=coords,
+        query_coords=query_coords,
+        phases=phases,
+        query_phases=query_phases,
+        segment_ids=history.segment_ids,
+        query_segment_ids=requests.segment_ids,
+        query_positions=requests.last_tokens,
+    )
+
+
+class Decoder(nn.Module):
+    """One gated block whose query is the person's last state, the person and the request."""
+
+    config: ModelConfig
+    num_users: int
+
+    @nn.compact
+    def __call__(
+        self,
+        states: jax.Array,
+        history: History,
+        requests: Requests,
+        geometry: Geometry,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """States [B, S, E] and requests [B, R] -> hidden states float32 [B, R, E]."""
+        config = self.config
+        last = jnp.maximum(requests.last_tokens, 0)
+        has_history = requests.last_tokens >= 0
+        last_states = jnp.take_along_axis(states, last[..., None], axis=1)
+        nobody = self.param("no_history", nn.initializers.normal(0.02), (config.width,))
+        query = jnp.where(has_history[..., None], last_states, nobody[None, None])
+        if config.use_person:
+            people = self.param(
+                "people", nn.initializers.normal(0.02), (self.num_users + 1, config.width)
+            )
+            query = query + people[requests.users]
+        if config.use_time:
+            phases = jnp.where(requests.time_known, requests.phases, -1)
+            query = query + TimeOfWeekEmbedding(config.width, name="time_of_week")(phases)
+            waited = requests.times - jnp.take_along_axis(history.times, last, axis=1)
+            gap_known = requests.time_known & has_history
+            waited = jnp.where(gap_known, jnp.maximum(waited, 0), -1)
+            query = query + GapEmbedding(config.width, name="gap")(waited)
+        if config.use_place:
+            features = place_features(requests.coords + requests.origins)
+            query = query + nn.Dense(config.width, use_bias=False, name="place")(features)
+        query = nn.Dropout(config.dropout)(query, deterministic=deterministic)
+        return GatedBlock(config, name="block")(
+            query, states, geometry, deterministic=deterministic
+        )

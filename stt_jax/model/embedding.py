@@ -1,0 +1,132 @@
+"""Vectors of items, categories, time of week and place."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stt_jax.batch import HOURS_PER_WEEK
+
+# Wavelengths of the place encoding, metres: from a street to a continent, a factor of about 2.4
+# apart. Shorter ones would need more than float32 earth-centred metres (0.5 m) can resolve.
+PLACE_WAVELENGTHS_M = tuple(400.0 * 10 ** (4 * i / 11) for i in range(12))
+
+_EMBEDDING_INIT = nn.initializers.normal(stddev=0.02)
+
+
+def place_features(coords: jax.Array) -> jax.Array:
+    """Sines and cosines of a place at many scales; their inner products fall with distance.
+
+    Args:
+      coords: float32 [..., 3], earth-centred metres; NaN = unknown.
+
+    Returns:
+      float32 [..., 72]; all zero where the place is unknown.
+
+    Source: the multi-scale encoding of Mai et al., Space2Vec (ICLR 2020), on three axes of the
+    sphere instead of three directions of the plane, so that it holds worldwide.
+    """
+    known = ~jnp.isnan(coords[..., :1])
+    # NaN must be replaced before the sine: 0 * NaN would poison the gradient.
+    safe = jnp.where(known, coords, 0.0)
+    wavelengths = jnp.asarray(PLACE_WAVELENGTHS_M, jnp.float32)
+    turns = safe[..., None] / wavelengths
+    angles = (2 * np.pi) * (turns - jnp.round(turns))
+    angles = angles.reshape(*angles.shape[:-2], -1)
+    features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.where(known, features, 0.0)
+
+
+class ItemEmbedding(nn.Module):
+    """An item is its id, its category and its place.
+
+    The same vectors enter with the events and score the catalogue at the output.
+    """
+
+    num_items: int
+    num_categories: int
+    width: int
+    use_place: bool
+
+    def setup(self) -> None:
+        self.ids = self.param("ids", _EMBEDDING_INIT, (self.num_items + 1, self.width))
+        self.categories = self.param(
+            "categories", _EMBEDDING_INIT, (self.num_categories + 1, self.width)
+        )
+        if self.use_place:
+            self.place = nn.Dense(
+                self.width, use_bias=False, kernel_init=_EMBEDDING_INIT, name="place"
+            )
+
+    def __call__(self, item_ids: jax.Array, categories: jax.Array, coords: jax.Array) -> jax.Array:
+        """Vectors of items.
+
+        Args:
+          item_ids, categories: int32 [...]; 0 = unknown.
+          coords: float32 [..., 3], earth-centred metres; NaN = unknown.
+
+        Returns:
+          float32 [..., E].
+        """
+        vectors = self.ids[item_ids] + self.categories[categories]
+        if self.use_place:
+            vectors = vectors + self.place(place_features(coords))
+        return vectors
+
+
+class TimeOfWeekEmbedding(nn.Module):
+    """Hour of the day + day of the week + hour of the week; zero where unknown."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, phases: jax.Array) -> jax.Array:
+        """int32 [...] hour of the week, -1 = unknown -> float32 [..., E]."""
+        hours = self.param("hour_of_day", _EMBEDDING_INIT, (24, self.width))
+        days = self.param("day_of_week", _EMBEDDING_INIT, (7, self.width))
+        both = self.param("hour_of_week", _EMBEDDING_INIT, (HOURS_PER_WEEK, self.width))
+        safe = jnp.maximum(phases, 0)
+        vectors = hours[safe % 24] + days[safe // 24] + both[safe]
+        return jnp.where(phases[..., None] >= 0, vectors, 0.0)
+
+
+class GapEmbedding(nn.Module):
+    """A line in log(1 + seconds); zero where there is no gap."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, gaps_s: jax.Array) -> jax.Array:
+        """int32 [...] seconds, negative = no gap -> float32 [..., E]."""
+        # Clipped first: log of a padding's negative gap is NaN and would survive a mask.
+        logs = jnp.log1p(jnp.maximum(gaps_s, 0).astype(jnp.float32)) / 10.0
+        vectors = nn.Dense(self.width, name="line")(logs[..., None])
+        return jnp.where(gaps_s[..., None] >= 0, vectors, 0.0)
+
+
+class EventEmbedding(nn.Module):
+    """What happened: item, category, further context, time of week, gap."""
+
+    width: int
+    context_sizes: tuple[tuple[str, int], ...]
+    use_time: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        item_vectors: jax.Array,
+        contexts: dict[str, jax.Array],
+        phases: jax.Array,
+        gaps_s: jax.Array,
+    ) -> jax.Array:
+        """Adds what is known of the event to its item's vector, float32 [B, S, E]."""
+        vectors = item_vectors
+        for name, size in self.context_sizes:
+            table = self.param(f"context_{name}", _EMBEDDING_INIT, (size + 1, self.width))
+            vectors = vectors + table[contexts[name]]
+        if self.use_time:
+            vectors = vectors + TimeOfWeekEmbedding(self.width, name="time_of_week")(phases)
+            vectors = vectors + GapEmbedding(self.width, name="gap")(gaps_s)
+        return vectors

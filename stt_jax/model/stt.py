@@ -1,0 +1,144 @@
+"""The whole model: event embedding, gated blocks, decoder, generating and pointing head.
+
+History rows are anchored at their own time and see only earlier events of their segment, so what
+is encoded does not depend on the request and can be kept; the request's time and place enter
+through the decoder and the pointer, and may be unknown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from stt_jax.batch import Catalogue, History, Requests
+from stt_jax.config import ModelConfig
+from stt_jax.model.block import GatedBlock, Geometry
+from stt_jax.model.decoder import Decoder, request_geometry
+from stt_jax.model.embedding import EventEmbedding, ItemEmbedding
+from stt_jax.model.head import GenerateHead, PointerHead
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSizes:
+    """What the vocabularies fix: counts without the unknown, which every table has as row 0."""
+
+    num_items: int
+    num_categories: int
+    num_users: int
+    contexts: tuple[tuple[str, int], ...]
+
+
+@struct.dataclass
+class Prediction:
+    """The mixture of each request, in parts, so that a loss need not spell out the catalogue.
+
+    Attributes:
+      queries: float32 [B, R, E].
+      item_vectors: float32 [V + 1, E].
+      item_bias: float32 [V + 1]; generating logits are queries @ item_vectors.T + item_bias.
+      gate_logits: float32 [B, R], log-odds of generating; None without a pointer.
+      target_log_mass: float32 [B, R], log of the pointer's mass on the target; None without.
+    """
+
+    queries: jax.Array
+    item_vectors: jax.Array
+    item_bias: jax.Array
+    gate_logits: jax.Array | None
+    target_log_mass: jax.Array | None
+
+
+class SpatiotemporalTransformer(nn.Module):
+    """Scores what comes next for a person, a time and a place."""
+
+    config: ModelConfig
+    sizes: ModelSizes
+
+    def setup(self) -> None:
+        config, sizes = self.config, self.sizes
+        self.items = ItemEmbedding(
+            sizes.num_items, sizes.num_categories, config.width, config.use_place
+        )
+        self.events = EventEmbedding(config.width, sizes.contexts, config.use_time)
+        self.event_dropout = nn.Dropout(config.dropout)
+        self.blocks = [GatedBlock(config) for _ in range(config.num_layers)]
+        self.decoder = Decoder(config, sizes.num_users)
+        self.generate = GenerateHead(sizes.num_items)
+        if config.use_pointer:
+            self.pointer = PointerHead(config)
+
+    def __call__(
+        self,
+        catalogue: Catalogue,
+        history: History,
+        requests: Requests,
+        *,
+        deterministic: bool,
+    ) -> Prediction:
+        """The training view: every request's mixture, with the pointer's mass on its target."""
+        states, hidden, geometry = self._encode_and_decode(history, requests, deterministic)
+        queries, item_bias, gate_logits = self.generate(hidden)
+        item_vectors = self.item_vectors(catalogue)
+        if not self.config.use_pointer:
+            return Prediction(queries, item_vectors, item_bias, None, None)
+        log_mass = self.pointer.log_mass(hidden, states, history.items, requests.targets, geometry)
+        return Prediction(queries, item_vectors, item_bias, gate_logits, log_mass)
+
+    def item_probabilities(
+        self, catalogue: Catalogue, history: History, requests: Requests
+    ) -> jax.Array:
+        """The serving view: p(item) of every request, float32 [B, R, V + 1], column 0 zero."""
+        states, hidden, geometry = self._encode_and_decode(history, requests, True)
+        queries, item_bias, gate_logits = self.generate(hidden)
+        generated = jax.nn.softmax(queries @ self.item_vectors(catalogue).T + item_bias)
+        if not self.config.use_pointer:
+            return generated
+        gate = jax.nn.sigmoid(gate_logits)[..., None]
+        pointed = self.pointer.item_mass(
+            hidden, states, history.items, geometry, self.sizes.num_items + 1
+        )
+        return (gate * generated + (1 - gate) * pointed).at[..., 0].set(0.0)
+
+    def encode(self, history: History, *, deterministic: bool) -> jax.Array:
+        """States of the history, float32 [B, S, E]; row i depends on events up to i only."""
+        x = self.items(history.items, history.categories, history.coords + history.origins)
+        x = self.events(x, history.contexts, history.phases, history.gaps_s)
+        x = self.event_dropout(x, deterministic=deterministic)
+        geometry = _self_geometry(self.config, history)
+        for block in self.blocks:
+            x = block(x, None, geometry, deterministic=deterministic)
+        return x
+
+    def item_vectors(self, catalogue: Catalogue) -> jax.Array:
+        """Output vectors of the whole catalogue, float32 [V + 1, E]."""
+        ids = jnp.arange(self.sizes.num_items + 1)
+        return self.items(ids, catalogue.categories, catalogue.coords)
+
+    def _encode_and_decode(
+        self, history: History, requests: Requests, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array, Geometry]:
+        states = self.encode(history, deterministic=deterministic)
+        geometry = request_geometry(self.config, history, requests)
+        hidden = self.decoder(states, history, requests, geometry, deterministic=deterministic)
+        return states, hidden, geometry
+
+
+def _self_geometry(config: ModelConfig, history: History) -> Geometry:
+    """Every event towards the events before it."""
+    times = history.times if config.use_time else None
+    phases = history.phases if config.use_time else None
+    coords = history.coords if config.use_place else None
+    return Geometry(
+        times=times,
+        query_times=None,
+        coords=coords,
+        query_coords=None,
+        phases=phases,
+        query_phases=None,
+        segment_ids=history.segment_ids,
+        query_segment_ids=None,
+        query_positions=None,
+    )

@@ -1,0 +1,62 @@
+"""What a run tells while it works: a progress bar, short lines, JSONL and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+
+import rich.console
+import rich.progress
+import tensorboardX
+
+
+class Reporter:
+    """Writes measures to `metrics.jsonl` and `tensorboard/`, and shows progress on a terminal."""
+
+    def __init__(self, directory: pathlib.Path, num_steps: int, first_step: int) -> None:
+        self._console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        self._jsonl = open(directory / "metrics.jsonl", "a", encoding="utf-8")
+        self._tensorboard = tensorboardX.SummaryWriter(str(directory / "tensorboard"))
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.fields[measures]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(
+            "training", total=num_steps, completed=first_step, measures=""
+        )
+
+    def advance(self, step: int, measures: str) -> None:
+        """Moves the progress bar."""
+        self._progress.update(self._task, completed=step, measures=measures)
+
+    def line(self, text: str) -> None:
+        """One line for the reader."""
+        self._console.print(text, markup=False)
+
+    def write(self, step: int, kind: str, measures: Mapping[str, float]) -> None:
+        """One report to JSONL and TensorBoard.
+
+        Args:
+          step: of training.
+          kind: "train" or "validation".
+          measures: name -> number.
+        """
+        record = {"step": step, "kind": kind, "time_s": round(time.time(), 3), **measures}
+        self._jsonl.write(json.dumps(record) + "\n")
+        self._jsonl.flush()
+        for name, value in measures.items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Ends the progress bar and closes the files."""
+        self._progress.stop()
+        self._jsonl.close()
+        self._tensorboard.close()

@@ -1,0 +1,139 @@
+import grain
+import jax
+import numpy as np
+import pytest
+
+from stt_jax.data.pipeline import TrainingBatches, earth_coords, hour_of_week, target_batches
+from stt_jax.data.protocol import find_targets
+from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7
+from tests.stt_jax.tiny_logs import FIRST_MONDAY, random_log
+
+
+def batches(log, **options):
+    return TrainingBatches(
+        log, **{"window": 16, "requests": 8, "batch_rows": 3, "seed": 0} | options
+    )
+
+
+def test_an_epoch_asks_for_every_training_event_once():
+    log = random_log(num_users=9)
+    source = batches(log, batch_rows=1)
+    counts = np.zeros(log.num_items + 1, int)
+    for step in range(source.rows_per_epoch):
+        _, requests = source[step]
+        counts += np.bincount(
+            requests.targets[requests.segment_ids > 0], minlength=log.num_items + 1
+        )
+    np.testing.assert_array_equal(
+        counts, np.bincount(log.items[log.parts == TRAIN], minlength=log.num_items + 1)
+    )
+
+
+def test_requests_see_exactly_the_events_before_theirs():
+    log = random_log(num_users=9, seed=4)
+    source = batches(log)
+    for step in range(4):
+        history, requests = source[step]
+        for b, r in zip(*np.nonzero(requests.segment_ids), strict=True):
+            user = int(requests.users[b, r]) - 1
+            assert user >= 0
+            # Item, gap and time of the visible tokens must be a stretch of that person's log.
+            last = requests.last_tokens[b, r]
+            same = history.segment_ids[b] == requests.segment_ids[b, r]
+            visible = np.flatnonzero(same & (np.arange(16) <= last))
+            span = slice(log.user_offsets[user], log.user_offsets[user + 1])
+            absolute = log.times[span] - log.times[span][0]
+            mine = log.items[span].tolist()
+            seen = history.items[b, visible].tolist()
+            places = [
+                i
+                for i in range(len(mine) - len(seen))
+                if mine[i : i + len(seen)] == seen
+                and mine[i + len(seen)] == requests.targets[b, r]
+                and np.array_equal(
+                    absolute[i : i + len(seen)] - absolute[i + len(seen)],
+                    history.times[b, visible] - requests.times[b, r],
+                )
+            ]
+            assert places, (step, b, r)
+
+
+def test_places_are_metres_from_the_segment_origin_and_unknown_stays_unknown():
+    log = random_log(seed=1)
+    history, _ = batches(log)[0]
+    filled = history.segment_ids > 0
+    known = ~np.isnan(history.coords[..., 0])
+    assert np.any(filled & ~known)
+    absolute = (history.coords + history.origins)[known & filled]
+    np.testing.assert_allclose(np.linalg.norm(absolute, axis=-1), 6_371_008.8, atol=2)
+
+
+def test_targets_are_each_asked_once_with_their_own_context():
+    log = random_log(num_users=12, seed=2)
+    targets = find_targets(log, TEST, targets="session_last", context="strict")
+    seen = []
+    for history, requests, index in target_batches(
+        log, targets, window=8, row_requests=3, batch_rows=2
+    ):
+        for b, r in zip(*np.nonzero(index >= 0), strict=True):
+            t = index[b, r]
+            seen.append(t)
+            assert requests.targets[b, r] == log.items[targets.events[t]]
+            tokens = history.segment_ids[b] == requests.segment_ids[b, r]
+            np.testing.assert_array_equal(
+                history.items[b, tokens], log.items[targets.context(t)][-8:]
+            )
+            before = history.items[b, : requests.last_tokens[b, r] + 1]
+            assert len(before) == 0 or requests.last_tokens[b, r] == np.flatnonzero(tokens)[-1]
+    assert sorted(seen) == list(range(len(targets)))
+
+
+def test_gaps_never_look_into_events_that_the_protocol_hides():
+    log = random_log(num_users=12, seed=2)
+    targets = find_targets(log, TEST, targets="session_last", context="strict")
+    for history, requests, index in target_batches(
+        log, targets, window=64, row_requests=3, batch_rows=2
+    ):
+        for b, r in zip(*np.nonzero(index >= 0), strict=True):
+            times = log.times[targets.context(index[b, r])]
+            tokens = history.segment_ids[b] == requests.segment_ids[b, r]
+            gaps = history.gaps_s[b, tokens]
+            np.testing.assert_array_equal(gaps[1:], np.diff(times))
+
+
+def test_a_saved_input_goes_on_with_the_same_batches():
+    log = random_log(num_users=9)
+    make = lambda: iter(  # noqa: E731
+        grain.MapDataset.source(batches(log)).to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        )
+    )
+    first = make()
+    for _ in range(5):
+        next(first)
+    state = first.get_state()
+    expected = next(first)
+    second = make()
+    second.set_state(state)
+    jax.tree.map(np.testing.assert_array_equal, next(second), expected)
+
+
+def test_a_log_without_times_has_no_hours():
+    _, requests = batches(random_log(has_times=False))[0]
+    assert not requests.time_known.any()
+    assert np.all(requests.phases == -1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "offset", "expected"),
+    [(0, 0, 0), (3599, 0, 0), (3600, 0, 1), (-1, 0, 167), (0, -3600, 167), (7 * 86400, 0, 0)],
+)
+def test_hour_of_week_starts_on_monday_midnight(seconds, offset, expected):
+    assert hour_of_week(np.array([FIRST_MONDAY + seconds]), offset)[0] == expected
+
+
+def test_earth_coords_of_known_places():
+    xyz = earth_coords(np.array([0, 900_000_000, UNKNOWN_E7]), np.array([0, 0, 0]))
+    np.testing.assert_allclose(xyz[0], [6_371_008.8, 0, 0])
+    np.testing.assert_allclose(xyz[1], [0, 0, 6_371_008.8], atol=1e-6)
+    assert np.isnan(xyz[2]).all()
