@@ -1,19 +1,20 @@
 """How good a ranking is when one event is right: accuracy, precision, recall, F1, HR, NDCG, MRR.
 
 Every target is one event, so one item is relevant and everything follows from its rank r over the
-whole catalogue. A target that cannot be ranked has rank `MISS` and counts as a miss in every metric,
-so leaving hard targets unanswered never helps. With hit(k) = [1 <= r <= k], a metric is the mean
-over targets of
+whole catalogue. A target that cannot be ranked has rank `MISS` and counts as a miss everywhere, so
+leaving hard targets unanswered never helps. With hit(k) = [1 <= r <= k], a metric is the mean over
+targets of
 
     accuracy@1   = hit(1)
     precision@k  = hit(k) / k                     k items shown, at most one of them right
     recall@k     = hit(k)                         one relevant item in all
     f1@k         = 2 hit(k) / (k + 1)             harmonic mean of the two above
-    hr@k         = hit(k)                         the hit rate: with one relevant item it equals recall@k
+    hr@k         = hit(k)                         the hit rate, here equal to recall@k
     ndcg@k       = hit(k) / log2(r + 1)           the ideal ranking has gain 1
     mrr          = 1 / r                          over the whole catalogue, not cut at k
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -152,7 +153,7 @@ def length_groups(lengths: Any, edges: Sequence[int] = (10, 30, 100, 300)) -> np
     Raises:
       ValueError: `edges` is empty, does not increase or starts below 1.
     """
-    if not edges or edges[0] < 1 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+    if not edges or edges[0] < 1 or any(a >= b for a, b in itertools.pairwise(edges)):
         raise ValueError(f"edges must increase and start at 1 or more; got {list(edges)}.")
     width = len(str(edges[-1]))
     starts = [0, *edges]

@@ -1,0 +1,561 @@
+"""A generated city whose best possible accuracy is known exactly.
+
+People have a home, a work place, a daily rhythm, tastes and favourite places. Time runs in slots of
+30 minutes of local time. After an event at place q in slot s a person u
+
+  1. waits g slots, 1 <= g <= 48:
+         P(g | s) = activity[hour of s + g] exp(-g / MEAN_GAP) / (the sum of that over all g)
+  2. goes to place p with probability
+         P(p | u, q, s, g) = EXPLORING wander(p | q) + (1 - EXPLORING) plan(p | u, q, s, g)
+     where wander(p | q) ~ (1 + distance(q, p) / WANDER_KM)^-DISTANCE_POWER over all public places,
+     and plan(p | u, q, s, g) ~ exp(score(p)) over all places (~: divided by the sum), with
+         score(p) =  appeal[p] + taste[u, category of p]            what is popular, what u likes
+                   + habit[u, p]                                    home, work, favourites
+                   + schedule[category of p, hour of week of s + g - rhythm of u]
+                   - DISTANCE_POWER log(1 + distance(q, p) / reach[category of p])
+                   - [p = q] REPEAT_PENALTY exp(-g / REPEAT_SLOTS)  not straight back to q
+
+Home and work are reached from everywhere (reach = infinity). Before the first event u is at home.
+Within its slot an event falls on a uniformly drawn second, which carries no information.
+
+So the best answer to "where next?" is known. If the request time is known the best ranking sorts
+places by P(p | u, q, s, g); if it is unknown, by the sum over g of P(g | s) P(p | u, q, s, g). The
+expected recall@k of these rankings is the probability of their first k places. It knows the
+person's latent home, tastes and favourites, which a model must infer from the history, so it is an
+upper bound for every model.
+
+With `informative=False` the schedule is replaced by its mean over the week, distances count
+nothing, not even when favourites are chosen, and the repeat penalty is constant: then time and
+place say nothing, and both modes have the same optimum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stt_jax.config import CityConfig
+
+SLOT_S = 1800
+SLOTS_PER_WEEK = 7 * 48
+MAX_GAP_SLOTS = 48
+MEAN_GAP_SLOTS = 12.0
+REPEAT_PENALTY = 3.0
+REPEAT_SLOTS = 6.0
+DISTANCE_POWER = 2.0
+EXPLORING = 0.1
+WANDER_KM = 0.5
+TASTE_SCALE = 0.4
+APPEAL_SCALE = 0.5
+
+UTC_OFFSET_MIN = -300
+START_S = 1_704_067_200 - 60 * UTC_OFFSET_MIN  # Monday 2024-01-01 00:00 local time
+CENTRE_DEG = (40.73, -73.98)
+KM_PER_DEGREE = 111.195
+
+MODES = ("known", "unknown")
+RECALL_KS = (1, 5, 10, 20)
+LOG_NAME = "log.csv.gz"
+OPTIMUM_NAME = "optimum.arrow"
+
+# Hours by which a person's rhythm lags behind the city's, and the share of people who have it.
+RHYTHMS_H = (0, 3, 10)
+RHYTHM_SHARES = (0.6, 0.25, 0.15)
+
+WEEKDAYS, WEEKEND, EVERY_DAY = range(5), range(5, 7), range(7)
+CLOSED = -4.0  # schedule outside the hours listed for a category
+PRIVATE = -3.0  # habit for the homes and offices of others
+
+_LOCKSTEP_USERS = 256  # a constant: random streams belong to blocks of this many people
+_CHUNK_EVENTS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Category:
+    """A kind of place.
+
+    Attributes:
+      name: as in the log.
+      share: of all places.
+      reach_km: the distance at which places start to be far; infinity = distance never counts.
+      favourites: (anchor, habit) of each favourite of a person: chosen near "home" or "work", and
+        its habit[u, p].
+      hours: (days, first hour, end hour, schedule in these hours); later rows overwrite earlier.
+      private: habit of other places of this kind is PRIVATE instead of 0.
+    """
+
+    name: str
+    share: float
+    reach_km: float
+    favourites: tuple[tuple[str, float], ...]
+    hours: tuple[tuple[range, int, int, float], ...]
+    private: bool = False
+
+
+CATEGORIES = (
+    Category(
+        "Home (private)",
+        share=0.22,
+        reach_km=np.inf,
+        favourites=(("home", 5.5),),
+        hours=((EVERY_DAY, 0, 24, -1.5), (EVERY_DAY, 0, 8, 2.0), (EVERY_DAY, 21, 24, 1.0)),
+        private=True,
+    ),
+    Category(
+        "Office",
+        share=0.14,
+        reach_km=np.inf,
+        favourites=(("work", 5.5),),
+        hours=((WEEKDAYS, 8, 18, 1.5), (WEEKDAYS, 12, 14, -1.0)),
+        private=True,
+    ),
+    Category(
+        "Coffee Shop",
+        share=0.10,
+        reach_km=0.5,
+        favourites=(("work", 5.5), ("home", 5.5)),
+        hours=((EVERY_DAY, 7, 9, 3.5), (WEEKDAYS, 15, 16, 3.5)),
+    ),
+    Category(
+        "Deli / Bodega",
+        share=0.10,
+        reach_km=0.5,
+        favourites=(("work", 5.5), ("home", 5.5), ("work", 4.0)),
+        hours=((EVERY_DAY, 12, 14, 4.5),),
+    ),
+    Category(
+        "Restaurant",
+        share=0.12,
+        reach_km=0.7,
+        favourites=(("home", 5.5), ("work", 5.5), ("home", 4.0)),
+        hours=((EVERY_DAY, 18, 21, 3.0), (WEEKEND, 12, 15, 2.0)),
+    ),
+    Category(
+        "Bar",
+        share=0.10,
+        reach_km=0.7,
+        favourites=(("home", 5.5), ("work", 5.5)),
+        hours=((EVERY_DAY, 20, 24, 1.5), (range(4, 6), 20, 24, 4.0)),
+    ),
+    Category(
+        "Gym",
+        share=0.06,
+        reach_km=2.0,
+        favourites=(("home", 5.5),),
+        hours=((WEEKDAYS, 17, 19, 3.0), (WEEKEND, 9, 11, 4.0)),
+    ),
+    Category(
+        "Grocery Store",
+        share=0.08,
+        reach_km=0.7,
+        favourites=(("home", 5.5), ("work", 4.5)),
+        hours=((WEEKDAYS, 18, 20, 2.0), (WEEKEND, 10, 13, 3.0)),
+    ),
+    Category(
+        "Park",
+        share=0.04,
+        reach_km=2.0,
+        favourites=(("home", 5.5), ("home", 4.5)),
+        hours=((WEEKEND, 14, 18, 4.0),),
+    ),
+    Category(
+        "Movie Theater",
+        share=0.04,
+        reach_km=2.0,
+        favourites=(("home", 5.5),),
+        hours=((WEEKEND, 19, 23, 3.0),),
+    ),
+)
+
+
+def _schedule_by_hour() -> np.ndarray:
+    """float64 [168, number of categories], Monday 0 h first."""
+    schedule = np.full((168, len(CATEGORIES)), CLOSED)
+    for row, category in enumerate(CATEGORIES):
+        for days, first_hour, end_hour, value in category.hours:
+            for day in days:
+                schedule[24 * day + first_hour : 24 * day + end_hour, row] = value
+    return schedule
+
+
+SCHEDULE = _schedule_by_hour()
+FAVOURITE_HABITS = np.array([habit for kind in CATEGORIES for _, habit in kind.favourites])
+
+
+@dataclasses.dataclass(frozen=True)
+class City:
+    """Places, people (latent, not in the log) and events. Order of events: by person, then time.
+
+    Attributes:
+      config: what the city was generated from.
+      place_categories: int64 [V], row in CATEGORIES.
+      place_latitudes_deg, place_longitudes_deg: float64 [V].
+      place_appeals: float64 [V].
+      user_rhythms_h: int64 [U].
+      user_tastes: float64 [U, number of categories].
+      user_favourites: int64 [U, F], the places where habit[u, p] is FAVOURITE_HABITS [F].
+      event_users, event_places, event_previous_places: int64 [N].
+      event_slots, event_gaps_slots: int64 [N]. Slots since START_S; slots since the last event.
+      event_times_s: int64 [N]. Unix seconds, UTC.
+    """
+
+    config: CityConfig
+    place_categories: np.ndarray
+    place_latitudes_deg: np.ndarray
+    place_longitudes_deg: np.ndarray
+    place_appeals: np.ndarray
+    user_rhythms_h: np.ndarray
+    user_tastes: np.ndarray
+    user_favourites: np.ndarray
+    event_users: np.ndarray
+    event_places: np.ndarray
+    event_previous_places: np.ndarray
+    event_slots: np.ndarray
+    event_gaps_slots: np.ndarray
+    event_times_s: np.ndarray
+
+    @property
+    def num_events(self) -> int:
+        """N."""
+        return len(self.event_users)
+
+    @property
+    def user_ids(self) -> np.ndarray:
+        """[U] strings, as in the log."""
+        return np.array([f"u{row:06d}" for row in range(self.config.num_users)])
+
+    @property
+    def place_ids(self) -> np.ndarray:
+        """[V] strings, as in the log."""
+        return np.array([f"p{row:06d}" for row in range(self.config.num_places)])
+
+
+def generate_city(config: CityConfig) -> City:
+    """Draws a city. The same config (its seed included) gives the same city.
+
+    People are simulated in lockstep, in blocks with a random stream each, so memory grows with the
+    events and not with people times places.
+    """
+    rng = np.random.default_rng([config.seed, 0])
+    city = _draw_places(config, rng)
+    blocks = []
+    for block, first in enumerate(range(0, config.num_users, _LOCKSTEP_USERS)):
+        num_users = min(_LOCKSTEP_USERS, config.num_users - first)
+        rng = np.random.default_rng([config.seed, 1 + block])
+        people = _draw_people(city, num_users, rng)
+        events = _simulate(dataclasses.replace(city, **people), rng)
+        events["event_users"] += first
+        blocks.append(people | events)
+    columns: dict[str, Any] = {
+        name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]
+    }
+    return dataclasses.replace(city, **columns)
+
+
+def gap_probabilities() -> np.ndarray:
+    """P(g | s): float64 [SLOTS_PER_WEEK, MAX_GAP_SLOTS], column 0 is a gap of one slot."""
+    gaps = np.arange(1, MAX_GAP_SLOTS + 1)
+    hours = (np.arange(SLOTS_PER_WEEK)[:, None] + gaps) // 2 % 24
+    activity = np.where((hours >= 1) & (hours < 6), 0.15, 1.0)
+    weights = activity * np.exp(-gaps / MEAN_GAP_SLOTS)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def next_place_probabilities(
+    city: City,
+    users: np.ndarray,
+    previous_places: np.ndarray,
+    previous_slots: np.ndarray,
+    gaps_slots: np.ndarray,
+) -> np.ndarray:
+    """P(p | u, q, s, g) for n contexts, as defined at the top of this module.
+
+    Args:
+      city: places and people; its events are not used.
+      users: int [n], rows of people.
+      previous_places: int [n], q.
+      previous_slots: int [n], s, in slots since START_S.
+      gaps_slots: int [n], g.
+
+    Returns:
+      float64 [n, V], rows sum to one.
+    """
+    schedule = np.exp(_schedule(city, users, previous_slots + gaps_slots))
+    plan = _plan_weights(city, users, previous_places) * schedule[:, city.place_categories]
+    plan[np.arange(len(users)), previous_places] *= _repeat_factor(city.config, gaps_slots)
+    plan *= (1 - EXPLORING) / plan.sum(axis=1, keepdims=True)
+    return plan + EXPLORING * _wander(city, previous_places)
+
+
+def best_ranking_probabilities(city: City, events: np.ndarray, mode: str) -> np.ndarray:
+    """The distribution that the best possible ranking of each event sorts by.
+
+    Args:
+      city: a generated city.
+      events: int [n], rows of events.
+      mode: "known" or "unknown", whether the request time is given.
+
+    Returns:
+      float64 [n, V], rows sum to one.
+
+    Raises:
+      ValueError: another mode.
+    """
+    users, previous_places = city.event_users[events], city.event_previous_places[events]
+    gaps = city.event_gaps_slots[events]
+    slots = city.event_slots[events] - gaps
+    if mode == "known":
+        return next_place_probabilities(city, users, previous_places, slots, gaps)
+    if mode != "unknown":
+        raise ValueError(f"mode must be 'known' or 'unknown'; got {mode!r}.")
+    # Only the plan depends on the gap, through the schedule of the place's category and, for q
+    # alone, through the repeat penalty. So the sum over gaps is taken per category, with q as a
+    # category of its own, instead of per place:
+    #     plan(p) = weight(p) sum over g of P(g | s) schedule(category of p, g) / Z(g).
+    rows = np.arange(len(events))
+    all_gaps = np.arange(1, MAX_GAP_SLOTS + 1)
+    gap_weights = gap_probabilities()[slots % SLOTS_PER_WEEK]
+    weights = _plan_weights(city, users, previous_places)
+    schedule = np.exp(_schedule(city, users[:, None], slots[:, None] + all_gaps))
+    repeats = _repeat_factor(city.config, all_gaps)
+    previous_schedule = schedule[rows, :, city.place_categories[previous_places]]
+    category_weights = weights @ np.eye(len(CATEGORIES))[city.place_categories]
+    previous_weights = weights[rows, previous_places, None]
+    totals = np.einsum("ngc,nc->ng", schedule, category_weights)
+    totals += previous_weights * previous_schedule * (repeats - 1)
+    factors = np.einsum("ng,ngc->nc", gap_weights / totals, schedule)
+    probabilities = weights * factors[:, city.place_categories]
+    previous_factors = np.einsum("ng,ng->n", gap_weights / totals, previous_schedule * repeats)
+    probabilities[rows, previous_places] = previous_weights[:, 0] * previous_factors
+    return (1 - EXPLORING) * probabilities + EXPLORING * _wander(city, previous_places)
+
+
+def best_possible(city: City) -> dict[str, np.ndarray]:
+    """The expected metrics of the best possible ranking, event by event.
+
+    Returns:
+      `recall@k_MODE` for k in RECALL_KS, `ndcg@10_MODE` and `mrr_MODE` for MODE known and unknown:
+      float64 [N] each. Accuracy@1 is recall@1; the optimum of a set of targets is the mean.
+    """
+    columns: dict[str, list[np.ndarray]] = {}
+    discounts = 1 / np.log2(np.arange(min(10, city.config.num_places)) + 2)
+    reciprocals = 1 / np.arange(1, city.config.num_places + 1)
+    for events in _chunks(city.num_events):
+        for mode in MODES:
+            probabilities = best_ranking_probabilities(city, events, mode)
+            ordered = np.sort(probabilities, axis=1)[:, ::-1]
+            for k in RECALL_KS:
+                columns.setdefault(f"recall@{k}_{mode}", []).append(ordered[:, :k].sum(axis=1))
+            ndcg = ordered[:, : len(discounts)] @ discounts
+            columns.setdefault(f"ndcg@10_{mode}", []).append(ndcg)
+            columns.setdefault(f"mrr_{mode}", []).append(ordered @ reciprocals)
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def write_city(city: City, directory: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Writes `log.csv.gz` and `optimum.arrow`; the same city gives the same bytes.
+
+    `log.csv.gz` holds the events in scrambled order: user_id, place_id, time (ISO 8601, UTC),
+    utc_offset_min, latitude, longitude, category, name.
+    `optimum.arrow` (Arrow IPC file) holds for every event user_id, time_s (unix seconds) and the
+    columns of `best_possible`; (user_id, time_s) is unique.
+
+    Returns:
+      What `best_possible` returns.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        open(directory / LOG_NAME, "wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed,
+        io.TextIOWrapper(compressed, encoding="utf-8", newline="") as text,
+    ):
+        text.write("user_id,place_id,time,utc_offset_min,latitude,longitude,category,name\n")
+        text.writelines(_csv_lines(city))
+    optimum = best_possible(city)
+    user_ids = pa.array(city.user_ids[city.event_users])
+    table = pa.table({"user_id": user_ids, "time_s": city.event_times_s, **optimum})
+    with pa.ipc.new_file(str(directory / OPTIMUM_NAME), table.schema) as writer:
+        writer.write_table(table)
+    return optimum
+
+
+def _draw_places(config: CityConfig, rng: np.random.Generator) -> City:
+    """A city of places without people. Every category has at least one place."""
+    shares = np.array([category.share for category in CATEGORIES])
+    spare = config.num_places - len(CATEGORIES)
+    counts = 1 + np.floor(spare * shares / shares.sum() + 1e-9).astype(np.int64)
+    counts[0] += config.num_places - counts.sum()
+    # Places gather around a few centres.
+    num_centres = 5
+    centres_km = rng.normal(scale=4.0, size=(num_centres, 2))
+    chosen = rng.integers(num_centres, size=config.num_places)
+    north_east_km = centres_km[chosen] + rng.normal(scale=1.2, size=(config.num_places, 2))
+    latitudes = CENTRE_DEG[0] + north_east_km[:, 0] / KM_PER_DEGREE
+    longitudes = CENTRE_DEG[1] + north_east_km[:, 1] / _km_per_degree_east()
+    nothing = np.zeros(0, np.int64)
+    return City(
+        config=config,
+        place_categories=np.repeat(np.arange(len(CATEGORIES)), counts),
+        place_latitudes_deg=np.round(latitudes, 7),
+        place_longitudes_deg=np.round(longitudes, 7),
+        place_appeals=rng.normal(scale=APPEAL_SCALE, size=config.num_places),
+        user_rhythms_h=nothing,
+        user_tastes=np.zeros((0, len(CATEGORIES))),
+        user_favourites=np.zeros((0, len(FAVOURITE_HABITS)), np.int64),
+        event_users=nothing,
+        event_places=nothing,
+        event_previous_places=nothing,
+        event_slots=nothing,
+        event_gaps_slots=nothing,
+        event_times_s=nothing,
+    )
+
+
+def _draw_people(city: City, num_users: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Latents of a block of people, by name of the field of City.
+
+    Favourites are drawn without repetition in proportion to exp(appeal) and nearness to the
+    anchor; if a category has fewer places than favourites, the first ones are favourites twice and
+    the habit of the last counts.
+    """
+    favourites: list[np.ndarray] = []
+    for row, category in enumerate(CATEGORIES):
+        places = np.flatnonzero(city.place_categories == row)
+        taken = np.zeros((num_users, len(places)), bool)
+        for anchor, _ in category.favourites:
+            keys = city.place_appeals[places] + rng.gumbel(size=taken.shape)
+            if np.isfinite(category.reach_km) and city.config.informative:
+                distances_km = _distances_km(city, favourites[anchor == "work"], places)
+                keys -= DISTANCE_POWER * np.log1p(distances_km / category.reach_km)
+            chosen = np.argmax(np.where(taken, -np.inf, keys), axis=1)
+            taken[np.arange(num_users), chosen] = True
+            favourites.append(places[chosen])
+    return {
+        "user_rhythms_h": rng.choice(RHYTHMS_H, size=num_users, p=RHYTHM_SHARES),
+        "user_tastes": rng.normal(scale=TASTE_SCALE, size=(num_users, len(CATEGORIES))),
+        "user_favourites": np.stack(favourites, axis=1),
+    }
+
+
+def _simulate(city: City, rng: np.random.Generator) -> dict[str, Any]:
+    """Events of all people of `city`, by name of the field of City.
+
+    A person joins at a uniformly drawn slot of the first fifth of the period, and stops with the
+    first event past its end.
+    """
+    num_users = len(city.user_rhythms_h)
+    users = np.arange(num_users)
+    end_slot = 48 * city.config.num_days
+    slots = rng.integers(0, max(1, end_slot // 5), size=num_users)
+    places = city.user_favourites[:, 0]
+    gap_cdf = np.cumsum(gap_probabilities(), axis=1)
+    steps: list[tuple[np.ndarray, ...]] = []
+    while len(users):
+        gaps = 1 + _draw(gap_cdf[slots % SLOTS_PER_WEEK], rng)
+        chances = next_place_probabilities(city, users, places, slots, gaps)
+        previous, places = places, _draw(np.cumsum(chances, axis=1), rng)
+        slots = slots + gaps
+        times_s = START_S + SLOT_S * slots + rng.integers(0, SLOT_S, size=len(slots))
+        steps.append((users, places, previous, slots, gaps, times_s))
+        # Leaving out the event past the end would leave out long gaps, and the gaps of the log
+        # would not follow P(g | s).
+        alive = slots < end_slot
+        users, slots, places = users[alive], slots[alive], places[alive]
+    columns = [np.concatenate(column) for column in zip(*steps, strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    names = ("users", "places", "previous_places", "slots", "gaps_slots", "times_s")
+    return {f"event_{name}": column[order] for name, column in zip(names, columns, strict=True)}
+
+
+def _plan_weights(city: City, users: np.ndarray, previous_places: np.ndarray) -> np.ndarray:
+    """The exponential of the part of the score that no gap changes: [n, V]."""
+    rows, inverse = np.unique(users, return_inverse=True)
+    habits = np.tile(np.where(_private_mask(city), PRIVATE, 0.0), (len(rows), 1))
+    np.put_along_axis(habits, city.user_favourites[rows], FAVOURITE_HABITS[None], axis=1)
+    tastes = city.user_tastes[rows][:, city.place_categories]
+    weights = np.exp(habits + city.place_appeals + tastes)[inverse]
+    if city.config.informative:
+        reach_km = np.array([category.reach_km for category in CATEGORIES])
+        weights *= _nearness(city, previous_places, reach_km[city.place_categories])
+    return weights
+
+
+def _wander(city: City, previous_places: np.ndarray) -> np.ndarray:
+    """wander(p | q): [n, V]."""
+    weights = np.tile(np.where(_private_mask(city), 0.0, 1.0), (len(previous_places), 1))
+    if city.config.informative:
+        weights *= _nearness(city, previous_places, WANDER_KM)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _nearness(city: City, previous_places: np.ndarray, reach_km: np.ndarray | float) -> np.ndarray:
+    """(1 + distance(q, p) / reach)^-DISTANCE_POWER: [n, V]."""
+    rows, inverse = np.unique(previous_places, return_inverse=True)
+    distances_km = _distances_km(city, rows, np.arange(city.config.num_places))
+    return ((1 + distances_km / reach_km) ** -DISTANCE_POWER)[inverse]
+
+
+def _private_mask(city: City) -> np.ndarray:
+    """[V], True for homes and offices."""
+    return np.array([category.private for category in CATEGORIES])[city.place_categories]
+
+
+def _schedule(city: City, users: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """schedule[:, hour of week of `slots` - rhythm of `users`]: [..., number of categories]."""
+    if not city.config.informative:
+        return np.broadcast_to(SCHEDULE.mean(axis=0), (*slots.shape, len(CATEGORIES)))
+    return SCHEDULE[(slots // 2 - city.user_rhythms_h[users]) % 168]
+
+
+def _repeat_factor(config: CityConfig, gaps_slots: np.ndarray) -> np.ndarray:
+    fading = np.exp(-gaps_slots / REPEAT_SLOTS)
+    return np.exp(-REPEAT_PENALTY * (fading if config.informative else np.full_like(fading, 0.5)))
+
+
+def _distances_km(city: City, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Straight lines on a flat map around CENTRE_DEG: float64 [starts, ends]."""
+    north_deg = city.place_latitudes_deg[starts][:, None] - city.place_latitudes_deg[ends]
+    east_deg = city.place_longitudes_deg[starts][:, None] - city.place_longitudes_deg[ends]
+    return np.hypot(north_deg * KM_PER_DEGREE, east_deg * _km_per_degree_east())
+
+
+def _km_per_degree_east() -> float:
+    return KM_PER_DEGREE * np.cos(np.deg2rad(CENTRE_DEG[0]))
+
+
+def _draw(cumulated: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One column of each row of cumulated probabilities [n, m]."""
+    # Scaled by the last column, which rounding leaves a little off one.
+    points = rng.random(len(cumulated))[:, None] * cumulated[:, -1:]
+    return np.argmax(cumulated > points, axis=1)
+
+
+def _chunks(num_events: int) -> Iterator[np.ndarray]:
+    for first in range(0, num_events, _CHUNK_EVENTS):
+        yield np.arange(first, min(first + _CHUNK_EVENTS, num_events))
+
+
+def _csv_lines(city: City) -> Iterator[str]:
+    categories = [CATEGORIES[row].name for row in city.place_categories]
+    tails = [
+        f"{UTC_OFFSET_MIN},{latitude:.7f},{longitude:.7f},{category},{category} {row}\n"
+        for row, (latitude, longitude, category) in enumerate(
+            zip(city.place_latitudes_deg, city.place_longitudes_deg, categories, strict=True)
+        )
+    ]
+    user_ids, place_ids = city.user_ids, city.place_ids
+    times = np.datetime_as_string(city.event_times_s.astype("datetime64[s]"), timezone="UTC")
+    order = np.random.default_rng([city.config.seed]).permutation(city.num_events)
+    for event in order:
+        place = city.event_places[event]
+        user_id = user_ids[city.event_users[event]]
+        yield f"{user_id},{place_ids[place]},{times[event]},{tails[place]}"
