@@ -66,9 +66,9 @@ def spatiotemporal_attention(
       space_table: float32 [H, Ns], Ns <= 256. Added by `space_bucket(squared distance, Ns)`; its
         last entry also means that a place is unknown.
       order_table: float32 [H, No], No <= 256. Added by position gap.
-      cycle_table: float32 [H, P], P <= 256. Added by phase gap: the hour of the week has P = 168.
-      phases: int32 [B, S], each in 0..P-1.
-      query_phases: int32 [B, L], each in 0..P-1.
+      cycle_table: float32 [H, P], P <= 255. Added by phase gap: the hour of the week has P = 168.
+      phases: int32 [B, S], each in 0..P-1, or negative = unknown: the pair's gap adds nothing.
+      query_phases: int32 [B, L], likewise.
       positions: int32 [B, S]. Order within the sequence; None = 0..S-1, also right for packed rows
         whose sequences lie in order, and faster: the causal half is then known before the data.
       query_positions: int32 [B, L]. May be -1: before every event.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stt_kernels import buckets
-from stt_kernels.attention.geometry import Rules, Side, Tables
+from stt_kernels.attention.geometry import Rules, Side, Tables, with_unknown_phase
 
 _FLOATS = ("float32", "bfloat16", "float64")
 
@@ -118,6 +118,7 @@ def check_call(
 
     sides = zip(times_qk, coords_qk, phases_qk, positions_qk, segments_qk, strict=True)
     queries, keys = (Side(*arrays) for arrays in sides)
+    tables["cycle"] = with_unknown_phase(cycle_table)
     sides_flat = jax.tree.map(jnp.asarray, (queries, keys, Tables(**tables)))
     queries, keys, checked_tables = sides_flat
     rules = Rules(

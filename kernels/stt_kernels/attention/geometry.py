@@ -78,7 +78,7 @@ def table_entries(queries: Side, keys: Side, sizes: dict[str, int]) -> dict[str,
     if "order" in sizes:
         entries["order"] = jnp.clip(_gaps(queries.positions, keys.positions), 0, sizes["order"] - 1)
     if "cycle" in sizes:
-        entries["cycle"] = phase_gaps(_gaps(queries.phases, keys.phases), sizes["cycle"])
+        entries["cycle"] = phase_gaps(queries.phases, keys.phases, sizes["cycle"] - 1)
     return entries
 
 
@@ -92,10 +92,20 @@ def squared_distances(query_coords, key_coords):
     return total
 
 
-def phase_gaps(differences, num_phases):
-    """Gives `differences mod num_phases`; within the table whatever padding holds."""
+def with_unknown_phase(cycle_table):
+    """Appends the entry, always 0, of pairs whose phase gap is unknown: [H, P] -> [H, P + 1]."""
+    return None if cycle_table is None else jnp.pad(cycle_table, ((0, 0), (0, 1)))
+
+
+def phase_gaps(query_phases, key_phases, num_phases):
+    """Gives phase gaps mod `num_phases`, or `num_phases` where either phase is unknown (negative).
+
+    Stays within the table, whatever padding holds.
+    """
+    differences = _gaps(query_phases, key_phases)
     wrapped = jnp.where(differences < 0, differences + num_phases, differences)
-    return jnp.clip(wrapped, 0, num_phases - 1)
+    unknown = (query_phases < 0)[:, :, None] | (key_phases < 0)[:, None, :]
+    return jnp.where(unknown, num_phases, jnp.clip(wrapped, 0, num_phases - 1))
 
 
 def _gaps(query_values, key_values):
