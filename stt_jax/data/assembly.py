@@ -1,0 +1,228 @@
+"""The cleaned and split table -> the arrays of a prepared log, with its statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ibis
+import numpy as np
+import pyarrow as pa
+from ibis.expr import types as ir
+
+from stt_jax.config import PrepareConfig
+from stt_jax.data import store, vocabulary
+from stt_jax.data.schema import (
+    EVENT_DTYPES,
+    PART_NAMES,
+    TEST,
+    UNKNOWN_E7,
+    VALIDATION,
+    StepCount,
+)
+from stt_jax.data.split import Cuts
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """What was found out about the times, in words for the report."""
+
+    time_format: str
+    local_time: str
+
+
+def assemble_log(
+    table: ir.Table,
+    connection: ibis.BaseBackend,
+    config: PrepareConfig,
+    clock: Clock,
+    cuts: Cuts | None,
+    counts: Sequence[StepCount],
+) -> store.PreparedLog:
+    """Numbers users, items, categories, contexts and sessions, and lays the events out by user.
+
+    Args:
+      table: one row an event: source_row, part, user, item, time_s, time_us, utc_offset_s,
+        latitude_e7, longitude_e7; text or null category, name, session, context_0, context_1, ...
+      connection: the engine that holds `table`.
+      config: names the context columns and the output folder.
+      clock: words for the times.
+      cuts: where a split by time has cut, for the statistics.
+      counts: what the steps did.
+    """
+    users = connection.create_table("users", vocabulary.number_users(table))
+    fields = ["item", "category", *(f"context_{i}" for i in range(len(config.context)))]
+    values = {
+        field: connection.create_table(f"{field}_rows", vocabulary.number_values(table, field))
+        for field in fields
+    }
+    events = table.join(users.select("user", "user_row"), "user")
+    order = ["user_row", "time_s", "time_us", "source_row"]
+    events = events.mutate(position=ibis.row_number().over(order_by=order))
+    events = connection.create_table("ordered_events", events)
+
+    split_hash = _hash_lines(vocabulary.split_lines(events, PART_NAMES))
+    event_columns = _encode_events(events, values)
+    user_columns = users.order_by("user_row").to_pyarrow()
+    item_columns = _describe_items(table, values)
+    item_categories = item_columns.pop("item_categories")
+    arrays: dict[str, Any] = {
+        name: _array(event_columns, name, dtype) for name, dtype in EVENT_DTYPES.items()
+    }
+    # Without a known category of its own, an event has its item's.
+    arrays["categories"] = np.where(
+        arrays["categories"] == 0, item_categories[arrays["items"]], arrays["categories"]
+    )
+    user_rows = _array(event_columns, "user_row", np.int64)
+    log = store.PreparedLog(
+        directory=pathlib.Path(config.output),
+        **arrays,
+        contexts={
+            name: _array(event_columns, f"context_{i}_row", np.int32)
+            for i, name in enumerate(config.context)
+        },
+        user_offsets=np.searchsorted(user_rows, np.arange(len(user_columns) + 1)),
+        num_train_users=int(np.count_nonzero(_array(user_columns, "train_count", np.int64))),
+        user_ids=user_columns["user"].to_pylist(),
+        **item_columns,
+        item_categories=item_categories,
+        category_values=_texts(values["category"]),
+        context_values={
+            name: _texts(values[f"context_{i}"]) for i, name in enumerate(config.context)
+        },
+        meta=store.LogMeta(
+            format_version=store.FORMAT_VERSION,
+            data_hash="",
+            split_hash=split_hash,
+            has_times=bool(config.time),
+            has_places=bool((arrays["latitudes_e7"] != UNKNOWN_E7).any()),
+            time_format=clock.time_format,
+            local_time=clock.local_time,
+            steps=tuple(counts),
+            statistics={},
+            warnings=(),
+        ),
+    )
+    statistics = describe_log(log) | (dataclasses.asdict(cuts) if cuts else {})
+    meta = dataclasses.replace(log.meta, statistics=statistics, warnings=find_warnings(log))
+    return dataclasses.replace(log, meta=meta)
+
+
+def _hash_lines(lines: ir.Table) -> str:
+    digest = hashlib.sha256()
+    for chunk in lines.to_pyarrow()["line"].cast(pa.large_string()).chunks:
+        _, offset_bytes, text = chunk.buffers()
+        offsets = np.frombuffer(offset_bytes, np.int64)
+        start, end = offsets[chunk.offset], offsets[chunk.offset + len(chunk)]
+        digest.update(memoryview(text)[start:end])
+    return digest.hexdigest()
+
+
+def _encode_events(events: ir.Table, values: Mapping[str, ir.Table]) -> pa.Table:
+    """The numeric columns of the events in stored order."""
+    sessions = vocabulary.number_sessions(events)
+    coded = events.drop("user", "name", "source_row", "time_us")
+    for field, table in values.items():
+        coded = vocabulary.encode(coded, field, table, name=f"{field}_row")
+    coded = coded.left_join(sessions, ["user_row", "session"])
+    coded = coded.mutate(sessions=coded.session_row.fill_null(0))
+    return (
+        coded.select(
+            "position",
+            "user_row",
+            "sessions",
+            *(f"{field}_row" for field in values if field.startswith("context_")),
+            items="item_row",
+            categories="category_row",
+            times="time_s",
+            utc_offsets_s="utc_offset_s",
+            latitudes_e7="latitude_e7",
+            longitudes_e7="longitude_e7",
+            parts="part",
+        )
+        .order_by("position")
+        .to_pyarrow()
+    )
+
+
+def _describe_items(table: ir.Table, values: Mapping[str, ir.Table]) -> dict[str, Any]:
+    """The item columns of a prepared log, each with the unknown item in front."""
+    items = vocabulary.describe_items(table, values["item"])
+    items = vocabulary.encode(items, "category", values["category"], name="categories")
+    columns = items.order_by("row").to_pyarrow()
+    ids, names = columns["value"].to_pylist(), columns["name"].to_pylist()
+
+    def after_unknown(value: int, name: str, dtype: type) -> np.ndarray:
+        return np.concatenate((np.array([value], dtype), _array(columns, name, dtype)))
+
+    return {
+        "item_ids": ["", *ids],
+        "item_names": ["", *(name or item_id for name, item_id in zip(names, ids, strict=True))],
+        "item_latitudes_e7": after_unknown(UNKNOWN_E7, "latitude_e7", np.int32),
+        "item_longitudes_e7": after_unknown(UNKNOWN_E7, "longitude_e7", np.int32),
+        "item_categories": after_unknown(0, "categories", np.int32),
+        "item_train_counts": after_unknown(0, "train_count", np.int64),
+    }
+
+
+def _array(table: pa.Table, name: str, dtype: Any) -> np.ndarray:
+    return np.ascontiguousarray(table[name].to_numpy(), dtype)
+
+
+def _texts(values: ir.Table) -> list[str]:
+    return ["", *values.order_by("row").to_pyarrow()["value"].to_pylist()]
+
+
+def describe_log(log: store.PreparedLog) -> dict[str, Any]:
+    """Numbers about a log: sizes by part, and how much of each part training has seen."""
+    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
+    known = (users < log.num_train_users) & (log.items > 0)
+    statistics: dict[str, Any] = {
+        "num_events": log.num_events,
+        "num_users": log.num_users,
+        "num_train_users": log.num_train_users,
+        "num_items": log.num_items,
+        "num_categories": log.num_categories,
+        "num_contexts": {name: len(texts) - 1 for name, texts in log.context_values.items()},
+        "num_sessions": int(log.sessions.max()),
+        "median_user_events": float(np.median(np.diff(log.user_offsets))),
+        "events_without_place": int(np.count_nonzero(log.latitudes_e7 == UNKNOWN_E7)),
+        "events_without_category": int(np.count_nonzero(log.categories == 0)),
+    }
+    for part, name in enumerate(PART_NAMES):
+        mask = log.parts == part
+        statistics[f"{name}_events"] = int(np.count_nonzero(mask))
+        statistics[f"{name}_users"] = len(np.unique(users[mask]))
+        statistics[f"{name}_known_events"] = int(np.count_nonzero(mask & known))
+        if log.meta.has_times and mask.any():
+            statistics[f"{name}_first_s"] = int(log.times[mask].min())
+            statistics[f"{name}_last_s"] = int(log.times[mask].max())
+    return statistics
+
+
+def find_warnings(log: store.PreparedLog) -> tuple[str, ...]:
+    """What a careful person would want to know before training on a log."""
+    warnings = []
+    for part in (VALIDATION, TEST):
+        if not (log.parts == part).any():
+            warnings.append(f"the {PART_NAMES[part]} part is empty")
+    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
+    same_user = users[1:] == users[:-1]
+    num_early = int(np.count_nonzero(same_user & (log.parts[1:] < log.parts[:-1])))
+    if num_early:
+        warnings.append(
+            f"{num_early} times an event of an earlier part follows one of a later part in a "
+            "user's order: training data may come after test data"
+        )
+    changes = (log.sessions[1:] != log.sessions[:-1]) & (log.sessions[1:] > 0)
+    num_runs = int(np.count_nonzero(changes)) + int(log.sessions[0] > 0)
+    num_sessions = int(log.sessions.max())
+    if num_runs > num_sessions:
+        warnings.append(
+            f"{num_runs - num_sessions} times another session lies between two events of one "
+            "session: sessions overlap in time"
+        )
+    return tuple(warnings)

@@ -1,0 +1,248 @@
+"""Files of a log -> one Ibis table of text columns with a running row number.
+
+Rows are numbered over all files in the order train, validation, test and, within a part, as the
+flags name them. That number (`source_row`) breaks every tie later on, so the result never depends
+on how the engine happens to order rows.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import difflib
+import pathlib
+from collections.abc import Sequence
+
+import ibis
+import numpy as np
+import pyarrow as pa
+from ibis.expr import types as ir
+
+from stt_jax.config import PrepareConfig
+from stt_jax.data.clean import condition_column
+from stt_jax.data.files import LogFile, ReadOptions, open_file
+from stt_jax.data.schema import PART_NAMES, ROLE_FLAGS, TEST, TRAIN, VALIDATION, StepCount
+
+
+@dataclasses.dataclass(frozen=True)
+class RawLog:
+    """The rows that were read.
+
+    Attributes:
+      table: columns source_row (int64, from 0), part (int8), and text columns c0, c1, ... An engine
+        ignores the case of column names, files do not, so the file's own names are not used.
+      columns: name in the files -> name in `table`. A name that only the items table has is there
+        too: the items are joined on.
+      first_rows: source row of the first row of each file, ascending.
+      paths: the file of each entry of `first_rows`.
+      counts: what reading and joining did to the rows.
+      num_rows: rows of `table`.
+    """
+
+    table: ir.Table
+    columns: dict[str, str]
+    first_rows: tuple[int, ...]
+    paths: tuple[pathlib.Path, ...]
+    counts: tuple[StepCount, ...]
+    num_rows: int
+
+    def where(self, source_row: int) -> str:
+        """The file and the row in it (from 1, without the header) of a source row."""
+        file = bisect.bisect_right(self.first_rows, source_row) - 1
+        return f"{self.paths[file]} row {source_row - self.first_rows[file] + 1}"
+
+
+def read_log(config: PrepareConfig, connection: ibis.BaseBackend) -> RawLog:
+    """Reads the files that `config` names into `connection`.
+
+    Raises:
+      ValueError, OSError: a file is missing, empty, damaged, not of its format, or has no column
+        of a name that a flag gives; the message names the file and the flag.
+    """
+    root = pathlib.Path(config.data_root)
+    options = _read_options(config)
+    inputs = (
+        (TRAIN, config.input),
+        (VALIDATION, config.validation_input),
+        (TEST, config.test_input),
+    )
+    files = [(open_file(root / path, options), part) for part, paths in inputs for path in paths]
+    items_file = None
+    if config.items:
+        items_options = ReadOptions(columns=config.items_columns, encoding=config.encoding)
+        items_file = open_file(root / config.items, items_options)
+    names, item_names = _wanted_columns(config, [file for file, _ in files], items_file)
+    raw = _load_files(files, names, config, connection)
+    if items_file is None:
+        return raw
+    return _join_items(raw, items_file, item_names, config, connection)
+
+
+def _read_options(config: PrepareConfig) -> ReadOptions:
+    columns = config.columns
+    if config.format == "sequences":
+        columns = (config.user, config.item)
+    return ReadOptions(config.format, config.delimiter, columns, config.encoding)
+
+
+def _wanted_columns(
+    config: PrepareConfig, files: Sequence[LogFile], items_file: LogFile | None
+) -> tuple[list[str], list[str]]:
+    """Columns to read from the log and from the items table (its key first)."""
+    wanted: dict[str, str] = {}  # name -> the flag that asks for it
+    for flag in ROLE_FLAGS.values():
+        if name := getattr(config, flag):
+            wanted.setdefault(name, flag)
+    wanted |= {name: "context" for name in config.context if name not in wanted}
+    wanted |= {name: "drop_missing" for name in config.drop_missing if name not in wanted}
+    for text in config.drop_if:
+        wanted.setdefault(condition_column(text), "drop_if")
+    if not config.time and not config.untimed and config.format != "sequences":
+        raise ValueError(
+            "--time is missing: name the column with the time of the event, or give --untimed; "
+            f"columns of {files[0].path}: {', '.join(files[0].names)}"
+        )
+
+    item_columns: list[str] = []
+    if items_file is not None:
+        item_columns.append(_items_key(config, items_file))
+    names: list[str] = []
+    for name, flag in wanted.items():
+        in_items = items_file is not None and name in items_file.names
+        if in_items and flag not in ("user", "item") and name not in files[0].names:
+            item_columns.append(name)
+            continue
+        for file in files:
+            _require_column(file, name, flag, items_file)
+        names.append(name)
+    return names, item_columns
+
+
+def _items_key(config: PrepareConfig, items_file: LogFile) -> str:
+    if config.items_key:
+        _require_column(items_file, config.items_key, "items_key", None)
+        return config.items_key
+    if config.item not in items_file.names:
+        raise ValueError(
+            f"--items_key is missing: {items_file.path} has no column {config.item!r}; its columns "
+            f"are {', '.join(items_file.names)}"
+        )
+    return config.item
+
+
+def _require_column(file: LogFile, name: str, flag: str, items_file: LogFile | None) -> None:
+    found = file.names.count(name)
+    if found == 1:
+        return
+    if found > 1:
+        raise ValueError(f"--{flag}={name}: {file.path} has {found} columns of that name")
+    names = file.names + (items_file.names if items_file else ())
+    lower = {other.lower(): other for other in names}
+    near = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
+    hint = f" did you mean {lower[near[0]]!r}?" if near else ""
+    also = f" nor has {items_file.path}" if items_file else ""
+    raise ValueError(
+        f"--{flag}={name}: {file.path} has no such column{also};{hint} "
+        f"Columns: {', '.join(names)}. A file without a header line needs --columns"
+    )
+
+
+def _load_files(
+    files: Sequence[tuple[LogFile, int]],
+    names: Sequence[str],
+    config: PrepareConfig,
+    connection: ibis.BaseBackend,
+) -> RawLog:
+    aliases = [f"c{i}" for i in range(len(names))]
+    schema = pa.schema(
+        [
+            ("source_row", pa.int64()),
+            ("part", pa.int8()),
+            *((alias, pa.string()) for alias in aliases),
+        ]
+    )
+    connection.create_table("log", schema=ibis.Schema.from_pyarrow(schema))
+    num_rows = 0
+    first_rows, counts = [], []
+    for file, part in files:
+        first_rows.append(num_rows)
+        for batch in file.batches([file.names.index(name) for name in names]):
+            rows = np.arange(num_rows, num_rows + len(batch), dtype=np.int64)
+            parts = np.full(len(batch), part, np.int8)
+            table = pa.Table.from_arrays(
+                [pa.array(rows), pa.array(parts), *batch.columns], schema=schema
+            )
+            connection.insert("log", table)
+            num_rows += len(batch)
+        counts.append(_count_read(file, part, num_rows - first_rows[-1], config))
+    if num_rows == 0:
+        raise ValueError(f"{files[0][0].path} has no rows")
+    return RawLog(
+        table=connection.table("log"),
+        columns=dict(zip(names, aliases, strict=True)),
+        first_rows=tuple(first_rows),
+        paths=tuple(file.path for file, _ in files),
+        counts=tuple(counts),
+        num_rows=num_rows,
+    )
+
+
+def _count_read(file: LogFile, part: int, num_rows: int, config: PrepareConfig) -> StepCount:
+    broken = file.broken.count
+    if broken and config.strict:
+        raise ValueError(
+            f"{file.path}: a row that cannot be read (--strict): {file.broken.first!r}"
+        )
+    if broken > config.max_broken_fraction * (num_rows + broken):
+        raise ValueError(
+            f"{file.path}: {broken} of {num_rows + broken} rows cannot be read as "
+            f"{file.description} with {len(file.names)} columns; first: {file.broken.first!r}. "
+            "Check --format, --delimiter and --columns"
+        )
+    dropped = {"cannot be split into its columns": broken} if broken else {}
+    part_name = f" as {PART_NAMES[part]}" if config.split == "given" else ""
+    name = f"read {file.path.name} ({file.description}){part_name}"
+    return StepCount(name, num_rows + broken, num_rows, dropped, {})
+
+
+def _join_items(
+    raw: RawLog,
+    file: LogFile,
+    names: Sequence[str],
+    config: PrepareConfig,
+    connection: ibis.BaseBackend,
+) -> RawLog:
+    """Adds the columns `names[1:]` of the items table, looked up by `names[0]`."""
+    aliases = [f"i{i}" for i in range(len(names))]
+    tables = [
+        table.rename_columns(aliases)
+        for table in file.batches([file.names.index(name) for name in names])
+    ]
+    items = pa.concat_tables(tables)
+    if len(items) == 0:
+        raise ValueError(f"--items={file.path} has no rows")
+    items = items.append_column("row", pa.array(np.arange(len(items), dtype=np.int64)))
+    table = connection.create_table("item_rows", items)
+    # The first row of an item counts; a join on several would multiply events.
+    table = table.filter(table.i0 != "").mutate(
+        place=ibis.row_number().over(group_by="i0", order_by="row")
+    )
+    table = table.filter(table.place == 0).drop("place", "row")
+    item_column = raw.table[raw.columns[config.item]]
+    joined = raw.table.left_join(table, item_column == table.i0)
+    joined = connection.create_table("log_items", joined)
+    num_rows = joined.count().to_pyarrow().as_py()
+    num_absent = joined.i0.isnull().sum().to_pyarrow().as_py()
+    if num_absent > config.max_broken_fraction * num_rows:
+        raise ValueError(
+            f"--items={file.path}: {num_absent} of {num_rows} events have an item that its column "
+            f"{names[0]!r} lacks; name the column with the item id by --items_key"
+        )
+    changed = {"item without a row there": num_absent} if num_absent else {}
+    count = StepCount(f"join {file.path.name} ({len(items)} rows)", num_rows, num_rows, {}, changed)
+    return dataclasses.replace(
+        raw,
+        table=joined,
+        columns=raw.columns | dict(zip(names[1:], aliases[1:], strict=True)),
+        counts=(*raw.counts, count),
+    )

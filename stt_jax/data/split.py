@@ -1,0 +1,108 @@
+"""Splits: which events train, which validate and which test."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ibis
+from ibis.expr import types as ir
+
+from stt_jax.config import PrepareConfig
+from stt_jax.data.schema import TEST, TRAIN, VALIDATION
+from stt_jax.data.times import to_moment
+
+_DAY_S = 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class Cuts:
+    """Unix seconds: events from `validation_from_s` on validate, from `test_from_s` on test."""
+
+    validation_from_s: int
+    test_from_s: int
+
+
+def find_cuts(table: ir.Table, config: PrepareConfig) -> Cuts:
+    """Where a split of `time_s` cuts: by moments, by days or by quantiles of the events' times.
+
+    With fractions, the cut is the time of the event at that place in time order; all events of
+    that very second are in the later part.
+
+    Raises:
+      ValueError: the test would begin before the validation.
+    """
+    span = table.agg(
+        first=table.time_s.min(), last=table.time_s.max(), num_events=table.count()
+    ).to_pyarrow()
+    last, num_events = span["last"][0].as_py(), span["num_events"][0].as_py()
+    test_from = last + 1
+    if config.test_from:
+        test_from = to_moment(config.test_from, "test_from")
+    elif config.test_days:
+        test_from = last + 1 - round(config.test_days * _DAY_S)
+    elif config.test_fraction:
+        test_from = _quantile(table, num_events, 1 - config.test_fraction)
+    validation_from = test_from
+    if config.validation_from:
+        validation_from = to_moment(config.validation_from, "validation_from")
+    elif config.validation_days:
+        validation_from = test_from - round(config.validation_days * _DAY_S)
+    elif config.validation_fraction:
+        before = 1 - config.validation_fraction
+        if not (config.test_from or config.test_days):
+            before -= config.test_fraction
+            validation_from = _quantile(table, num_events, before)
+        else:
+            earlier = table.filter(table.time_s < test_from)
+            num_earlier = earlier.count().to_pyarrow().as_py()
+            place = max(0, num_earlier - round(config.validation_fraction * num_events))
+            validation_from = _time_at(earlier, place)
+    if validation_from > test_from:
+        raise ValueError(
+            f"the validation part begins at {validation_from}, after the test part at {test_from} "
+            "(unix seconds); check --validation_from and --test_from"
+        )
+    return Cuts(validation_from, test_from)
+
+
+def _quantile(table: ir.Table, num_events: int, fraction: float) -> int:
+    # round() before the floor: 1 - .1 - .1 is a little below .8.
+    return _time_at(table, int(round(fraction * num_events, 6)))
+
+
+def _time_at(table: ir.Table, place: int) -> int:
+    row = table.order_by("time_s").limit(1, offset=place)
+    times = row.to_pyarrow()["time_s"]
+    if len(times) == 0:
+        raise ValueError("no events are left before the test part; check --test_from, --test_days")
+    return times[0].as_py()
+
+
+def by_time(table: ir.Table, cuts: Cuts) -> ir.Table:
+    """Sets `part` by `time_s`."""
+    part = ibis.cases(
+        (table.time_s >= cuts.test_from_s, TEST),
+        (table.time_s >= cuts.validation_from_s, VALIDATION),
+        else_=TRAIN,
+    )
+    return table.mutate(part=part.cast("int8"))
+
+
+def leave_one_out(table: ir.Table) -> ir.Table:
+    """Sets `part`: a user's last event is test, the one before validation, if there are 3."""
+    latest_first = ibis.row_number().over(
+        group_by="user",
+        order_by=[
+            ibis.desc("time_s"),
+            ibis.desc("time_us"),
+            ibis.desc("source_row"),
+        ],
+    )
+    table = table.mutate(latest=latest_first, size=table.count().over(group_by="user"))
+    part = ibis.cases(
+        (table["size"] < 3, TRAIN),
+        (table.latest == 0, TEST),
+        (table.latest == 1, VALIDATION),
+        else_=TRAIN,
+    )
+    return table.mutate(part=part.cast("int8")).drop("latest", "size")

@@ -1,0 +1,105 @@
+"""Texts -> rows of vocabularies, and what is known of each item. Only training events count.
+
+Every numbering below is over a total order (counts, then bytes), so ties cannot fall differently
+on another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ibis
+from ibis.expr import types as ir
+
+from stt_jax.data.schema import TRAIN, UNKNOWN_E7
+
+
+def number_users(table: ir.Table) -> ir.Table:
+    """user, user_row (from 0), train_count: users with training events first, then by bytes."""
+    users = table.group_by("user").agg(train_count=(table.part == TRAIN).sum().cast("int64"))
+    order = [ibis.desc(users.train_count > 0), users.user]
+    return users.mutate(user_row=ibis.row_number().over(order_by=order).cast("int64"))
+
+
+def number_values(table: ir.Table, column: str) -> ir.Table:
+    """value, row (from 1), train_count of a text column: the most frequent in training first."""
+    train = table.filter((table.part == TRAIN) & table[column].notnull())
+    values = train.group_by(value=train[column]).agg(train_count=train.count())
+    order = [ibis.desc(values.train_count), values.value]
+    return values.mutate(row=(ibis.row_number().over(order_by=order) + 1).cast("int32"))
+
+
+def describe_items(table: ir.Table, items: ir.Table) -> ir.Table:
+    """`items` (value, row, train_count) with each item's name, category and place.
+
+    Args:
+      table: events with text `item`, `name`, `category` and int32 `latitude_e7`, `longitude_e7`.
+      items: `number_values(table, "item")`.
+
+    Returns:
+      row, value, train_count, name and category (the most frequent ones, ties by bytes, null if
+      none), latitude_e7, longitude_e7 (lower medians), in the order of `row`.
+    """
+    train = table.filter(table.part == TRAIN)
+    for column in ("name", "category"):
+        items = _look_up(items, _most_frequent(train, column))
+    for column in ("latitude_e7", "longitude_e7"):
+        items = _look_up(items, _lower_median(train, column))
+        items = items.mutate(**{column: items[column].fill_null(UNKNOWN_E7).cast("int32")})
+    return items.order_by("row")
+
+
+def _look_up(items: ir.Table, described: ir.Table) -> ir.Table:
+    described = described.rename(described_item="item")
+    return items.left_join(described, items.value == described.described_item).drop(
+        "described_item"
+    )
+
+
+def _most_frequent(train: ir.Table, column: str) -> ir.Table:
+    known = train.filter(train[column].notnull())
+    counts = known.group_by(["item", column]).agg(count=known.count())
+    order = [ibis.desc(counts["count"]), counts[column]]
+    counts = counts.mutate(place=ibis.row_number().over(group_by="item", order_by=order))
+    return counts.filter(counts.place == 0).select("item", column)
+
+
+def _lower_median(train: ir.Table, column: str) -> ir.Table:
+    known = train.filter(train[column] != UNKNOWN_E7)
+    ranked = known.mutate(
+        place=ibis.row_number().over(group_by="item", order_by=[column, "source_row"]),
+        size=known.count().over(group_by="item"),
+    )
+    middle = ranked.filter(ranked.place == (ranked["size"] - 1) // 2)
+    return middle.select("item", column)
+
+
+def number_sessions(events: ir.Table) -> ir.Table:
+    """user_row, session, session_row (from 1): sessions by their first event in stored order.
+
+    Args:
+      events: user_row, text session (null: none), and position, the place in stored order.
+    """
+    known = events.filter(events.session.notnull())
+    sessions = known.group_by(["user_row", "session"]).agg(first=known.position.min())
+    order = ibis.row_number().over(order_by="first")
+    return sessions.mutate(session_row=(order + 1).cast("int32")).drop("first")
+
+
+def encode(table: ir.Table, column: str, values: ir.Table, *, name: str) -> ir.Table:
+    """Replaces text `column` by int32 `name`, its row in `values` (value, row), 0 if not there."""
+    lookup = values.select(**{f"{name}_value": "value", f"{name}_row": "row"})
+    joined = table.left_join(lookup, table[column] == lookup[f"{name}_value"])
+    row = joined[f"{name}_row"].fill_null(0).cast("int32")
+    return joined.mutate(**{name: row}).drop(f"{name}_value", f"{name}_row", column)
+
+
+def split_lines(events: ir.Table, part_names: Sequence[str]) -> ir.Table:
+    """One text a row, "user<TAB>item<TAB>seconds<TAB>part" and a line feed, in stored order."""
+    part = ibis.cases(
+        *((events.part == number, name) for number, name in enumerate(part_names)), else_=""
+    )
+    text = ibis.literal("\t").join(
+        [events.user, events.item, events.time_s.cast("string"), part + "\n"]
+    )
+    return events.select("position", line=text).order_by("position").select("line")
