@@ -8,6 +8,7 @@ wrong value is refused in the library with the words that the command line print
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 from typing import Any
 
@@ -72,6 +73,12 @@ class InputOptions:
         check(bool(self.input), f"--input is missing: name the files of the log, {example}")
         check(bool(self.output), f"--output is missing: name a folder, {example}")
         check(self.threads >= 0, f"--threads must be 0 or more; got {self.threads}")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise ValueError(
+                f"--encoding={self.encoding} is not known; e.g. utf-8, latin-1, cp1252"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,3 +335,76 @@ class ProtocolConfig:
         "and the target's own session, as in next-place papers.",
         choices=("all", "strict"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Which run is evaluated, on what, and what it is compared with."""
+
+    run: str = option("", "Directory of the run.")
+    data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    part: str = option("test", "Part that is predicted.", choices=("validation", "test"))
+    targets: str = option(
+        "as_run",
+        "Which events are predicted; as_run: as in the run's validation.",
+        choices=("as_run", "every", "session_last", "last"),
+    )
+    context: str = option(
+        "as_run",
+        "What may be seen of the person; as_run: as in the run's validation.",
+        choices=("as_run", "all", "strict"),
+    )
+    max_targets: int = option(20_000, "Most targets, drawn by a fixed seed; 0 = all of them.")
+    baselines: bool = option(True, "Tune and show the counting baselines beside the model.")
+    optimum: str = option("", "File of best possible metrics, written by stt_jax.generate.")
+    output: str = option("", "JSON report; empty = evaluation-PART.json in the run directory.")
+
+    def __post_init__(self) -> None:
+        check(self.max_targets >= 0, "--max_targets must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestConfig:
+    """One question: who, when, where, and what the list may hold."""
+
+    run: str = option("", "Directory of the run.")
+    data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    user: str = option("", "Id of the person, as in the raw log.")
+    time: str = option(
+        "",
+        "Request time, ISO 8601; without a zone it is the person's local time. Events after it "
+        "are not used. Empty = unknown, after the last event.",
+    )
+    latitude: str = option("", "Request latitude, degrees; empty = unknown.")
+    longitude: str = option("", "Request longitude, degrees; empty = unknown.")
+    k: int = option(10, "Length of the list.")
+    exclude_seen: bool = option(False, "Leave out items that the person has had.")
+    radius_km: float = option(
+        0.0, "Only items within this distance of the request or else the last place; 0 = all."
+    )
+    max_per_category: int = option(0, "Most items of one category in the list; 0 = any number.")
+
+    def __post_init__(self) -> None:
+        check(self.k > 0, f"--k={self.k} must be positive")
+        check(self.radius_km >= 0, f"--radius_km={self.radius_km} must not be negative")
+        check(self.max_per_category >= 0, "--max_per_category must not be negative")
+        check(
+            (self.latitude == "") == (self.longitude == ""),
+            "--latitude and --longitude go together; give both or none",
+        )
+        for name, value, limit in (
+            ("latitude", self.latitude, 90.0),
+            ("longitude", self.longitude, 180.0),
+        ):
+            check(
+                value == "" or (_is_number(value) and abs(float(value)) <= limit),
+                f"--{name}={value} must be degrees between -{limit:g} and {limit:g}",
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

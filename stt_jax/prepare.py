@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(**groups: Any) -> None:
     """Prepares the log that the option groups describe and prints the report."""
     # The table engine is slow to import; --help and wrong flags need none of it.
+    from stt_jax.data.assembly import iso_time
     from stt_jax.data.preparation import prepare_log
 
     options = {
@@ -49,6 +50,8 @@ def prepare(**groups: Any) -> None:
     log = prepare_log(config, announce=print_step)
     statistics = log.meta.statistics
     print(f"time: {log.meta.time_format}; local time: {log.meta.local_time}")
+    if log.meta.has_times:
+        print(f"from {iso_time(log.times.min())} to {iso_time(log.times.max())}")
     print(
         f"{log.num_users:,} users ({log.num_train_users:,} in training), {log.num_items:,} items, "
         f"{log.num_categories:,} categories, {statistics['num_sessions']:,} sessions"

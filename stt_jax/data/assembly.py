@@ -25,6 +25,9 @@ from stt_jax.data.schema import (
 )
 from stt_jax.data.split import Cuts
 
+# Logs of behaviour from before 1990 or after 2100 are likelier to be misread than real.
+EARLY_S, LATE_S = 631_152_000, 4_102_444_800
+
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
@@ -176,6 +179,12 @@ def _texts(values: ir.Table) -> list[str]:
     return ["", *values.order_by("row").to_pyarrow()["value"].to_pylist()]
 
 
+def iso_time(time_s: int) -> str:
+    """Unix seconds for people to read."""
+    moment = np.datetime64(time_s, "s")
+    return f"{moment}Z"
+
+
 def describe_log(log: store.PreparedLog) -> dict[str, Any]:
     """Numbers about a log: sizes by part, and how much of each part training has seen."""
     users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
@@ -209,6 +218,12 @@ def find_warnings(log: store.PreparedLog) -> tuple[str, ...]:
     for part in (VALIDATION, TEST):
         if not (log.parts == part).any():
             warnings.append(f"the {PART_NAMES[part]} part is empty")
+    if log.meta.has_times:
+        first, last = int(log.times.min()), int(log.times.max())
+        if first < EARLY_S or last > LATE_S:
+            warnings.append(
+                f"times run from {iso_time(first)} to {iso_time(last)}: is --time the right column?"
+            )
     users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
     same_user = users[1:] == users[:-1]
     num_early = int(np.count_nonzero(same_user & (log.parts[1:] < log.parts[:-1])))

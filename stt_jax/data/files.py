@@ -1,43 +1,16 @@
-"""Files of any known format -> batches of text columns, in the order of the rows.
-
-Everything leaves here as text or null: numbers are written the shortest way that reads back the
-same ("13085.0" in a float column is "13085"), times as ISO 8601. Text of CSV files is left as it
-is. Broken rows (a wrong number of fields, a line that is no JSON object) are skipped and counted.
-"""
+"""Files of a log as such: what an open one offers, their bytes, their text, what goes wrong."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 
-FORMATS = ("auto", "csv", "jsonl", "parquet", "recbole", "sequences")
-DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|", "space": " "}
-
-_SUFFIX_FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".inter": "recbole",
-    ".item": "recbole",
-    ".user": "recbole",
-}
 _GZIP_MAGIC = b"\x1f\x8b"
-_RECBOLE_NAME = re.compile(r"^(.+):(token|token_seq|float|float_seq)$")
-# A row may not straddle two blocks, so this is also the longest row that can be read.
-_BLOCK_BYTES = 32 * 2**20
-_ROWS_PER_BATCH = 131_072
-_NUM_LINES_FOR_NAMES = 1_000  # JSON objects looked at for the names of the columns
+_READ_BYTES = 4 * 2**20
+_HEAD_BYTES = 2 * 2**20  # searched for the first line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +18,8 @@ class ReadOptions:
     """How to read files.
 
     Attributes:
-      format: one of FORMATS; "auto" goes by the file name, with or without ".gz".
-      delimiter: a key of DELIMITERS, or "auto": the first of tab, comma, semicolon and pipe that
+      format: as --format; "auto" goes by the file name, with or without ".gz".
+      delimiter: as --delimiter; "auto": the first of tab, comma, semicolon and pipe that
         the first line holds, else a space.
       columns: names of the columns of a file without a header line; empty: the file has one.
       encoding: of text files.
@@ -90,39 +63,7 @@ class LogFile:
     broken: BrokenRows
 
 
-def open_file(path: pathlib.Path, options: ReadOptions) -> LogFile:
-    """Opens one file of a log.
-
-    Raises:
-      ValueError, OSError: the file is missing, empty, cut off or not of the format; the message
-        names the file and what to do.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; name its files, separated by commas")
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob(f"{path.name[:3]}*"))[:3]
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise FileNotFoundError(f"{path}: no such file{hint}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes)")
-    file_format = _format_of(path) if options.format == "auto" else options.format
-    opener = {
-        "csv": _open_delimited,
-        "recbole": _open_delimited,
-        "jsonl": _open_json_lines,
-        "parquet": _open_parquet,
-        "sequences": _open_sequences,
-    }[file_format]
-    with _FileErrors(path):
-        return opener(path, dataclasses.replace(options, format=file_format))
-
-
-def _format_of(path: pathlib.Path) -> str:
-    suffixes = [s.lower() for s in path.suffixes if s.lower() not in (".gz", ".gzip")]
-    return _SUFFIX_FORMATS.get(suffixes[-1] if suffixes else "", "csv")
-
-
-class _FileErrors:
+class FileErrors:
     """Turns what the readers raise into one line that names the file."""
 
     def __init__(self, path: pathlib.Path):
@@ -141,226 +82,37 @@ class _FileErrors:
             ) from error
         if "utf8" in text.lower() or isinstance(error, UnicodeDecodeError):
             raise ValueError(
-                f"{self.path}: the text is not UTF-8; give --encoding, e.g. --encoding=latin-1"
+                f"{self.path}: the text is not in the encoding that --encoding names (utf-8 if not "
+                "given); --encoding=latin-1 reads any text"
             ) from error
         if isinstance(error, pa.ArrowInvalid):
             raise ValueError(f"{self.path}: {text}") from error
 
 
-def _open_stream(path: pathlib.Path) -> pa.NativeFile:
+def open_stream(path: pathlib.Path) -> pa.NativeFile:
+    """The bytes of a file, decompressed if it is a gzip file."""
     # By content, not by name: gzip files without ".gz" and plain files with it both occur.
     with path.open("rb") as file:
         gzipped = file.read(2) == _GZIP_MAGIC
     return pa.input_stream(str(path), compression="gzip" if gzipped else None)
 
 
-def _first_line(path: pathlib.Path, encoding: str) -> tuple[str, int]:
+def first_line(path: pathlib.Path, encoding: str) -> tuple[str, int]:
     """The first line with text in it, and its number from 0."""
-    with _open_stream(path) as stream:
-        head = stream.read(_BLOCK_BYTES // 16).decode(encoding, errors="replace")
-    lines = head.removeprefix("\ufeff").splitlines()
-    for number, line in enumerate(lines):
+    with open_stream(path) as stream:
+        head = stream.read(_HEAD_BYTES).decode(encoding, errors="replace")
+    for number, line in enumerate(head.removeprefix("\ufeff").split("\n")):
         if line.strip():
-            return line, number
+            return line.removesuffix("\r"), number
     raise ValueError(f"{path} is empty: it has no line with text")
 
 
-# --- delimited text: CSV, TSV, RecBole atomic files ---
-
-
-def _open_delimited(path: pathlib.Path, options: ReadOptions) -> LogFile:
-    line, line_number = _first_line(path, options.encoding)
-    recbole = options.format == "recbole"
-    delimiter = _delimiter(line, "tab" if recbole else options.delimiter)
-    # Tab-separated files do not quote: in MovieLens titles a quote is just a quote.
-    quoting = delimiter != "\t"
-    fields = next(
-        csv.reader(
-            [line],
-            delimiter=delimiter,
-            quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
-        )
-    )
-    if options.columns and len(options.columns) != len(fields):
-        raise ValueError(
-            f"{path} has {len(fields)} columns, {len(options.columns)} names were given "
-            f"({','.join(options.columns)}); its first line is {line[:80]!r}"
-        )
-    names = options.columns or tuple(fields)
-    if recbole and not options.columns:
-        typed = [_RECBOLE_NAME.match(name) for name in names]
-        if not all(typed):
-            raise ValueError(
-                f"{path} is no RecBole file: its header {line[:80]!r} lacks types such as "
-                "user_id:token; give --format=csv"
-            )
-        names = tuple(match[1] for match in typed if match)
-    broken = BrokenRows()
-    skip_rows = 0 if options.columns else line_number + 1
-
-    def batches(wanted: Sequence[int]) -> Iterator[pa.Table]:
-        with _FileErrors(path), _open_stream(path) as stream:
-            yield from _read_delimited(
-                stream,
-                wanted,
-                num_columns=len(names),
-                delimiter=delimiter,
-                quoting=quoting,
-                skip_rows=skip_rows,
-                encoding=options.encoding,
-                broken=broken,
-            )
-
-    what = "RecBole" if recbole else f"delimited by {_delimiter_name(delimiter)}"
-    return LogFile(path, what, names, batches, broken)
-
-
-def _delimiter(line: str, name: str) -> str:
-    if name != "auto":
-        return DELIMITERS[name]
-    return next((d for d in "\t,;|" if d in line), " ")
-
-
-def _delimiter_name(delimiter: str) -> str:
-    return next(name for name, text in DELIMITERS.items() if text == delimiter)
-
-
-def _read_delimited(
-    stream: pa.NativeFile,
-    wanted: Sequence[int],
-    *,
-    num_columns: int,
-    delimiter: str,
-    quoting: bool,
-    skip_rows: int,
-    encoding: str,
-    broken: BrokenRows,
-) -> Iterator[pa.Table]:
-    def skip(row: pyarrow.csv.InvalidRow) -> str:
-        broken.add(row.text)
-        return "skip"
-
-    # Columns go by position: header names may be empty or occur twice.
-    positions = [str(i) for i in range(num_columns)]
-    keep = [str(i) for i in wanted]
-    reader = pyarrow.csv.open_csv(
-        stream,
-        read_options=pyarrow.csv.ReadOptions(
-            column_names=positions,
-            skip_rows=skip_rows,
-            block_size=_BLOCK_BYTES,
-            encoding=encoding,
-        ),
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if quoting else False,
-            double_quote=quoting,
-            newlines_in_values=quoting,
-            invalid_row_handler=skip,
-        ),
-        convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=keep, column_types=dict.fromkeys(keep, pa.string())
-        ),
-    )
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
-
-
-# --- JSON lines ---
-
-
-def _open_json_lines(path: pathlib.Path, options: ReadOptions) -> LogFile:
-    line, _ = _first_line(path, options.encoding)
-    if line.lstrip().startswith("["):
-        raise ValueError(f"{path} is a JSON array; JSON lines has one object a line")
-    names: dict[str, None] = {}
-    first_broken = BrokenRows()
-    for number, row in enumerate(_json_objects(path, options.encoding, first_broken)):
-        names.update(dict.fromkeys(row))
-        if number >= _NUM_LINES_FOR_NAMES:
-            break
-    if not names:
-        raise ValueError(f"{path} has no line with a JSON object; it begins {line[:80]!r}")
-    broken = BrokenRows()
-    keys = tuple(names)
-
-    def batches(wanted: Sequence[int]) -> Iterator[pa.Table]:
-        columns: list[list[str | None]] = [[] for _ in wanted]
-        with _FileErrors(path):
-            for row in _json_objects(path, options.encoding, broken):
-                for column, position in zip(columns, wanted, strict=True):
-                    column.append(_json_text(row.get(keys[position])))
-                if len(columns[0]) == _ROWS_PER_BATCH:
-                    yield _text_table(columns, wanted)
-                    columns = [[] for _ in wanted]
-            yield _text_table(columns, wanted)
-
-    return LogFile(path, "JSON lines", keys, batches, broken)
-
-
-def _json_objects(path: pathlib.Path, encoding: str, broken: BrokenRows) -> Iterator[dict]:
-    # Numbers stay the text they are: 007 cannot occur, and 2**60 must not become a float.
-    decoder = json.JSONDecoder(parse_int=str, parse_float=_shortest, parse_constant=_no_number)
-    for line in _text_lines(path, encoding):
-        try:
-            row = decoder.decode(line)
-        except json.JSONDecodeError:
-            broken.add(line)
-            continue
-        if isinstance(row, dict):
-            yield row
-        else:
-            broken.add(line)
-
-
-def _shortest(number: str) -> str:
-    value = float(number)
-    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else number
-
-
-def _no_number(_: str) -> None:
-    return None
-
-
-def _json_text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return json.dumps(value, ensure_ascii=False)
-
-
-# --- sequences: "user item item item ..." ---
-
-
-def _open_sequences(path: pathlib.Path, options: ReadOptions) -> LogFile:
-    _first_line(path, options.encoding)
-    broken = BrokenRows()
-
-    def batches(wanted: Sequence[int]) -> Iterator[pa.Table]:
-        users: list[str | None] = []
-        items: list[str | None] = []
-        with _FileErrors(path):
-            for line in _text_lines(path, options.encoding):
-                user, *rest = line.split()
-                if not rest:
-                    broken.add(line)
-                users += [user] * len(rest)
-                items += rest
-                if len(users) >= _ROWS_PER_BATCH:
-                    yield _text_table([users, items], (0, 1)).select([str(i) for i in wanted])
-                    users, items = [], []
-            yield _text_table([users, items], (0, 1)).select([str(i) for i in wanted])
-
-    return LogFile(path, "sequences", options.columns or ("user", "item"), batches, broken)
-
-
-def _text_lines(path: pathlib.Path, encoding: str) -> Iterator[str]:
+def text_lines(path: pathlib.Path, encoding: str) -> Iterator[str]:
     """Lines with text in them, without their ends."""
     rest = b""
-    with _open_stream(path) as stream:
+    with open_stream(path) as stream:
         first = True
-        while block := stream.read(_BLOCK_BYTES // 8):
+        while block := stream.read(_READ_BYTES):
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
                 text = line.decode(encoding)
@@ -372,54 +124,11 @@ def _text_lines(path: pathlib.Path, encoding: str) -> Iterator[str]:
         yield last
 
 
-def _text_table(columns: Sequence[Sequence[str | None]], wanted: Sequence[int]) -> pa.Table:
+def text_table(columns: Sequence[Sequence[str | None]], wanted: Sequence[int]) -> pa.Table:
+    """Lists of texts as one batch, named by the positions of the columns."""
     return pa.table(
         {
             str(position): pa.array(column, pa.string())
             for position, column in zip(wanted, columns, strict=True)
         }
     )
-
-
-# --- Parquet ---
-
-
-def _open_parquet(path: pathlib.Path, options: ReadOptions) -> LogFile:
-    schema = pyarrow.parquet.read_schema(path)
-    names = tuple(schema.names)
-
-    def batches(wanted: Sequence[int]) -> Iterator[pa.Table]:
-        columns = [names[i] for i in wanted]
-        with _FileErrors(path), pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=columns, batch_size=_ROWS_PER_BATCH):
-                yield pa.table(
-                    {
-                        str(i): as_text(batch.column(name), f"{path}: column {name!r}")
-                        for i, name in zip(wanted, columns, strict=True)
-                    }
-                )
-
-    return LogFile(path, "Parquet", names, batches, BrokenRows())
-
-
-def as_text(values: pa.Array, where: str) -> pa.Array:
-    """A column of any plain type as text; NaN is null; `where` begins the error message."""
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        return as_text(values.cast(kind.value_type), where)
-    if pa.types.is_nested(kind):
-        raise ValueError(f"{where} is nested ({kind}); only plain columns can be used")
-    if pa.types.is_float16(kind):
-        values, kind = values.cast(pa.float32()), pa.float32()
-    if pa.types.is_floating(kind):
-        return _float_text(values)
-    if pa.types.is_decimal(kind):
-        return pc.replace_substring_regex(values.cast(pa.string()), r"\.0+$", "")
-    return values.cast(pa.string())
-
-
-def _float_text(values: pa.Array) -> pa.Array:
-    values = pc.if_else(pc.is_finite(values), values, None)
-    whole = pc.and_(pc.equal(pc.trunc(values), values), pc.less(pc.abs(values), 2.0**53))
-    integers = pc.if_else(whole, values, None).cast(pa.int64()).cast(pa.string())
-    return pc.coalesce(integers, values.cast(pa.string()))

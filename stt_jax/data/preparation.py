@@ -6,6 +6,7 @@ import tempfile
 import zoneinfo
 from collections.abc import Callable, Mapping
 
+import duckdb
 import ibis
 from ibis.expr import types as ir
 
@@ -47,6 +48,11 @@ def prepare_log(
             clock = _clean(steps, raw, config, zone)
             cuts = _split(steps, config)
             log = assemble_log(steps.table, connection, config, clock, cuts, steps.counts)
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise OSError(
+                f"the table engine ran out of memory or disk: {str(error).splitlines()[0]}; free "
+                f"some, or name a larger disk by the environment variable TMPDIR"
+            ) from error
         finally:
             connection.disconnect()
     kept = [
@@ -81,7 +87,7 @@ class _Steps:
         self._raw = raw
         self._config = config
         self._announce = announce
-        self._stored: str | None = None
+        self._stored = raw.table.get_name()
         for count in raw.counts:
             self._add(count)
 
@@ -111,9 +117,8 @@ class _Steps:
         """Computes a table once and frees the one before it."""
         name = f"step_{len(self.counts)}"
         stored = self.connection.create_table(name, table)
-        if self._stored is not None:
-            # Ibis's drop_table leaves out the name with some versions of its SQL writer.
-            self.connection.raw_sql(f"DROP TABLE {self._stored}")
+        # Ibis's drop_table leaves out the name with some versions of its SQL writer.
+        self.connection.raw_sql(f"DROP TABLE {self._stored}")
         self._stored = name
         return stored
 
@@ -168,11 +173,12 @@ def _clean(
         broken_flag=f"--user={config.user} --item={config.item}",
     )
     clock = _read_times(steps, raw, config, zone)
-    steps.run(
-        "places",
-        clean.mark_places(steps.table),
-        broken_flag=f"--latitude={config.latitude} --longitude={config.longitude}",
-    )
+    places = clean.mark_places(steps.table)
+    if config.latitude:
+        flag = f"--latitude={config.latitude} --longitude={config.longitude}"
+        steps.run("places", places, broken_flag=flag)
+    else:
+        steps.table = places.drop("changed", "sample")
     if config.time and not config.keep_duplicates:
         steps.run("duplicates", clean.mark_duplicates(steps.table))
     if config.min_user_events > 1 or config.min_item_events > 1:

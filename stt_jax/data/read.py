@@ -20,7 +20,8 @@ from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data.clean import condition_column
-from stt_jax.data.files import LogFile, ReadOptions, open_file
+from stt_jax.data.files import LogFile, ReadOptions
+from stt_jax.data.formats import open_file
 from stt_jax.data.schema import PART_NAMES, ROLE_FLAGS, TEST, TRAIN, VALIDATION, StepCount
 
 
@@ -222,7 +223,11 @@ def _join_items(
     if len(items) == 0:
         raise ValueError(f"--items={file.path} has no rows")
     items = items.append_column("row", pa.array(np.arange(len(items), dtype=np.int64)))
-    table = connection.create_table("item_rows", items)
+    # Not create_table(name, items): that also drops a view, which Ibis 12 writes without its name
+    # when the SQL writer is newer than it expects.
+    connection.create_table("items_table", schema=ibis.Schema.from_pyarrow(items.schema))
+    connection.insert("items_table", items)
+    table = connection.table("items_table")
     # The first row of an item counts; a join on several would multiply events.
     table = table.filter(table.i0 != "").mutate(
         place=ibis.row_number().over(group_by="i0", order_by="row")
@@ -231,6 +236,7 @@ def _join_items(
     item_column = raw.table[raw.columns[config.item]]
     joined = raw.table.left_join(table, item_column == table.i0)
     joined = connection.create_table("log_items", joined)
+    connection.raw_sql(f"DROP TABLE {raw.table.get_name()}")
     num_rows = joined.count().to_pyarrow().as_py()
     num_absent = joined.i0.isnull().sum().to_pyarrow().as_py()
     if num_absent > config.max_broken_fraction * num_rows:

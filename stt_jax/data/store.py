@@ -16,16 +16,14 @@ library are needed to read one.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +36,7 @@ from stt_jax.data.schema import (
     VALIDATION,
     StepCount,
 )
+from stt_jax.data.texts import Texts, find_sorted, near_ids
 
 __all__ = [
     "TEST",
@@ -46,7 +45,6 @@ __all__ = [
     "VALIDATION",
     "LogMeta",
     "PreparedLog",
-    "Texts",
     "check_output",
     "open_log",
     "write_log",
@@ -57,31 +55,6 @@ META_FILE = "meta.json"
 FLAGS_FILE = "prepare.flags"
 TABLE_NAMES = ("events", "users", "items", "values")
 CATEGORY_FIELD = "category"  # context columns are stored as "context:" + name
-NUM_NEAR_IDS = 2_000  # neighbours in id order that are searched for a near miss
-
-
-class Texts(Sequence[str]):
-    """A read-only sequence of str over an Arrow array, without a Python object a row."""
-
-    def __init__(self, values: pa.Array | Sequence[str]):
-        self.array = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.array.to_pylist())
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-
-    def __getitem__(self, row):
-        if isinstance(row, slice):
-            return self.array[row].to_pylist()
-        return self.array[int(row)].as_py()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,19 +150,23 @@ class PreparedLog:
     def user_row(self, user_id: str) -> int:
         """The row of a user; ValueError names near ids when there is no such user."""
         for first, last in ((0, self.num_train_users), (self.num_train_users, self.num_users)):
-            row = _find_sorted(self.user_ids, user_id, first, last)
+            row = find_sorted(self.user_ids, user_id, first, last)
             if row < last and self.user_ids[row] == user_id:
                 return row
-        row = _find_sorted(self.user_ids, user_id, 0, self.num_train_users)
-        near = self.user_ids[max(0, row - NUM_NEAR_IDS // 2) : row + NUM_NEAR_IDS // 2]
-        raise ValueError(_unknown_id("user", user_id, near, self.directory))
+        row = find_sorted(self.user_ids, user_id, 0, self.num_train_users)
+        raise ValueError(
+            f"user {user_id!r} is not in {self.directory}; "
+            f"near ids: {near_ids(self.user_ids, user_id, row)}"
+        )
 
     def item_row(self, item_id: str) -> int:
         """The row of an item; ValueError names near ids when training never saw it."""
         row = self._item_rows.get(item_id, 0)
         if row == 0:
-            near = self.item_ids[1 : NUM_NEAR_IDS + 1]
-            raise ValueError(_unknown_id("item", item_id, near, self.directory))
+            raise ValueError(
+                f"item {item_id!r} is not among the training items of {self.directory}; "
+                f"near ids: {near_ids(self.item_ids[1:], item_id, 0)}"
+            )
         return row
 
     @functools.cached_property
@@ -214,15 +191,9 @@ def check_output(directory: str | os.PathLike, *, overwrite: bool) -> None:
                 f"--output={directory} holds other files ({', '.join(foreign[:3])}); "
                 "name an empty or a new directory"
             )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / FLAGS_FILE
-        with probe.open("a", encoding="utf-8"):
-            pass
-        if probe.stat().st_size == 0:
-            probe.unlink()
-    except OSError as error:
-        raise OSError(f"--output={directory} cannot be written: {error.strerror}") from error
+    parent = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise OSError(f"--output={directory} cannot be written: no permission in {parent}")
 
 
 def write_log(log: PreparedLog, flags_text: str) -> None:
@@ -394,13 +365,3 @@ def _value_bytes(column: pa.Array) -> Iterable[Any]:
         yield b"".join(texts)
     else:
         yield np.ascontiguousarray(column.to_numpy(zero_copy_only=True)).data
-
-
-def _find_sorted(ids: Sequence[str], wanted: str, first: int, last: int) -> int:
-    # Byte order, as the engine sorted them; Python compares str by code point, which is the same.
-    return bisect.bisect_left(range(last), wanted, lo=first, hi=last, key=lambda row: ids[row])
-
-
-def _unknown_id(kind: str, wanted: str, near: Sequence[str], directory: pathlib.Path) -> str:
-    matches = difflib.get_close_matches(wanted, near, n=3, cutoff=0.5) or list(near[:3])
-    return f"{kind} {wanted!r} is not in {directory}; near ids: {', '.join(matches) or 'none'}"

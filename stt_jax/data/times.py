@@ -91,6 +91,11 @@ class _Seen:
 
 def _named_reading(time_format: str) -> TimeReading:
     if "%" in time_format:
+        try:
+            datetime.datetime.strptime("", time_format)
+        except ValueError as error:
+            if "does not match" not in str(error):
+                raise ValueError(f"--time_format={time_format}: {error}") from error
         return TimeReading(("pattern",), time_format, f"pattern {time_format!r}")
     if time_format == "iso":
         return TimeReading(("iso_zone", "iso"), "", "ISO 8601")
