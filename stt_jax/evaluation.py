@@ -1,82 +1,150 @@
-"""Full-catalogue evaluation of a model: ranks of the targets in both request modes."""
+"""The report of a trained model: both request modes, groups, baselines and the best possible."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import json
+import os
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 
-from stt_jax.batch import Catalogue, History, Requests
-from stt_jax.data.pipeline import target_batches
-from stt_jax.data.protocol import Targets
-from stt_jax.data.store import PreparedLog
-from stt_jax.metrics import MISS, target_ranks
-from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.baselines import evaluate_baselines
+from stt_jax.config import EvaluationConfig
+from stt_jax.data.pipeline import catalogue
+from stt_jax.data.protocol import Targets, find_targets
+from stt_jax.data.store import TEST, VALIDATION, PreparedLog
+from stt_jax.metrics import grouped_metrics, length_groups, ranking_metrics, standard_errors
+from stt_jax.training.ranks import MODES, make_ranker, model_ranks
+from stt_jax.training.run import Run
 
-MODES = ("unknown", "known")
-_MAX_SCORES = 1 << 25  # scores held at once, 128 MiB
-
-Ranker = Callable[..., jax.Array]
-
-
-def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
-    """The jitted `(params, catalogue, history, requests) -> int32 [B, R]` ranks of the targets."""
-
-    def ranks(params: Any, catalogue: Catalogue, history: History, requests: Requests) -> jax.Array:
-        probabilities = model.apply(
-            {"params": params}, catalogue, history, requests, method=model.item_probabilities
-        )
-        flat = probabilities.reshape(-1, probabilities.shape[-1])
-        return target_ranks(flat, requests.targets.reshape(-1)).reshape(requests.targets.shape)
-
-    return jax.jit(ranks)
+_TUNING_TARGETS = 3000
+_OPTIMUM_METRICS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr")
 
 
-def in_mode(requests: Requests, mode: str) -> Requests:
-    """Hides what a mode does not tell: the place always, the time in mode "unknown"."""
-    return requests.replace(
-        time_known=requests.time_known & (mode == "known"),
-        coords=np.full_like(requests.coords, np.nan),
-    )
-
-
-def model_ranks(
-    ranker: Ranker,
-    params: Any,
-    catalogue: Catalogue,
-    log: PreparedLog,
-    targets: Targets,
-    *,
-    modes: tuple[str, ...] = MODES,
-    window: int,
-) -> dict[str, np.ndarray]:
-    """Ranks every target.
+def evaluate_model(run: Run, log: PreparedLog, config: EvaluationConfig) -> dict[str, Any]:
+    """Evaluates a run on one part of its log.
 
     Args:
-      ranker: of `make_ranker`.
-      params, catalogue: the model's.
-      log, targets: what to predict.
-      modes: request modes, of `MODES`.
-      window: tokens of history that a request sees at most.
+      run: of `load_run` or `train_model`.
+      log: the log that it was trained on.
+      config: what to ask and what to compare with.
 
     Returns:
-      mode -> int32 [T], 1 = best, `MISS` where the target is not in the vocabulary.
+      A report that `json.dumps` takes: the protocol and the split's hash; counts of targets; by
+      request mode the metrics of the model, of the baselines and the best possible on targets
+      whose person and item occur in training ("known"); the model's standard errors over people,
+      its metrics with unseen people and items as they come ("all"), and by groups.
+
+    Raises:
+      ValueError: no target in that part, or an optimum file of another log.
     """
-    ranks = {mode: np.full(len(targets), MISS, np.int32) for mode in modes}
+    context = run.protocol.context if config.context == "as_run" else config.context
+    kind = run.protocol.targets if config.targets == "as_run" else config.targets
+    part = TEST if config.part == "test" else VALIDATION
+    every = find_targets(log, part, targets=kind, context=context)
+    everything = every.sample(config.max_targets, seed=0)
+    known = everything.known(log)
+    targets = everything[known]
     if len(targets) == 0:
-        return ranks
-    lengths = (targets.events - targets.session_starts) + (
-        targets.history_ends - targets.history_starts
+        raise ValueError(
+            f"{log.directory} has no {config.part} target whose person and item occur in training; "
+            "prepare it with another --split, or evaluate another --part"
+        )
+    ranks = model_ranks(
+        make_ranker(run.model),
+        run.params,
+        jax.tree.map(jax.numpy.asarray, catalogue(log)),
+        log,
+        everything,
+        window=run.training.window,
     )
-    row_requests = int(np.clip(window // max(1, np.minimum(lengths, window).mean()), 1, 32))
-    batch_rows = int(np.clip(_MAX_SCORES // (row_requests * (log.num_items + 1)), 1, 32))
-    for history, requests, index in target_batches(
-        log, targets, window=window, row_requests=row_requests, batch_rows=batch_rows
-    ):
-        filled = index >= 0
-        for mode in modes:
-            found = np.asarray(ranker(params, catalogue, history, in_mode(requests, mode)))
-            ranks[mode][index[filled]] = found[filled]
-    return ranks
+    report: dict[str, Any] = {
+        "run": str(run.directory),
+        "step": run.step,
+        "part": config.part,
+        "targets": kind,
+        "context": context,
+        "data_hash": log.meta.data_hash,
+        "split_hash": log.meta.split_hash,
+        "versions": run.info.versions,
+        "num_targets": {
+            "in_part": len(every),
+            "evaluated": len(everything),
+            "known": len(targets),
+            "unseen_person": int(np.sum(everything.users >= log.num_train_users)),
+            "unseen_item": int(np.sum(log.items[everything.events] == 0)),
+        },
+        "modes": {},
+    }
+    groups = _groups(log, targets)
+    for mode in MODES:
+        mode_ranks = ranks[mode][known]
+        report["modes"][mode] = {
+            "model": ranking_metrics(mode_ranks),
+            "standard_errors": standard_errors(mode_ranks, clusters=targets.users),
+            "all": ranking_metrics(ranks[mode]),
+            "groups": {
+                name: grouped_metrics(mode_ranks, labels) for name, labels in groups.items()
+            },
+        }
+    if config.baselines:
+        tuning = find_targets(log, VALIDATION, targets=kind, context=context)
+        tuning = tuning[tuning.known(log)].sample(_TUNING_TARGETS, seed=0)
+        for mode in MODES:
+            report["modes"][mode]["baselines"] = {
+                name: {**ranking_metrics(result.ranks), "options": result.options}
+                for name, result in evaluate_baselines(log, tuning, targets, mode).items()
+            }
+    if config.optimum:
+        for mode, metrics in _best_possible(config.optimum, log, targets).items():
+            report["modes"][mode]["best_possible"] = metrics
+    return report
+
+
+def write_report(report: dict[str, Any], path: str | os.PathLike) -> None:
+    """Writes a report of `evaluate_model` as JSON."""
+    pathlib.Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:
+    """Labels of each target: how long its context is, and whether its item is in there."""
+    contexts = [targets.context(t) for t in range(len(targets))]
+    wanted = log.items[targets.events]
+    seen = [item in log.items[context] for item, context in zip(wanted, contexts, strict=True)]
+    return {
+        "history_length": length_groups([len(context) for context in contexts]),
+        "item": np.where(seen, "seen before", "new to the person"),
+    }
+
+
+def _best_possible(path: str, log: PreparedLog, targets: Targets) -> dict[str, dict[str, float]]:
+    """Means of the best possible metrics over the targets, joined by (user id, time)."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(path)).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"--optimum={path} is no file of stt_jax.generate ({error})") from error
+    keys = zip(table["user_id"].to_pylist(), table["time_s"].to_pylist(), strict=True)
+    row_of = {key: row for row, key in enumerate(keys)}
+    rows = []
+    for user, event in zip(targets.users, targets.events, strict=True):
+        key = (log.user_ids[user], int(log.times[event]))
+        if key not in row_of:
+            raise ValueError(
+                f"--optimum={path} has no row for user {key[0]} at {key[1]} s; it belongs to "
+                "another log: generate and prepare the city again"
+            )
+        rows.append(row_of[key])
+    best = {}
+    for mode in MODES:
+        columns = {name: table[f"{name}_{mode}"].to_numpy()[rows] for name in _OPTIMUM_METRICS}
+        means = {name: float(column.mean()) for name, column in columns.items()}
+        best[mode] = {"accuracy@1": means["recall@1"], **means}
+        for k in (1, 5, 10, 20):
+            best[mode][f"hr@{k}"] = means[f"recall@{k}"]
+            best[mode][f"precision@{k}"] = means[f"recall@{k}"] / k
+            best[mode][f"f1@{k}"] = 2 * means[f"recall@{k}"] / (k + 1)
+    return best

@@ -6,6 +6,7 @@ grain reads ahead in threads, saves it with the checkpoint and continues from it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -69,13 +70,11 @@ class TrainingBatches:
             epoch, index = divmod(row, self.rows_per_epoch)
             windows, order = self._epoch(epoch)
             rows.append(_row_windows(self._packing, windows, order[index]))
-        return gather_batch(
-            self._log,
-            self._windows,
-            rows,
-            row_tokens=self._row_tokens,
-            row_requests=self._row_requests,
+        history, layout = gather_history(
+            self._log, self._windows, rows, row_tokens=self._row_tokens
         )
+        shape = (self._batch_rows, self._row_requests)
+        return history, gather_requests(self._log, layout, shape)
 
 
 def target_batches(
@@ -95,9 +94,8 @@ def target_batches(
     for first in range(0, packing.num_rows, batch_rows):
         rows = [_row_windows(packing, placed, row) for row in order[first : first + batch_rows]]
         rows += [np.zeros(0, np.int64)] * (batch_rows - len(rows))
-        history, requests = gather_batch(
-            log, windows, rows, row_tokens=window, row_requests=row_requests
-        )
+        history, layout = gather_history(log, windows, rows, row_tokens=window)
+        requests = gather_requests(log, layout, (batch_rows, row_requests))
         index = np.full(requests.users.shape, -1, np.int64)
         for row, members in enumerate(rows):
             index[row, : len(members)] = members
@@ -138,114 +136,147 @@ def hour_of_week(times: np.ndarray, utc_offsets_s: np.ndarray | int) -> np.ndarr
     return (hours % HOURS_PER_WEEK).astype(np.int32)
 
 
-def gather_batch(
-    log: PreparedLog,
-    windows: Windows,
-    rows: list[np.ndarray],
-    *,
-    row_tokens: int,
-    row_requests: int,
-) -> tuple[History, Requests]:
-    """Lays windows out in packed rows.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where windows lie in the packed rows of a batch; arrays have one entry a window.
+
+    Attributes:
+      windows: the windows of all rows, row after row.
+      rows: int64, the row of the batch.
+      segments: int32, number within the row, from 1.
+      token_starts: int64, position in the row of the window's first token.
+      time_origins: int64, unix seconds that the window's times count from.
+      place_origins: float64 [W, 3], earth-centred metres that its coords count from.
+    """
+
+    windows: Windows
+    rows: np.ndarray
+    segments: np.ndarray
+    token_starts: np.ndarray
+    time_origins: np.ndarray
+    place_origins: np.ndarray
+
+
+def gather_history(
+    log: PreparedLog, windows: Windows, rows: list[np.ndarray], *, row_tokens: int
+) -> tuple[History, Layout]:
+    """Lays the tokens of windows out in packed rows.
 
     Args:
       log: the prepared log.
       windows: windows over it.
       rows: for each row of the batch the indices of its windows, in order.
       row_tokens: S, tokens in a row.
-      row_requests: R, requests in a row.
 
     Returns:
-      `History` [B, S] and `Requests` [B, R], numpy. Requests carry the target's own time and
-      place; whoever uses the batch decides what of that the model may see.
+      `History` [B, S], numpy, and where each window lies in it.
     """
-    num_rows = len(rows)
-    members = np.concatenate(rows)
-    w = windows[members]
-    row_of = np.repeat(np.arange(num_rows), [len(row) for row in rows])
-    segment_of = np.arange(len(members)) - np.searchsorted(row_of, row_of) + 1
-
-    # Where each window's tokens and requests begin, in the flattened [B * S] and [B * R] arrays.
-    token_at = row_of * row_tokens + _starts_within(w.num_tokens, row_of)
-    request_at = row_of * row_requests + _starts_within(w.num_requests, row_of)
-
+    w = windows[np.concatenate(rows)]
+    of_row = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    token_starts = _starts_within(w.num_tokens, of_row)
     num_history = w.history_ends - w.history_starts
-    token_events = _ranges(
+    events = _ranges(
         np.stack([w.history_starts, w.starts], 1).ravel(),
-        np.stack([w.history_ends, w.request_ends - 1], 1).ravel(),
+        np.stack([w.history_ends, w.ends], 1).ravel(),
     )
-    token_windows = np.repeat(np.arange(len(members)), w.num_tokens)
-    token_slots = _ranges(token_at, token_at + w.num_tokens)
-    request_events = _ranges(w.request_starts, w.request_ends)
-    request_windows = np.repeat(np.arange(len(members)), w.num_requests)
-    request_slots = _ranges(request_at, request_at + w.num_requests)
+    of_window = np.repeat(np.arange(len(w)), w.num_tokens)
+    first_tokens = of_row * row_tokens + token_starts
+    slots = _ranges(first_tokens, first_tokens + w.num_tokens)
 
-    # The segment's origin: time and place of its first token, or of the request if it has none.
-    first_event = w.request_starts.copy()
+    # Times count from the first token; a window without tokens counts from what it asks for.
+    first_events = np.minimum(w.request_starts, log.num_events - 1)
     has_tokens = w.num_tokens > 0
-    first_event[has_tokens] = token_events[_starts(w.num_tokens)[has_tokens]]
-    time_origin = log.times[first_event]
-    token_coords = earth_coords(log.latitudes_e7[token_events], log.longitudes_e7[token_events])
-    request_coords = earth_coords(
-        log.latitudes_e7[request_events], log.longitudes_e7[request_events]
+    first_events[has_tokens] = events[_starts(w.num_tokens)[has_tokens]]
+    coords = earth_coords(log.latitudes_e7[events], log.longitudes_e7[events])
+    layout = Layout(
+        windows=w,
+        rows=of_row,
+        segments=(np.arange(len(w)) - np.searchsorted(of_row, of_row) + 1).astype(np.int32),
+        token_starts=token_starts,
+        time_origins=log.times[first_events],
+        place_origins=_first_known(coords, of_window, len(w)),
     )
-    place_origin = _first_known(token_coords, token_windows, request_coords, request_windows)
 
     # What came before a token: the event before it in the log, but never one that the window
     # leaves out between its two ranges.
-    previous = token_events - 1
+    previous = events - 1
     jumps = (num_history > 0) & (w.num_tokens > num_history)
     previous[(_starts(w.num_tokens) + num_history)[jumps]] = w.history_ends[jumps] - 1
-    gaps = log.times[token_events] - log.times[np.maximum(previous, 0)]
-    gaps[token_events == log.user_offsets[w.users[token_windows]]] = -1
-    gaps = np.clip(gaps, -1, _INT32_MAX).astype(np.int32)
+    gaps = log.times[events] - log.times[np.maximum(previous, 0)]
+    gaps[events == log.user_offsets[w.users[of_window]]] = -1
 
-    def tokens(values: np.ndarray, fill: float = 0) -> np.ndarray:
-        return _scatter(values, token_slots, (num_rows, row_tokens), fill)
-
-    def asked(values: np.ndarray, fill: float = 0) -> np.ndarray:
-        return _scatter(values, request_slots, (num_rows, row_requests), fill)
-
-    def seconds(events: np.ndarray, of_window: np.ndarray) -> np.ndarray:
-        since = log.times[events] - time_origin[of_window]
-        return np.clip(since, -_INT32_MAX, _INT32_MAX).astype(np.int32)
-
-    def phases(events: np.ndarray) -> np.ndarray:
-        if not log.meta.has_times:
-            return np.full(len(events), -1, np.int32)
-        return hour_of_week(log.times[events], log.utc_offsets_s[events])
+    def put(values: np.ndarray, fill: float = 0) -> np.ndarray:
+        return _scatter(values, slots, (len(rows), row_tokens), fill)
 
     history = History(
-        items=tokens(log.items[token_events]),
-        categories=tokens(log.categories[token_events]),
-        contexts={name: tokens(column[token_events]) for name, column in log.contexts.items()},
-        times=tokens(seconds(token_events, token_windows)),
-        gaps_s=tokens(gaps, -1),
-        phases=tokens(phases(token_events), -1),
-        coords=tokens((token_coords - place_origin[token_windows]).astype(np.float32), np.nan),
-        origins=tokens(place_origin[token_windows].astype(np.float32)),
-        segment_ids=tokens(segment_of[token_windows].astype(np.int32)),
+        items=put(log.items[events]),
+        categories=put(log.categories[events]),
+        contexts={name: put(column[events]) for name, column in log.contexts.items()},
+        times=put(_int32_seconds(log.times[events] - layout.time_origins[of_window])),
+        gaps_s=put(_int32_seconds(gaps), -1),
+        phases=put(_phases(log, events), -1),
+        coords=put((coords - layout.place_origins[of_window]).astype(np.float32), np.nan),
+        origins=put(layout.place_origins[of_window].astype(np.float32)),
+        segment_ids=put(layout.segments[of_window]),
     )
-    # The token before each requested event: of the window's own range, or of its history.
-    before = num_history[request_windows] + request_events - w.starts[request_windows] - 1
-    last_tokens = np.where(before >= 0, token_at[request_windows] % row_tokens + before, -1)
-    known_user = w.users < log.num_train_users
-    requests = Requests(
-        users=asked(np.where(known_user, w.users + 1, 0)[request_windows].astype(np.int32)),
-        times=asked(seconds(request_events, request_windows)),
-        phases=asked(phases(request_events), -1),
-        time_known=asked(np.full(len(request_events), log.meta.has_times)),
-        coords=asked((request_coords - place_origin[request_windows]).astype(np.float32), np.nan),
-        origins=asked(place_origin[request_windows].astype(np.float32)),
-        last_tokens=asked(last_tokens.astype(np.int32), -1),
-        segment_ids=asked(segment_of[request_windows].astype(np.int32)),
-        targets=asked(log.items[request_events]),
+    return history, layout
+
+
+def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) -> Requests:
+    """Lays out the requests for the events that the windows ask for.
+
+    Args:
+      log: the prepared log.
+      layout: of `gather_history`.
+      shape: (B, R).
+
+    Returns:
+      `Requests` [B, R], numpy, with each target's own time and place: whoever uses the batch
+      decides what of that the model may see.
+    """
+    w = layout.windows
+    events = _ranges(w.request_starts, w.request_ends)
+    of_window = np.repeat(np.arange(len(w)), w.num_requests)
+    first_slots = layout.rows * shape[1] + _starts_within(w.num_requests, layout.rows)
+    slots = _ranges(first_slots, first_slots + w.num_requests)
+    # Tokens before the requested event: all of the window's history, and its own range so far.
+    seen = (w.history_ends - w.history_starts - w.starts)[of_window] + events
+    last_tokens = np.where(seen > 0, layout.token_starts[of_window] + seen - 1, -1)
+    coords = earth_coords(log.latitudes_e7[events], log.longitudes_e7[events])
+
+    def put(values: np.ndarray, fill: float = 0) -> np.ndarray:
+        return _scatter(values, slots, shape, fill)
+
+    return Requests(
+        users=put(model_users(log, w.users)[of_window]),
+        times=put(_int32_seconds(log.times[events] - layout.time_origins[of_window])),
+        phases=put(_phases(log, events), -1),
+        time_known=put(np.full(len(events), log.meta.has_times)),
+        coords=put((coords - layout.place_origins[of_window]).astype(np.float32), np.nan),
+        origins=put(layout.place_origins[of_window].astype(np.float32)),
+        last_tokens=put(last_tokens.astype(np.int32), -1),
+        segment_ids=put(layout.segments[of_window]),
+        targets=put(log.items[events]),
     )
-    return history, requests
+
+
+def model_users(log: PreparedLog, users: np.ndarray) -> np.ndarray:
+    """int32, the model's id of user rows: row + 1, or 0 for people without training events."""
+    return np.where(users < log.num_train_users, users + 1, 0).astype(np.int32)
 
 
 def _row_windows(packing: Packing, placed: np.ndarray, row: int) -> np.ndarray:
     return placed[packing.row_starts[row] : packing.row_starts[row + 1]]
+
+
+def _phases(log: PreparedLog, events: np.ndarray) -> np.ndarray:
+    if not log.meta.has_times:
+        return np.full(len(events), -1, np.int32)
+    return hour_of_week(log.times[events], log.utc_offsets_s[events])
+
+
+def _int32_seconds(seconds: np.ndarray) -> np.ndarray:
+    return np.clip(seconds, -_INT32_MAX, _INT32_MAX).astype(np.int32)
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
@@ -255,7 +286,7 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
 def _starts_within(lengths: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Running start of each length, from 0 again in every (sorted) group."""
     starts = _starts(lengths)
-    return starts - starts[np.searchsorted(groups, groups)] if len(lengths) else starts
+    return starts - starts[np.searchsorted(groups, groups)]
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -272,18 +303,10 @@ def _scatter(
     return out.reshape(*shape, *values.shape[1:])
 
 
-def _first_known(
-    token_coords: np.ndarray,
-    token_windows: np.ndarray,
-    request_coords: np.ndarray,
-    request_windows: np.ndarray,
-) -> np.ndarray:
-    """float64 [W, 3], first known place of each window's tokens, else requests, else zero."""
-    coords = np.concatenate([token_coords, request_coords])
-    of_window = np.concatenate([token_windows, request_windows])
-    order = np.argsort(of_window, kind="stable")
-    order = order[~np.isnan(coords[order, 0])]
-    origins = np.zeros((int(request_windows[-1]) + 1 if len(request_windows) else 0, 3))
-    found, first = np.unique(of_window[order], return_index=True)
-    origins[found] = coords[order[first]]
+def _first_known(coords: np.ndarray, of_window: np.ndarray, num_windows: int) -> np.ndarray:
+    """float64 [W, 3], the first known place of each window's tokens, else zero."""
+    known = np.flatnonzero(~np.isnan(coords[:, 0]))
+    found, first = np.unique(of_window[known], return_index=True)
+    origins = np.zeros((num_windows, 3))
+    origins[found] = coords[known[first]]
     return origins

@@ -1,8 +1,7 @@
 """Pieces of people's histories, each with the requests that it answers.
 
-A window holds `events[history_starts:history_ends]` followed by
-`events[starts:request_ends - 1]` as tokens, and asks for every event in
-`[request_starts, request_ends)`. A request sees the window's tokens before its own event, so all
+A window holds `events[history_starts:history_ends]` followed by `events[starts:ends]` as tokens,
+and asks for every event in `[request_starts, request_ends)`. A request sees the window's tokens before its own event, so all
 requests of a window are answered by one causal pass.
 """
 
@@ -24,6 +23,7 @@ class Windows:
     history_starts: np.ndarray
     history_ends: np.ndarray
     starts: np.ndarray
+    ends: np.ndarray
     request_starts: np.ndarray
     request_ends: np.ndarray
 
@@ -37,8 +37,8 @@ class Windows:
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """int64 [W]; the last requested event is never a token."""
-        return (self.history_ends - self.history_starts) + (self.request_ends - 1 - self.starts)
+        """int64 [W]."""
+        return (self.history_ends - self.history_starts) + (self.ends - self.starts)
 
     @property
     def num_requests(self) -> np.ndarray:
@@ -66,8 +66,9 @@ def training_windows(log: PreparedLog, *, window: int, requests: int) -> Windows
     nth = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
     request_starts = firsts[users] + nth * requests
     request_ends = np.minimum(request_starts + requests, firsts[users] + counts[users])
-    starts = np.maximum(firsts[users], request_ends - 1 - window)
-    return Windows(users, starts, starts, starts, request_starts, request_ends)
+    ends = request_ends - 1  # the last requested event is no token
+    starts = np.maximum(firsts[users], ends - window)
+    return Windows(users, starts, starts, starts, ends, request_starts, request_ends)
 
 
 def target_windows(targets: Targets, *, window: int) -> Windows:
@@ -79,6 +80,7 @@ def target_windows(targets: Targets, *, window: int) -> Windows:
         targets.history_ends - history,
         targets.history_ends,
         targets.events - own,
+        targets.events,
         targets.events,
         targets.events + 1,
     )

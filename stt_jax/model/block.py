@@ -11,6 +11,11 @@ from stt_jax.batch import HOURS_PER_WEEK
 from stt_jax.config import ModelConfig
 
 
+# Adam moves every parameter by about the learning rate a step, whatever its gradient. A logit offset
+# has to move by several units, a weight by a tenth: in units of this, tables learn as fast.
+_TABLE_SCALE = 10.0
+
+
 @struct.dataclass
 class Geometry:
     """When and where queries and keys are; the arguments of the attention kernel.
@@ -43,7 +48,8 @@ class Encodings(nn.Module):
         """The keyword arguments of `stt_kernels` for this geometry."""
 
         def table(name: str, size: int) -> jax.Array:
-            return self.param(name, nn.initializers.zeros_init(), (self.num_heads, size))
+            shape = (self.num_heads, size)
+            return _TABLE_SCALE * self.param(name, nn.initializers.zeros_init(), shape)
 
         arguments = {name: getattr(geometry, name) for name in Geometry.__dataclass_fields__}
         if geometry.times is not None:

@@ -18,10 +18,10 @@ from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.pipeline import TrainingBatches, catalogue
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import VALIDATION, PreparedLog
-from stt_jax.evaluation import make_ranker, model_ranks
 from stt_jax.metrics import ranking_metrics
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.training import run as runs
+from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.reporting import Reporter
 from stt_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
 

@@ -38,7 +38,7 @@ def test_target_windows_hold_the_end_of_the_context(context):
         tokens = np.concatenate(
             [
                 np.arange(windows.history_starts[t], windows.history_ends[t]),
-                np.arange(windows.starts[t], windows.request_ends[t] - 1),
+                np.arange(windows.starts[t], windows.ends[t]),
             ]
         )
         np.testing.assert_array_equal(tokens, targets.context(t)[-7:])

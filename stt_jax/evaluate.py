@@ -1,0 +1,81 @@
+"""Evaluate a trained run over the full catalogue, beside the counting baselines.
+
+    python -m stt_jax.evaluate --run=runs/nyc
+
+Prints a table for each request mode (request time unknown and known) and writes a JSON report.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+
+from stt_jax import command
+from stt_jax.config import EvaluationConfig
+from stt_jax.data.store import open_log
+from stt_jax.evaluation import evaluate_model, write_report
+from stt_jax.training.run import load_run, read_run_files
+
+_COLUMNS = {
+    "accuracy@1": "accuracy",
+    "recall@10": "recall@10",
+    "f1@10": "F1@10",
+    "hr@10": "HR@10",
+    "ndcg@10": "NDCG@10",
+    "mrr": "MRR",
+}
+
+
+def evaluate(evaluation: EvaluationConfig) -> None:
+    """Evaluates, prints and writes the report."""
+    if not evaluation.run:
+        raise ValueError("--run is missing: name the directory of a trained run")
+    directory = pathlib.Path(evaluation.run)
+    _, configs = read_run_files(directory)
+    log = open_log(evaluation.data or configs["training"].data)
+    report = evaluate_model(load_run(directory, log), log, evaluation)
+    output = evaluation.output or directory / f"evaluation-{evaluation.part}.json"
+    write_report(report, output)
+    print_report(report)
+    print(f"report in {output}")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Prints one table a request mode."""
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    counts = report["num_targets"]
+    console.print(
+        f"{report['part']}: {counts['known']:,} targets ({report['targets']}, context "
+        f"{report['context']}), split {report['split_hash'][:12]}; left out as unseen in training: "
+        f"{counts['unseen_person']:,} of new people, {counts['unseen_item']:,} of new items; "
+        f"{counts['in_part'] - counts['evaluated']:,} not drawn",
+        markup=False,
+    )
+    for mode, results in report["modes"].items():
+        table = rich.table.Table(
+            title=f"request time {mode}", title_justify="left", box=rich.box.SIMPLE
+        )
+        table.add_column("")
+        for title in _COLUMNS.values():
+            table.add_column(title, justify="right")
+        rows = {**results.get("baselines", {}), "model": results["model"]}
+        if "best_possible" in results:
+            rows["best possible"] = results["best_possible"]
+        for name, metrics in rows.items():
+            table.add_row(name, *(f"{metrics[key]:.4f}" for key in _COLUMNS))
+        console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return command.run(evaluate, {"evaluation": EvaluationConfig}, argv, usage=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Ranks of evaluation targets under a model, over the full catalogue, in both request modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from stt_jax.batch import Catalogue, History, Requests
+from stt_jax.data.pipeline import target_batches
+from stt_jax.data.protocol import Targets
+from stt_jax.data.store import PreparedLog
+from stt_jax.metrics import MISS, target_ranks
+from stt_jax.model.stt import SpatiotemporalTransformer
+
+MODES = ("unknown", "known")
+_MAX_SCORES = 1 << 25  # scores held at once, 128 MiB
+
+Ranker = Callable[..., jax.Array]
+
+
+def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
+    """The jitted `(params, catalogue, history, requests) -> int32 [B, R]` ranks of the targets."""
+
+    def ranks(params: Any, catalogue: Catalogue, history: History, requests: Requests) -> jax.Array:
+        probabilities = model.apply(
+            {"params": params}, catalogue, history, requests, method=model.item_probabilities
+        )
+        flat = probabilities.reshape(-1, probabilities.shape[-1])
+        return target_ranks(flat, requests.targets.reshape(-1)).reshape(requests.targets.shape)
+
+    return jax.jit(ranks)
+
+
+def in_mode(requests: Requests, mode: str) -> Requests:
+    """Hides what a mode does not tell: the place always, the time in mode "unknown"."""
+    return requests.replace(
+        time_known=requests.time_known & (mode == "known"),
+        coords=np.full_like(requests.coords, np.nan),
+    )
+
+
+def model_ranks(
+    ranker: Ranker,
+    params: Any,
+    catalogue: Catalogue,
+    log: PreparedLog,
+    targets: Targets,
+    *,
+    modes: tuple[str, ...] = MODES,
+    window: int,
+) -> dict[str, np.ndarray]:
+    """Ranks every target.
+
+    Args:
+      ranker: of `make_ranker`.
+      params, catalogue: the model's.
+      log, targets: what to predict.
+      modes: request modes, of `MODES`.
+      window: tokens of history that a request sees at most.
+
+    Returns:
+      mode -> int32 [T], 1 = best, `MISS` where the target is not in the vocabulary.
+    """
+    ranks = {mode: np.full(len(targets), MISS, np.int32) for mode in modes}
+    if len(targets) == 0:
+        return ranks
+    lengths = (targets.events - targets.session_starts) + (
+        targets.history_ends - targets.history_starts
+    )
+    row_requests = int(np.clip(window // max(1, np.minimum(lengths, window).mean()), 1, 32))
+    batch_rows = int(np.clip(_MAX_SCORES // (row_requests * (log.num_items + 1)), 1, 32))
+    for history, requests, index in target_batches(
+        log, targets, window=window, row_requests=row_requests, batch_rows=batch_rows
+    ):
+        filled = index >= 0
+        for mode in modes:
+            found = np.asarray(ranker(params, catalogue, history, in_mode(requests, mode)))
+            ranks[mode][index[filled]] = found[filled]
+    return ranks
