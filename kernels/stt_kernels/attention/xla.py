@@ -1,16 +1,15 @@
 """Tiled attention in plain JAX: runs anywhere, exports, and is what every platform falls back to.
 
-A tile is a block of queries against a run of keys, all heads of a few rows of the batch at once. A
-block of queries meets all its keys in one tile (its causal prefix, where the order is known before
-the data), so that the softmax is exact in one go.
+A tile is a block of queries against a run of keys, all heads of a few rows of the batch at once.
+Two forms share it:
 
-The bias of a tile is looked up by rows of H numbers, one row a table entry, so that one index
-serves all heads; two tables may be joined into one of all their pairs, which halves the look-ups.
-The backward pass makes the tile again from the log-sum-exp and adds dS to the tables by the same
-index.
+- whole: a block of queries meets all its keys in one tile (its causal prefix, where the order is
+  known before the data), so that the softmax is exact in one go. The blocks are unrolled.
+- blocked: loops over blocks of queries and of keys with running maxima (flash attention), for
+  sequences too long to unroll. Tiles past the causal half are never visited.
 
-What is done with the logits of a tile is its readout: softmax or SiLU times values, or the mass on
-  the keys that match.
+The bias is added in `xla_bias.py`; what is made of the logits stands in `xla_readouts.py`. The
+backward pass makes each tile again from the saved log-sum-exp. Nothing of L x S is stored.
 """
 
 import dataclasses
@@ -22,12 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from stt_kernels.attention import geometry
-from stt_kernels.attention.reference import FLOOR
-
-_MASKED = -1e30  # finite: a row of nothing but masked pairs makes no NaN; exp of it is exactly 0
-_LOWEST = -1e20  # no maximum is taken to be lower, so that what is masked stays far below it
-_NOTHING = 1e30  # the log-sum-exp of a query with no key: exp(logit - it) is exactly 0
-_MAX_JOINED_ENTRIES = 2**14
+from stt_kernels.attention.xla_bias import Bias
+from stt_kernels.attention.xla_readouts import MASKED, Pointer, Silu, Softmax, accumulator, matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +31,17 @@ class TileSizes:
 
     num_rows: int  # rows of the batch at once; divides B
     block_queries: int  # queries of one tile
+    block_keys: int | None  # keys of one tile; None = all of them, the form "whole"
 
 
 def choose_tile_sizes(num_rows: int, num_queries: int, num_keys: int, num_heads: int) -> TileSizes:
-    """Chooses tiles of about 1 MiB of logits, the second-level cache of a core."""
+    """Chooses the form, and tiles of about 2 MiB of logits: what the caches of two cores hold."""
     block_queries = min(64, num_queries)
-    wanted = 2**18 // (block_queries * num_keys * num_heads)
-    fitting = [n for n in range(1, num_rows + 1) if num_rows % n == 0 and n <= max(wanted, 1)]
-    return TileSizes(num_rows=fitting[-1], block_queries=block_queries)
+    unrolled = -(-num_queries // block_queries)
+    block_keys = None if unrolled <= 16 and num_keys <= 4096 else min(256, num_keys)
+    tile = block_queries * (block_keys or num_keys) * num_heads
+    fitting = [n for n in range(1, num_rows + 1) if num_rows % n == 0 and n * tile <= 2**19]
+    return TileSizes(max(fitting, default=1), block_queries, block_keys)
 
 
 def unsupported(call) -> str | None:
@@ -53,14 +51,14 @@ def unsupported(call) -> str | None:
 
 def attend(q, k, v, tables, queries, keys, rules, tile_sizes=None):
     """Gives the attention output [B, L, H, D] in q's dtype."""
-    readout = _Softmax() if rules.normalizer == "softmax" else _Silu(rules.silu_denominator)
+    readout = Softmax() if rules.normalizer == "softmax" else Silu(rules.silu_denominator)
     plan = _Plan(readout, rules, tile_sizes or _default_tile_sizes(q, k))
     return _tiled(plan, q, k, v, None, tables, queries, keys).astype(q.dtype)
 
 
 def pointer_log_mass(q, k, ids, target_ids, tables, queries, keys, rules, tile_sizes=None):
     """Gives the log of the mean over heads of the softmax mass on matching keys, [B, L]."""
-    plan = _Plan(_Pointer(), rules, tile_sizes or _default_tile_sizes(q, k))
+    plan = _Plan(Pointer(), rules, tile_sizes or _default_tile_sizes(q, k))
     ids, target_ids = ids[:, None], target_ids[:, None]
     return _tiled(plan, q, k, ids, target_ids, tables, queries, keys)[:, 0]
 
@@ -71,14 +69,16 @@ def _default_tile_sizes(q, k):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    readout: "_Softmax | _Silu | _Pointer"
+    readout: Softmax | Silu | Pointer
     rules: geometry.Rules
     tile_sizes: TileSizes
 
 
-class _Row(NamedTuple):
-    """A few rows of the batch. Arrays of 4 axes are [b, N, H, D] outside and [b, H, N, D] inside;
-    those of 3 axes are [b, H or 1, N] in both.
+class _Rows(NamedTuple):
+    """A few rows of the batch.
+
+    Arrays of 4 axes are [b, N, H, D] outside `_scan_rows` and [b, H, N, D] inside; those of 3 axes
+    are [b, H or 1, N] in both.
     """
 
     q: jax.Array
@@ -89,7 +89,7 @@ class _Row(NamedTuple):
     keys: geometry.Side
 
 
-# Differentiation and the loop over rows of the batch
+# Differentiation, and the loop over rows of the batch
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -98,50 +98,48 @@ def _tiled(plan, q, k, key_values, query_targets, tables, queries, keys):
 
 
 def _tiled_forward(plan, q, k, key_values, query_targets, tables, queries, keys):
-    bias = _Bias(tables, _num_pairs(q, k))
-    query_values = () if query_targets is None else (query_targets,)
-    row = _Row(q, k, query_values, key_values, queries, keys)
+    bias = Bias(tables, _num_pairs(q, k))
+    run = _forward_whole if plan.tile_sizes.block_keys is None else _forward_blocked
 
-    def step(_, row):
-        out, statistics = _forward_blocks(plan, bias, row)
+    def step(_, rows):
+        out, statistics = run(plan, bias, rows)
         return (), (_swap_heads(out), statistics)
 
-    _, (out, statistics) = _scan_rows(step, (), row, plan.tile_sizes.num_rows)
-    saved = (q, k, key_values, query_targets, tables, queries, keys, out, statistics)
-    return out, saved
+    rows = _Rows(q, k, (query_targets,), key_values, queries, keys)
+    _, (out, statistics) = _scan_rows(step, (), rows, plan.tile_sizes.num_rows)
+    return out, (q, k, key_values, query_targets, tables, queries, keys, out, statistics)
 
 
 def _tiled_backward(plan, saved, out_gradient):
     q, k, key_values, query_targets, tables, queries, keys, out, statistics = saved
-    bias = _Bias(tables, _num_pairs(q, k))
-    readout_values = (query_targets, out_gradient, out, statistics)
-    row = _Row(q, k, readout_values, key_values, queries, keys)
+    bias = Bias(tables, _num_pairs(q, k))
+    run = _backward_whole if plan.tile_sizes.block_keys is None else _backward_blocked
 
-    def step(table_gradients, row):
-        row = row._replace(query_values=plan.readout.prepare_backward(*row.query_values))
-        *gradients, table_gradients = _backward_blocks(plan, bias, row, table_gradients)
+    def step(table_gradients, rows):
+        *gradients, table_gradients = run(plan, bias, rows, table_gradients)
         return table_gradients, tuple(map(_swap_heads, gradients))
 
+    query_values = (query_targets, out_gradient, out, statistics)
+    rows = _Rows(q, k, query_values, key_values, queries, keys)
     carry = bias.zero_gradients()
-    table_gradients, gradients = _scan_rows(step, carry, row, plan.tile_sizes.num_rows)
-    q_gradient, k_gradient, value_gradient = gradients
+    table_gradients, gradients = _scan_rows(step, carry, rows, plan.tile_sizes.num_rows)
     tables_gradient = bias.split_gradients(table_gradients)
-    return q_gradient, k_gradient, value_gradient, None, tables_gradient, None, None
+    return *gradients, None, tables_gradient, None, None
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
-def _scan_rows(step, carry, row, num_rows):
-    """Runs `step(carry, row)` on `num_rows` rows of the batch at a time, heads first."""
+def _scan_rows(step, carry, rows, num_rows):
+    """Runs `step(carry, rows)` on `num_rows` rows of the batch at a time, heads first."""
 
-    def inner(carry, row):
-        return step(carry, jax.tree.map(_swap_heads, row))
+    def inner(carry, rows):
+        return step(carry, jax.tree.map(_swap_heads, rows))
 
-    total = row.q.shape[0]
+    total = rows.q.shape[0]
     if num_rows == total:
-        return inner(carry, row)
-    chunks = jax.tree.map(lambda a: a.reshape(total // num_rows, num_rows, *a.shape[1:]), row)
+        return inner(carry, rows)
+    chunks = jax.tree.map(lambda a: a.reshape(total // num_rows, num_rows, *a.shape[1:]), rows)
     carry, outs = lax.scan(inner, carry, chunks)
     return carry, jax.tree.map(lambda a: a.reshape(total, *a.shape[2:]), outs)
 
@@ -156,280 +154,272 @@ def _num_pairs(q, k):
     return q.shape[0] * q.shape[1] * k.shape[1]
 
 
-# The loop over blocks of queries
+# One tile
 
 
-def _blocks(plan, row):
-    """Gives, for each block of queries, its slice and the number of keys that it meets."""
-    num_queries, num_keys = row.q.shape[2], row.k.shape[2]
-    prefix = plan.rules.causal and row.queries.positions is None
+def _tile_logits(rules, bias, tile, num_keys_left=None):
+    """Gives a tile's masked logits, its allowed pairs (None = all) and its entries in the tables."""
+    logits = matmul("bhid,bhjd->bhij", tile.q, tile.k) * rules.scale
+    logits, entries = bias.add(logits, tile.queries, tile.keys)
+    allowed = geometry.allowed_pairs(tile.queries, tile.keys, rules.causal)
+    if num_keys_left is not None:
+        real = (jnp.arange(tile.k.shape[2], dtype=jnp.int32) < num_keys_left)[None, None]
+        allowed = real if allowed is None else allowed & real
+    if allowed is not None:
+        allowed = allowed[:, None]
+        logits = jnp.where(allowed, logits, MASKED)
+    return logits, allowed, entries
+
+
+def _tile_gradients(plan, bias, tile, table_gradients, num_keys_left=None):
+    """Gives a tile's gradients of q, [b, H, i, D], of k and the values, both [b, H, D, j], and adds
+    those of the tables.
+
+    Keys come out transposed: XLA's matmul takes the tile as it is then, else it copies it first.
+    """
+    logits, _, entries = _tile_logits(plan.rules, bias, tile, num_keys_left)
+    logit_gradient, weights = plan.readout.backward(logits, tile.query_values, tile.key_values)
+    table_gradients = bias.add_gradients(table_gradients, logit_gradient, entries)
+    scaled = (logit_gradient * plan.rules.scale).astype(tile.q.dtype)
+    q_gradient = matmul("bhij,bhjd->bhid", scaled, tile.k)
+    k_gradient = matmul("bhdi,bhij->bhdj", jnp.swapaxes(tile.q, 2, 3), scaled)
+    value_gradient = None
+    if weights is not None:
+        out_gradient = jnp.swapaxes(tile.query_values[0], 2, 3)
+        value_gradient = matmul("bhdi,bhij->bhdj", out_gradient, weights.astype(out_gradient.dtype))
+    return q_gradient, k_gradient, value_gradient, table_gradients
+
+
+def _has_values(rows):
+    return rows.key_values.ndim == 4
+
+
+def _number(rows):
+    return rows._replace(
+        queries=geometry.number(rows.queries, rows.q.shape[2]),
+        keys=geometry.number(rows.keys, rows.k.shape[2]),
+    )
+
+
+def _cut_queries(rows, start, size):
+    cut = functools.partial(_cut, start=start, size=size)
+    return rows._replace(
+        q=cut(rows.q, axis=2),
+        query_values=cut(rows.query_values, axis=2),
+        queries=cut(rows.queries, axis=1),
+    )
+
+
+def _cut_keys(rows, start, size):
+    cut = functools.partial(_cut, start=start, size=size)
+    return rows._replace(
+        k=cut(rows.k, axis=2), key_values=cut(rows.key_values, axis=2), keys=cut(rows.keys, axis=1)
+    )
+
+
+def _cut(tree, start, size, axis):
+    if isinstance(start, int):
+        return jax.tree.map(lambda a: lax.slice_in_dim(a, start, start + size, axis=axis), tree)
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size, axis=axis), tree)
+
+
+# The form "whole"
+
+
+def _whole_tiles(plan, rows):
+    """Gives the tiles: each block of queries with all the keys that it may meet."""
+    num_queries, num_keys = rows.q.shape[2], rows.k.shape[2]
+    prefix = _known_order(plan, rows)
+    rows = _number(rows)
     for start in range(0, num_queries, plan.tile_sizes.block_queries):
-        stop = min(start + plan.tile_sizes.block_queries, num_queries)
-        yield start, stop, (stop if prefix else num_keys)
+        size = min(plan.tile_sizes.block_queries, num_queries - start)
+        yield _cut_keys(_cut_queries(rows, start, size), 0, start + size if prefix else num_keys)
 
 
-def _take(row, start, stop, num_keys):
-    """Cuts one tile out of the rows."""
-
-    def cut(tree, axis, start, stop):
-        return jax.tree.map(lambda a: lax.slice_in_dim(a, start, stop, axis=axis), tree)
-
-    row = row._replace(
-        queries=geometry.number(row.queries, row.q.shape[2]),
-        keys=geometry.number(row.keys, row.k.shape[2]),
-    )
-    return _Row(
-        cut(row.q, 2, start, stop),
-        cut(row.k, 2, 0, num_keys),
-        cut(row.query_values, 2, start, stop),
-        cut(row.key_values, 2, 0, num_keys),
-        cut(row.queries, 1, start, stop),
-        cut(row.keys, 1, 0, num_keys),
-    )
+def _known_order(plan, rows):
+    return plan.rules.causal and rows.queries.positions is None
 
 
-def _forward_blocks(plan, bias, row):
+def _forward_whole(plan, bias, rows):
     outs = []
-    for block in _blocks(plan, row):
-        tile = _take(row, *block)
+    for tile in _whole_tiles(plan, rows):
         logits, allowed, _ = _tile_logits(plan.rules, bias, tile)
-        outs.append(plan.readout.forward(logits, allowed, tile.query_values, tile.key_values))
+        state = plan.readout.update(None, logits, allowed, tile.query_values, tile.key_values)
+        outs.append(plan.readout.finish(state))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outs)
 
 
-def _backward_blocks(plan, bias, row, table_gradients):
-    dtype = _accumulator(row.q)
+def _backward_whole(plan, bias, rows, table_gradients):
+    rows = rows._replace(query_values=plan.readout.prepare_backward(*rows.query_values))
     q_gradients = []
-    k_gradient = jnp.zeros(row.k.shape, dtype)
-    value_gradient = jnp.zeros(row.key_values.shape, dtype) if row.key_values.ndim == 4 else None
-    for start, stop, num_keys in _blocks(plan, row):
-        tile = _take(row, start, stop, num_keys)
-        logits, _, entries = _tile_logits(plan.rules, bias, tile)
-        logit_gradient, weights = plan.readout.backward(logits, tile.query_values, tile.key_values)
-        table_gradients = bias.add_gradients(table_gradients, logit_gradient, entries)
-        scaled = (logit_gradient * plan.rules.scale).astype(row.q.dtype)
-        q_gradients.append(_matmul("bhij,bhjd->bhid", scaled, tile.k))
-        k_part = _matmul("bhij,bhid->bhjd", scaled, tile.q)
-        k_gradient = k_gradient.at[:, :, :num_keys].add(k_part)
+    k_gradient = jnp.zeros(jnp.swapaxes(rows.k, 2, 3).shape, accumulator(rows.k))
+    value_gradient = jnp.zeros_like(k_gradient) if _has_values(rows) else None
+    for tile in _whole_tiles(plan, rows):
+        q_part, k_part, value_part, table_gradients = _tile_gradients(
+            plan, bias, tile, table_gradients
+        )
+        num_keys = tile.k.shape[2]
+        q_gradients.append(q_part)
+        k_gradient = k_gradient.at[..., :num_keys].add(k_part)
         if value_gradient is not None:
-            out_gradient = tile.query_values[0]
-            weights = weights.astype(out_gradient.dtype)
-            value_part = _matmul("bhij,bhid->bhjd", weights, out_gradient)
-            value_gradient = value_gradient.at[:, :, :num_keys].add(value_part)
-    q_gradient = jnp.concatenate(q_gradients, axis=2)
-    if value_gradient is not None:
-        value_gradient = value_gradient.astype(row.key_values.dtype)
+            value_gradient = value_gradient.at[..., :num_keys].add(value_part)
     return (
-        q_gradient.astype(row.q.dtype),
-        k_gradient.astype(row.k.dtype),
-        value_gradient,
+        jnp.concatenate(q_gradients, axis=2).astype(rows.q.dtype),
+        jnp.swapaxes(k_gradient, 2, 3).astype(rows.k.dtype),
+        None if value_gradient is None else _untranspose(value_gradient, rows.key_values),
         table_gradients,
     )
 
 
-def _tile_logits(rules, bias, tile):
-    """Gives a tile's masked logits, its allowed pairs (None = all) and its entries in the tables."""
-    logits = _matmul("bhid,bhjd->bhij", tile.q, tile.k) * rules.scale
-    logits, entries = bias.add(logits, tile.queries, tile.keys)
-    allowed = geometry.allowed_pairs(tile.queries, tile.keys, rules.causal)
-    if allowed is not None:
-        allowed = allowed[:, None]
-        logits = jnp.where(allowed, logits, _MASKED)
-    return logits, allowed, entries
+def _untranspose(gradient, like):
+    return jnp.swapaxes(gradient, 2, 3).astype(like.dtype)
 
 
-# The bias
+# The form "blocked"
 
 
-class _Bias:
-    """The tables, as rows of H numbers, some of them joined."""
+class _Grid(NamedTuple):
+    """The blocks of one `_Rows`, padded to whole ones."""
 
-    def __init__(self, tables, num_pairs):
-        self._tables = tables
-        self._sizes = tables.sizes()
-        self._groups = _join(self._sizes, num_pairs)
-        self._rows = [self._joined_rows(names) for names in self._groups]
+    num_queries: int
+    num_keys: int
+    block_queries: int
+    block_keys: int
+    skips: bool  # the causal half is known before the data
 
-    def _joined_rows(self, names):
-        rows = getattr(self._tables, names[0]).T
-        for name in names[1:]:
-            more = getattr(self._tables, name).T
-            rows = (rows[:, None] + more[None]).reshape(-1, rows.shape[1])
-        return rows
+    @property
+    def num_query_blocks(self):
+        return -(-self.num_queries // self.block_queries)
 
-    def add(self, logits, queries, keys):
-        """Adds a tile's bias to its logits; gives also the pairs' entries in each group of tables."""
-        entries = geometry.table_entries(queries, keys, self._sizes)
-        joined = []
-        for names, rows in zip(self._groups, self._rows, strict=True):
-            entry = entries[names[0]]
-            for name in names[1:]:
-                entry = entry * self._sizes[name] + entries[name]
-            looked_up = rows.at[entry].get(mode="promise_in_bounds")
-            logits = logits + jnp.moveaxis(looked_up, -1, 1).astype(logits.dtype)
-            joined.append(entry)
-        return logits, joined
+    @property
+    def num_key_blocks(self):
+        return -(-self.num_keys // self.block_keys)
 
-    def zero_gradients(self):
-        """Gives the gradients of the joined tables before the first tile."""
-        return [jnp.zeros(rows.shape, rows.dtype) for rows in self._rows]
+    def keys_left(self, key_block):
+        """Gives how many keys of the block and those after it are real; None where all are."""
+        if self.num_keys % self.block_keys == 0:
+            return None
+        return self.num_keys - key_block * self.block_keys
 
-    def add_gradients(self, gradients, logit_gradient, entries):
-        """Adds what one tile gives to the gradients of the joined tables."""
-        sums = []
-        for gradient, entry in zip(gradients, entries, strict=True):
-            updates = logit_gradient
-            if entry.shape[0] != updates.shape[0]:  # the same for every row of the batch
-                updates = jnp.sum(updates, axis=0, keepdims=True)
-            updates = jnp.moveaxis(updates, 1, -1).astype(gradient.dtype)
-            sums.append(gradient.at[entry].add(updates, mode="promise_in_bounds"))
-        return sums
+    def key_blocks_end(self, query_block):
+        """Gives the key block after the last that a block of queries meets."""
+        if not self.skips:
+            return self.num_key_blocks
+        last_query = (query_block + 1) * self.block_queries - 1
+        return jnp.minimum(last_query // self.block_keys + 1, self.num_key_blocks)
 
-    def split_gradients(self, gradients):
-        """Gives the gradient of each table from those of the joined ones."""
-        split = {}
-        for names, gradient in zip(self._groups, gradients, strict=True):
-            by_table = gradient.reshape(*(self._sizes[name] for name in names), -1)
-            for axis, name in enumerate(names):
-                others = tuple(other for other in range(len(names)) if other != axis)
-                split[name] = jnp.sum(by_table, axis=others).T
-        return geometry.Tables(**split)
+    def first_query_block(self, key_block):
+        """Gives the first block of queries that meets a block of keys."""
+        return key_block * self.block_keys // self.block_queries if self.skips else 0
 
 
-def _join(sizes, num_pairs):
-    """Groups tables, at most two together, where that makes few entries for the pairs of events."""
-    names = [name for name in ("time", "space", "cycle") if name in sizes]
-    groups = []
-    while names:
-        first, *names = names
-        fitting = [
-            name
-            for name in names
-            if sizes[first] * sizes[name] <= min(_MAX_JOINED_ENTRIES, num_pairs // 4)
-        ]
-        groups.append((first, *fitting[:1]))
-        names = [name for name in names if name not in fitting[:1]]
-    return groups + [("order",)] * ("order" in sizes)
+def _blocked(plan, rows):
+    """Gives the grid and the rows padded to it; what is padded repeats the last event."""
+    sizes = plan.tile_sizes
+    grid = _Grid(
+        num_queries=rows.q.shape[2],
+        num_keys=rows.k.shape[2],
+        block_queries=min(sizes.block_queries, rows.q.shape[2]),
+        block_keys=min(sizes.block_keys, rows.k.shape[2]),
+        skips=_known_order(plan, rows),
+    )
+    rows = _number(rows)
+    query_padding = grid.num_query_blocks * grid.block_queries - grid.num_queries
+    key_padding = grid.num_key_blocks * grid.block_keys - grid.num_keys
+    pad_queries = functools.partial(_pad, amount=query_padding)
+    pad_keys = functools.partial(_pad, amount=key_padding)
+    return grid, _Rows(
+        q=pad_queries(rows.q, axis=2),
+        k=pad_keys(rows.k, axis=2),
+        query_values=pad_queries(rows.query_values, axis=2),
+        key_values=pad_keys(rows.key_values, axis=2),
+        queries=pad_queries(rows.queries, axis=1),
+        keys=pad_keys(rows.keys, axis=1),
+    )
 
 
-# Readouts: what is made of the logits of a tile
+def _pad(tree, amount, axis):
+    def pad(array):
+        widths = [(0, amount if index == axis else 0) for index in range(array.ndim)]
+        return jnp.pad(array, widths, mode="edge")
+
+    return jax.tree.map(pad, tree) if amount else tree
 
 
-@dataclasses.dataclass(frozen=True)
-class _Softmax:
-    """Softmax times values. Statistic: the log-sum-exp."""
+def _forward_blocked(plan, bias, rows):
+    grid, rows = _blocked(plan, rows)
+    dtype = accumulator(rows.q)
 
-    def forward(self, logits, allowed, query_values, values):
-        highest = _highest(logits)
-        weights = jnp.exp(logits - highest)
-        sums = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _matmul("bhij,bhjd->bhid", weights.astype(values.dtype), values)
-        return out / _nonzero(sums), _log_sum_exp(highest, sums)[..., 0]
+    def query_block(index):
+        block = _cut_queries(rows, index * grid.block_queries, grid.block_queries)
 
-    def prepare_backward(self, query_targets, out_gradient, out, log_sum_exps):
-        overlap = jnp.sum(out_gradient * out, axis=-1)
-        return out_gradient, log_sum_exps, overlap
+        def key_block(key_index, state):
+            tile = _cut_keys(block, key_index * grid.block_keys, grid.block_keys)
+            logits, allowed, _ = _tile_logits(plan.rules, bias, tile, grid.keys_left(key_index))
+            return plan.readout.update(state, logits, allowed, tile.query_values, tile.key_values)
 
-    def backward(self, logits, query_values, values):
-        out_gradient, log_sum_exps, overlap = query_values
-        weights = jnp.exp(logits - log_sum_exps[..., None])
-        weight_gradient = _matmul(
-            "bhid,bhjd->bhij", out_gradient, values.astype(out_gradient.dtype)
-        )
-        return weights * (weight_gradient - overlap[..., None]), weights
+        start = plan.readout.start(block.q.shape[:3], dtype, block.key_values)
+        end = grid.key_blocks_end(index)
+        return plan.readout.finish(lax.fori_loop(0, end, key_block, start))
 
+    blocks = lax.map(query_block, jnp.arange(grid.num_query_blocks, dtype=jnp.int32))
 
-@dataclasses.dataclass(frozen=True)
-class _Silu:
-    """SiLU of the logit over the number of keys, times values. Statistic: that number."""
+    def unite(array):  # [blocks, b, H, block_queries, ...] -> [b, H, L, ...]
+        array = jnp.moveaxis(array, 0, 2)
+        array = array.reshape(*array.shape[:2], -1, *array.shape[4:])
+        return array[:, :, : grid.num_queries]
 
-    denominator: float | None
-
-    def forward(self, logits, allowed, query_values, values):
-        weights = jax.nn.silu(logits)  # of a masked logit: exactly 0
-        out = _matmul("bhij,bhjd->bhid", weights.astype(values.dtype), values)
-        shape = (*logits.shape[:1], 1, logits.shape[2])
-        if self.denominator is not None:
-            denominators = jnp.full(shape, self.denominator, logits.dtype)
-        elif allowed is None:
-            denominators = jnp.full(shape, logits.shape[3], logits.dtype)
-        else:
-            num_keys = jnp.sum(allowed, axis=-1, dtype=jnp.int32)
-            denominators = jnp.broadcast_to(jnp.maximum(num_keys, 1), shape).astype(logits.dtype)
-        return out / denominators[..., None], denominators
-
-    def prepare_backward(self, query_targets, out_gradient, out, denominators):
-        return (out_gradient / denominators[..., None],)
-
-    def backward(self, logits, query_values, values):
-        (out_gradient,) = query_values
-        weight_gradient = _matmul(
-            "bhid,bhjd->bhij", out_gradient, values.astype(out_gradient.dtype)
-        )
-        gates = jax.nn.sigmoid(logits)
-        slopes = gates * (1.0 + logits * (1.0 - gates))
-        return weight_gradient * slopes, logits * gates
+    return jax.tree.map(unite, blocks)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pointer:
-    """The log of the mass on the keys whose id is the query's target. Statistics: two log-sum-exps,
-    of all keys and of those.
+def _backward_blocked(plan, bias, rows, table_gradients):
+    dtype = accumulator(rows.q)
+    grid, rows = _blocked(plan, rows)
+    targets, out_gradient, *rest = rows.query_values
+    real = jnp.arange(rows.q.shape[2], dtype=jnp.int32) < grid.num_queries
+    real = real.reshape(1, 1, -1, *[1] * (out_gradient.ndim - 3))
+    out_gradient = jnp.where(real, out_gradient, 0.0)
+    query_values = plan.readout.prepare_backward(targets, out_gradient, *rest)
+    rows = rows._replace(query_values=query_values)
 
-    Each number is raised by the maximum of its own kind, so that one exponential a pair serves both
-    sums.
-    """
+    def key_block(carry, key_index):
+        block = _cut_keys(rows, key_index * grid.block_keys, grid.block_keys)
 
-    def forward(self, logits, allowed, query_values, ids):
-        match = _match(query_values[0], ids)
-        highest, highest_match = _highest(logits), _highest(jnp.where(match, logits, _MASKED))
-        raised = jnp.exp(logits - jnp.where(match, highest_match, highest))
-        match_sums = jnp.sum(jnp.where(match, raised, 0.0), axis=-1, keepdims=True)
-        other_sums = jnp.sum(jnp.where(match, 0.0, raised), axis=-1, keepdims=True)
-        sums = other_sums + match_sums * jnp.exp(highest_match - highest)
-        of_all = _log_sum_exp(highest, sums)[..., 0]
-        of_match = _log_sum_exp(highest_match, match_sums)[..., 0]
-        log_masses = jnp.where(of_match == _NOTHING, FLOOR, of_match - of_all)
-        out = jax.nn.logsumexp(log_masses, axis=1, keepdims=True) - jnp.log(
-            jnp.asarray(logits.shape[1], logits.dtype)
-        )
-        out = jnp.where(of_match[:, :1] == _NOTHING, FLOOR, out)
-        return out, (of_all, of_match)
+        def query_block(index, carry):
+            q_gradient, k_gradient, value_gradient, table_gradients = carry
+            start = index * grid.block_queries
+            tile = _cut_queries(block, start, grid.block_queries)
+            q_part, k_part, value_part, table_gradients = _tile_gradients(
+                plan, bias, tile, table_gradients, grid.keys_left(key_index)
+            )
+            q_part = q_part + _cut(q_gradient, start, grid.block_queries, axis=2)
+            q_gradient = lax.dynamic_update_slice_in_dim(q_gradient, q_part, start, axis=2)
+            k_gradient = k_gradient + k_part
+            if value_gradient is not None:
+                value_gradient = value_gradient + value_part
+            return q_gradient, k_gradient, value_gradient, table_gradients
 
-    def prepare_backward(self, query_targets, out_gradient, out, log_sum_exps):
-        of_all, of_match = log_sum_exps
-        found = of_match != _NOTHING
-        log_masses = jnp.where(found, of_match - of_all, 0.0)
-        shares = jnp.exp(log_masses - jnp.where(found, out, 0.0)) / of_all.shape[1]
-        head_gradients = jnp.where(found, shares * out_gradient, 0.0)
-        return query_targets, of_all, of_match, head_gradients, -jnp.expm1(log_masses)
+        q_gradient, table_gradients = carry
+        zeros = jnp.zeros(jnp.swapaxes(block.k, 2, 3).shape, dtype)
+        carry = q_gradient, zeros, zeros if _has_values(rows) else None, table_gradients
+        first = grid.first_query_block(key_index)
+        carry = lax.fori_loop(first, grid.num_query_blocks, query_block, carry)
+        q_gradient, k_gradient, value_gradient, table_gradients = carry
+        return (q_gradient, table_gradients), (k_gradient, value_gradient)
 
-    def backward(self, logits, query_values, ids):
-        targets, of_all, of_match, head_gradients, missed = (a[..., None] for a in query_values)
-        match = targets == ids[:, :, None]
-        shares = jnp.exp(logits - jnp.where(match, of_match, of_all))
-        return shares * head_gradients * jnp.where(match, missed, -1.0), None
+    carry = jnp.zeros(rows.q.shape, dtype), table_gradients
+    key_indices = jnp.arange(grid.num_key_blocks, dtype=jnp.int32)
+    (q_gradient, table_gradients), blocks = lax.scan(key_block, carry, key_indices)
 
+    def unite(array, like):  # [blocks, b, H, D, block_keys] -> [b, H, S, D]
+        array = jnp.moveaxis(array, (0, 4), (2, 3))
+        array = array.reshape(*array.shape[:2], -1, array.shape[4])
+        return array[:, :, : grid.num_keys].astype(like.dtype)
 
-def _match(targets, ids):
-    return targets[..., None] == ids[:, :, None]
-
-
-def _highest(logits):
-    return jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), _LOWEST)
-
-
-def _nonzero(sums):
-    return jnp.where(sums == 0.0, 1.0, sums)
-
-
-def _log_sum_exp(highest, sums):
-    return jnp.where(sums == 0.0, _NOTHING, highest + jnp.log(_nonzero(sums)))
-
-
-def _matmul(equation, a, b):
-    return jnp.einsum(equation, a, b, preferred_element_type=_accumulator(a))
-
-
-def _accumulator(array):
-    return jnp.promote_types(array.dtype, jnp.float32)
+    k_gradient, value_gradient = blocks
+    return (
+        q_gradient[:, :, : grid.num_queries].astype(rows.q.dtype),
+        unite(k_gradient, rows.k),
+        None if value_gradient is None else unite(value_gradient, rows.key_values),
+        table_gradients,
+    )

@@ -1,0 +1,82 @@
+"""The bias of a tile in the `xla` backend: look-ups in the tables, and the gradients of the tables.
+
+A table is kept as rows of H numbers, one row an entry, so that one index serves all heads. Two
+tables may be joined into one of all the pairs of their entries, which halves the look-ups and the
+additions.
+"""
+
+import jax.numpy as jnp
+
+from stt_kernels.attention import geometry
+
+_MAX_JOINED_ENTRIES = 2**14
+_IN_BOUNDS = {"mode": "promise_in_bounds", "wrap_negative_indices": False}  # see table_entries
+
+
+class Bias:
+    """The tables of one call, some of them joined."""
+
+    def __init__(self, tables, num_pairs):
+        """Joins `tables`, to be used on `num_pairs` pairs of events."""
+        self._tables = tables
+        self._sizes = tables.sizes()
+        self._groups = _join(self._sizes, num_pairs)
+        self._rows = [self._joined_rows(names) for names in self._groups]
+
+    def _joined_rows(self, names):
+        rows = getattr(self._tables, names[0]).T
+        for name in names[1:]:
+            more = getattr(self._tables, name).T
+            rows = (rows[:, None] + more[None]).reshape(-1, rows.shape[1])
+        return rows
+
+    def add(self, logits, queries, keys):
+        """Adds a tile's bias to its logits; gives also the pairs' entries in each group of tables."""
+        entries = geometry.table_entries(queries, keys, self._sizes)
+        joined = []
+        for names, rows in zip(self._groups, self._rows, strict=True):
+            entry = entries[names[0]]
+            for name in names[1:]:
+                entry = entry * self._sizes[name] + entries[name]
+            looked_up = rows.at[entry].get(**_IN_BOUNDS)
+            logits = logits + jnp.moveaxis(looked_up, -1, 1).astype(logits.dtype)
+            joined.append(entry)
+        return logits, joined
+
+    def zero_gradients(self):
+        """Gives the gradients of the joined tables before the first tile."""
+        return [jnp.zeros_like(rows) for rows in self._rows]
+
+    def add_gradients(self, gradients, logit_gradient, entries):
+        """Adds what one tile gives to the gradients of the joined tables."""
+        sums = []
+        for gradient, entry in zip(gradients, entries, strict=True):
+            updates = logit_gradient
+            if entry.shape[0] != updates.shape[0]:  # the same for every row of the batch
+                updates = jnp.sum(updates, axis=0, keepdims=True)
+            updates = jnp.moveaxis(updates, 1, -1).astype(gradient.dtype)
+            sums.append(gradient.at[entry].add(updates, **_IN_BOUNDS))
+        return sums
+
+    def split_gradients(self, gradients):
+        """Gives the gradient of each table from those of the joined ones."""
+        split = {}
+        for names, gradient in zip(self._groups, gradients, strict=True):
+            by_table = gradient.reshape(*(self._sizes[name] for name in names), -1)
+            for axis, name in enumerate(names):
+                others = tuple(other for other in range(len(names)) if other != axis)
+                split[name] = jnp.sum(by_table, axis=others).T
+        return geometry.Tables(**split)
+
+
+def _join(sizes, num_pairs):
+    """Groups tables, at most two together, where that makes few entries for the pairs of events."""
+    most = min(_MAX_JOINED_ENTRIES, num_pairs // 4)
+    names = [name for name in ("time", "space", "cycle") if name in sizes]
+    groups = []
+    while names:
+        first, *names = names
+        partner = [name for name in names if sizes[first] * sizes[name] <= most][:1]
+        groups.append((first, *partner))
+        names = [name for name in names if name not in partner]
+    return [*groups, ("order",)] if "order" in sizes else groups
