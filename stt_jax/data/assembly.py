@@ -181,7 +181,7 @@ def _texts(values: ir.Table) -> list[str]:
 
 def iso_time(time_s: int) -> str:
     """Unix seconds for people to read."""
-    moment = np.datetime64(time_s, "s")
+    moment = np.datetime64(int(time_s), "s")
     return f"{moment}Z"
 
 
