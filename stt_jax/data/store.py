@@ -335,7 +335,9 @@ def _from_tables(
 
 
 def _view(table: pa.RecordBatch, name: str) -> np.ndarray:
-    return table.column(name).to_numpy(zero_copy_only=True)
+    # Not Array.to_numpy, which imports pandas.
+    column = table.column(name)
+    return np.frombuffer(column.buffers()[1], column.type.to_pandas_dtype(), len(column))
 
 
 def _split_values(table: pa.RecordBatch) -> dict[str, list[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import difflib
+import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -45,5 +47,10 @@ def find_sorted(ids: Sequence[str], wanted: str, first: int, last: int) -> int:
 def near_ids(ids: Sequence[str], wanted: str, row: int) -> str:
     """Up to three ids like `wanted` from around `row`, for an error message."""
     around = ids[max(0, row - _NUM_NEAR_IDS // 2) : row + _NUM_NEAR_IDS // 2]
-    near = difflib.get_close_matches(wanted, around, n=3, cutoff=0.5) or list(around[:3])
-    return ", ".join(near) or "none"
+
+    def unlikeness(other: str) -> tuple[int, float]:
+        pairs = zip(wanted, other, strict=False)
+        same_start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return -same_start, -difflib.SequenceMatcher(None, wanted, other).ratio()
+
+    return ", ".join(heapq.nsmallest(3, around, key=unlikeness)) or "none"

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +21,12 @@ from hypothesis import strategies as st
 from stt_jax import command
 from stt_jax.config import PrepareConfig
 from stt_jax.data.preparation import prepare_log
+from stt_jax.data.schema import PART_NAMES
 from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7, VALIDATION, open_log
 from stt_jax.prepare import GROUPS
 
-DATA_ROOT = pathlib.Path(
-    os.environ.get("STT_DATA", pathlib.Path(__file__).parents[4] / "shared" / "data")
-)
+ROOT = pathlib.Path(__file__).parents[3]
+DATA_ROOT = pathlib.Path(os.environ.get("STT_DATA", ROOT.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(
     not DATA_ROOT.is_dir(), reason=f"no real logs at {DATA_ROOT}; name their folder by STT_DATA"
 )
@@ -383,3 +384,28 @@ def test_nyc_check_ins_give_the_published_counts(tmp_path):
     users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
     usable = [e for e in last_of_session.values() if log.items[e] and users[e] < 1_047]
     assert len(usable) == 1_357
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name", ["nyc", "ml100k", "gowalla", "calgary", "online_retail", "ml1m", "amazon_beauty"]
+)
+def test_real_logs_give_the_counts_that_their_flagfiles_promise(tmp_path, name):
+    path = ROOT / "configs" / "prepare" / f"{name}.flags"
+    groups = command.parse(
+        GROUPS,
+        ["", f"--flagfile={path}", f"--data_root={DATA_ROOT}", f"--output={tmp_path / 'out'}"],
+    )
+    options = {key: value for group in groups.values() for key, value in vars(group).items()}
+    log = prepare_log(PrepareConfig(**options))
+    comments = " ".join(
+        line.removeprefix("# ")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#")
+    )
+    promised = re.search(r"([\d,]+) / ([\d,]+) / ([\d,]+) events", comments)
+    assert [int(text.replace(",", "")) for text in promised.groups()] == [
+        log.meta.statistics[f"{part}_events"] for part in PART_NAMES
+    ]
+    assert f"{log.num_items:,}" in comments
+    assert f"{log.num_users:,}" in comments

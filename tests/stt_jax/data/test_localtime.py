@@ -1,0 +1,100 @@
+import datetime
+import zoneinfo
+
+import ibis
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stt_jax.config import PrepareConfig
+from stt_jax.data import localtime
+
+NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
+START = int(datetime.datetime(2011, 1, 1, tzinfo=datetime.UTC).timestamp())
+YEARS_S = 3 * 365 * 86_400
+
+
+@pytest.fixture(scope="module")
+def connection():
+    return ibis.duckdb.connect(threads=1)
+
+
+def set_offsets(connection, times_s, *, is_zoned, offset_s=0, **options):
+    config = PrepareConfig(input=("log.csv",), output="out", time="t", **options)
+    zone = localtime.open_zone(config.timezone) if config.timezone else None
+    count = len(times_s)
+    rows = {
+        "row": np.arange(count),
+        "time_s": np.asarray(times_s, np.int64),
+        "zone_s": np.full(count, 7200),
+        "is_zoned": np.full(count, is_zoned),
+        "utc_offset_s": np.full(count, offset_s),
+    }
+    table, source = localtime.set_offsets(ibis.memtable(pa.table(rows)), config, zone)
+    result = connection.to_pyarrow(table.order_by("row"))
+    return result["time_s"].to_numpy(), result["utc_offset_s"].to_numpy(), source
+
+
+def test_offsets_of_a_zone_agree_with_zoneinfo(connection):
+    times_s = np.random.default_rng(1).integers(START, START + YEARS_S, 2_000)
+    moved, offsets_s, source = set_offsets(
+        connection, times_s, is_zoned=True, timezone="America/New_York"
+    )
+    wanted = [
+        datetime.datetime.fromtimestamp(int(t), NEW_YORK).utcoffset().total_seconds()
+        for t in times_s
+    ]
+    assert moved.tolist() == times_s.tolist()
+    assert offsets_s.tolist() == wanted
+    assert source == "America/New_York"
+
+
+def test_local_clock_readings_become_utc_as_in_python(connection):
+    # Around both changes of the clock, with the hour that is skipped and the one that comes twice.
+    walls = [
+        datetime.datetime(2012, month, day) + datetime.timedelta(minutes=15 * i)
+        for month, day in ((3, 11), (11, 4))
+        for i in range(24)
+    ]
+    times_s = [int(wall.replace(tzinfo=datetime.UTC).timestamp()) for wall in walls]
+    moved, _, _ = set_offsets(connection, times_s, is_zoned=False, timezone="America/New_York")
+    assert moved.tolist() == [int(wall.replace(tzinfo=NEW_YORK).timestamp()) for wall in walls]
+
+
+@pytest.mark.parametrize(
+    ("options", "is_zoned", "moved_s", "offset_s"),
+    [
+        ({}, True, 0, 7200),  # as written with the time
+        ({"utc_offset_minutes": -300}, True, 0, -18_000),
+        ({"utc_offset_minutes": -300}, False, 18_000, -18_000),
+        ({"utc_offset_minutes": -300, "unzoned_times": "utc"}, False, 0, -18_000),
+        ({"utc_offset_column": "c"}, False, 0, -3600),
+        ({"utc_offset_column": "c", "unzoned_times": "local"}, False, 3600, -3600),
+        ({"timezone": "Asia/Tokyo", "unzoned_times": "utc"}, False, 0, 32_400),
+    ],
+)
+def test_which_times_are_local(connection, options, is_zoned, moved_s, offset_s):
+    given_s = -3600 if "utc_offset_column" in options else 0
+    moved, offsets_s, _ = set_offsets(
+        connection, [START], is_zoned=is_zoned, offset_s=given_s, **options
+    )
+    assert moved.tolist() == [START + moved_s]
+    assert offsets_s.tolist() == [offset_s]
+
+
+def test_a_zone_without_changes_has_one_offset():
+    assert localtime.zone_offsets(zoneinfo.ZoneInfo("UTC"), START, START + YEARS_S) == ([0], [])
+
+
+def test_wrong_zone_names_near_ones():
+    with pytest.raises(ValueError, match="did you mean America/New_York"):
+        localtime.open_zone("America/NewYork")
+    with pytest.raises(ValueError, match=r"--timezone=\.\./x is no time zone"):
+        localtime.open_zone("../x")
+
+
+def test_impossible_offsets_become_zero_and_are_marked(connection):
+    table = ibis.memtable({"row": [0, 1, 2, 3], "utc_offset": ["-300", "345.0", None, "9999"]})
+    rows = connection.to_pyarrow(localtime.mark_offsets(table).order_by("row")).to_pylist()
+    assert [row["utc_offset_s"] for row in rows] == [-18_000, 20_700, 0, 0]
+    assert [bool(row["changed"]) for row in rows] == [False, False, True, True]

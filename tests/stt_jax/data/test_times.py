@@ -1,0 +1,131 @@
+import datetime
+
+import ibis
+import pyarrow as pa
+import pytest
+
+from stt_jax.data import times
+
+UTC = datetime.UTC
+
+
+@pytest.fixture(scope="module")
+def connection():
+    return ibis.duckdb.connect(threads=1)
+
+
+def read_times(texts, connection, time_format=""):
+    """The reading that is chosen, and its rows."""
+    rows = pa.table({"source_row": list(range(len(texts))), "time": pa.array(texts, pa.string())})
+    table = ibis.memtable(rows)
+    reading = times.choose_reading(
+        table, time_format=time_format, flag="--time=t", where=lambda row: f"row {row + 1}"
+    )
+    marked = connection.to_pyarrow(times.mark_times(table, reading).order_by("source_row"))
+    return reading, marked.to_pylist()
+
+
+def moment(*parts):
+    return int(datetime.datetime(*parts, tzinfo=UTC).timestamp())
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "time_s", "time_us"),
+    [
+        ("1333476000", "seconds", 1_333_476_000, 0),
+        ("1287503727.0", "seconds", 1_287_503_727, 0),
+        ("1287503727.7", "seconds", 1_287_503_727, 700_000),
+        ("1.3e9", "seconds", 1_300_000_000, 0),
+        ("-1.5", "seconds", -2, 500_000),
+        ("1506826828020", "milliseconds", 1_506_826_828, 20_000),
+        ("1506826828020001", "microseconds", 1_506_826_828, 20_001),
+        ("1506826828000000000", "nanoseconds", 1_506_826_828, 0),
+        ("2012-04-03T18:00:09Z", "iso_zone", moment(2012, 4, 3, 18, 0, 9), 0),
+        ("2012-04-03 18:00:09+00:00", "iso_zone", moment(2012, 4, 3, 18, 0, 9), 0),
+        ("2012-04-03 18:00:09.25-05:30", "iso_zone", moment(2012, 4, 3, 23, 30, 9), 250_000),
+        ("2012-04-03T18:00+02", "iso_zone", moment(2012, 4, 3, 16), 0),
+        ("2012-04-03 18:00:09 UTC", "iso_zone", moment(2012, 4, 3, 18, 0, 9), 0),
+        ("2012-04-03T18:00", "iso", moment(2012, 4, 3, 18), 0),
+        ("2012-04-03 18:00:09.123456", "iso", moment(2012, 4, 3, 18, 0, 9), 123_456),
+        ("1969-12-31 23:59:59.5", "iso", -1, 500_000),
+        ("2012-04-03", "iso", moment(2012, 4, 3), 0),
+    ],
+)
+def test_known_ways_to_write_a_time(connection, text, kind, time_s, time_us):
+    reading, rows = read_times([text], connection)
+    assert reading.kinds == (kind,)
+    assert (rows[0]["time_s"], rows[0]["time_us"]) == (time_s, time_us)
+    assert rows[0]["is_zoned"] == (kind != "iso")
+    assert rows[0]["dropped"] is None
+
+
+def test_the_zone_that_a_time_is_written_with_is_kept(connection):
+    _, rows = read_times(["2012-04-03T18:00:00-05:30", "2012-04-03T18:00:00Z"], connection)
+    assert [row["zone_s"] for row in rows] == [-19_800, 0]
+
+
+def test_empty_and_unreadable_times_are_marked(connection):
+    _, rows = read_times([None, "2012-02-30", "2012-02-28", "never"], connection)
+    assert [row["dropped"] for row in rows] == [
+        "time is empty",
+        "time is not ISO 8601 without zone",
+        None,
+        "time is not ISO 8601 without zone",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["1333476000", "1333476000", "1333476000000"], "row 3 '1333476000000' reads as unix mil"),
+        (["2012-04-03", "2012-04-03T10:00Z", "2012-04-03"], "row 2 '2012-04-03T10:00Z' reads as"),
+        (["20120403", "20120404"], "may be a date in digits"),
+        (["3/4/2012 18:18"], "row 1 '3/4/2012 18:18'. Give --time_format"),
+        ([None, None], "every value is empty"),
+    ],
+)
+def test_mixed_and_unknown_ways_are_refused_with_a_row(connection, texts, words):
+    with pytest.raises(ValueError, match="--time=t: ") as error:
+        read_times(texts, connection)
+    assert words in str(error.value)
+
+
+def test_relative_seconds_may_look_like_dates(connection):
+    _, rows = read_times(["5", "20120403", "20120405"], connection)
+    assert [row["time_s"] for row in rows] == [5, 20_120_403, 20_120_405]
+
+
+@pytest.mark.parametrize(
+    ("time_format", "text", "time_s"),
+    [
+        ("%d/%m/%Y %H:%M", "3/4/2012 18:18", moment(2012, 4, 3, 18, 18)),
+        ("%Y%m%d", "20120403", moment(2012, 4, 3)),
+        ("%a %b %d %H:%M:%S %z %Y", "Tue Apr 03 18:00:09 +0200 2012", moment(2012, 4, 3, 16, 0, 9)),
+        ("seconds", "20120403", 20_120_403),
+        ("milliseconds", "1500", 1),
+        ("iso", "2012-04-03", moment(2012, 4, 3)),
+    ],
+)
+def test_named_formats(connection, time_format, text, time_s):
+    _, rows = read_times([text], connection, time_format)
+    assert rows[0]["time_s"] == time_s
+
+
+def test_named_format_drops_what_does_not_follow_it(connection):
+    _, rows = read_times(["3/4/2012", "2012-04-03"], connection, "%d/%m/%Y")
+    assert [row["dropped"] for row in rows] == [None, "time is not pattern '%d/%m/%Y'"]
+
+
+def test_iso_by_name_reads_times_with_and_without_zone(connection):
+    _, rows = read_times(["2012-04-03T10:00+02:00", "2012-04-03T10:00"], connection, "iso")
+    assert [row["time_s"] for row in rows] == [moment(2012, 4, 3, 8), moment(2012, 4, 3, 10)]
+    assert [row["is_zoned"] for row in rows] == [True, False]
+
+
+def test_moments_of_flags():
+    assert times.to_moment("2012-12-21", "test_from") == moment(2012, 12, 21)
+    assert times.to_moment("2012-12-21T13:29:31+01:00", "test_from") == moment(
+        2012, 12, 21, 12, 29, 31
+    )
+    with pytest.raises(ValueError, match="--test_from=soon is no ISO 8601 time"):
+        times.to_moment("soon", "test_from")

@@ -1,0 +1,69 @@
+import ibis
+import pyarrow as pa
+
+from stt_jax.data import vocabulary
+from stt_jax.data.schema import TEST, TRAIN, UNKNOWN_E7
+
+
+def make_events(rows, columns):
+    """A table of rows, with a running source_row and the part in the first column."""
+    table = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
+    return ibis.memtable(
+        pa.table(table | {"source_row": list(range(len(rows)))}),
+    )
+
+
+def test_values_are_numbered_by_training_count_then_bytes():
+    rows = [(TRAIN, v) for v in ["b", "a", "a", "é", "Z", None]] + [(TEST, "new"), (TEST, "b")] * 5
+    values = vocabulary.number_values(make_events(rows, ["part", "kind"]), "kind")
+    table = values.order_by("row").to_pyarrow().to_pydict()
+    assert table["value"] == ["a", "Z", "b", "é"]
+    assert table["row"] == [1, 2, 3, 4]
+    assert table["train_count"] == [2, 1, 1, 1]
+
+
+def test_users_with_training_events_come_first():
+    rows = [(TEST, "a"), (TRAIN, "c"), (TRAIN, "b"), (TEST, "b"), (TEST, "0")]
+    users = vocabulary.number_users(make_events(rows, ["part", "user"]))
+    table = users.order_by("user_row").to_pyarrow().to_pydict()
+    assert table["user"] == ["b", "c", "0", "a"]
+    assert table["train_count"] == [1, 1, 0, 0]
+
+
+def test_an_item_is_described_by_its_training_events():
+    u = UNKNOWN_E7
+    rows = [
+        (TRAIN, "x", "Bar", "b", 10, 7),
+        (TRAIN, "x", "Bär", "a", 30, 7),
+        (TRAIN, "x", "Bar", None, 20, 9),
+        (TRAIN, "x", None, None, 40, 9),
+        (TRAIN, "x", None, None, u, u),
+        (TEST, "x", "Zoo", "z", 99, 99),
+        (TEST, "x", "Zoo", "z", 99, 99),
+        (TEST, "x", "Zoo", "z", 99, 99),
+        (TRAIN, "y", None, None, u, u),
+    ]
+    columns = ["part", "item", "name", "category", "latitude_e7", "longitude_e7"]
+    events = make_events(rows, columns)
+    items = vocabulary.describe_items(events, vocabulary.number_values(events, "item"))
+    found = items.to_pyarrow().to_pylist()
+    assert [row["value"] for row in found] == ["x", "y"]
+    # Most frequent, ties by bytes; the lower one of two middle values.
+    assert (found[0]["name"], found[0]["category"]) == ("Bar", "a")
+    assert (found[0]["latitude_e7"], found[0]["longitude_e7"]) == (20, 7)
+    assert (found[1]["name"], found[1]["category"]) == (None, None)
+    assert (found[1]["latitude_e7"], found[1]["longitude_e7"]) == (u, u)
+
+
+def test_sessions_are_numbered_by_their_first_event():
+    events = ibis.memtable(
+        {
+            "user_row": [0, 0, 0, 1, 1],
+            "session": ["s2", "s1", "s2", "s1", None],
+            "position": [0, 1, 2, 3, 4],
+        }
+    )
+    table = vocabulary.number_sessions(events).order_by("session_row").to_pyarrow().to_pydict()
+    assert table["user_row"] == [0, 0, 1]
+    assert table["session"] == ["s2", "s1", "s1"]
+    assert table["session_row"] == [1, 2, 3]
