@@ -1,0 +1,34 @@
+# Every target is what a person could type; README.md shows the plain commands.
+PYTHON ?= python3
+QUICKSTART := configs/quickstart
+
+.PHONY: quickstart test lint bench
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --editable .
+	touch $@
+
+.venv-test/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+# A generated city, from nothing to one person's ten recommendations.
+quickstart: .venv/installed
+	.venv/bin/python -m stt_jax.generate --flagfile=$(QUICKSTART).generate.flags
+	.venv/bin/python -m stt_jax.prepare --flagfile=$(QUICKSTART).prepare.flags --overwrite
+	.venv/bin/python -m stt_jax.train --flagfile=$(QUICKSTART).flags
+	.venv/bin/python -m stt_jax.evaluate --flagfile=$(QUICKSTART).evaluate.flags
+	.venv/bin/python -m stt_jax.recommend --flagfile=$(QUICKSTART).recommend.flags
+
+test: .venv-test/installed
+	.venv-test/bin/python -m pytest
+
+lint: .venv-test/installed
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/ruff check .
+	.venv-test/bin/mypy
+
+bench: .venv-test/installed
+	.venv-test/bin/python -m benchmarks.bench_city

@@ -1,0 +1,204 @@
+"""What the whole model promises, whatever its parameters."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stt_jax.config import ModelConfig
+from stt_jax.data.pipeline import TrainingBatches, catalogue, gather_history, gather_requests
+from stt_jax.data.windows import training_windows
+from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.training.ranks import in_mode
+from stt_jax.training.run import model_sizes
+from tests.stt_jax.tiny_logs import random_log
+
+LOG = random_log(num_users=8, seed=5)
+CONFIG = ModelConfig(width=16, num_heads=2, num_layers=2, dropout=0.5, attention="reference")
+ITEMS = jax.tree.map(jnp.asarray, catalogue(LOG))
+
+
+def batch():
+    source = TrainingBatches(LOG, window=16, requests=8, batch_rows=3, seed=0)
+    return jax.tree.map(jnp.asarray, source[0])
+
+
+@functools.cache
+def make(config=CONFIG):
+    """A model with random parameters everywhere, the zero-initialised tables included."""
+    model = SpatiotemporalTransformer(config, model_sizes(LOG))
+    history, requests = batch()
+    init = jax.jit(model.init, static_argnames="deterministic")
+    params = init(jax.random.key(0), ITEMS, history, requests, deterministic=True)["params"]
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return model, jax.tree.unflatten(treedef, leaves)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def probabilities(model, params, history, requests):
+    return model.apply(
+        {"params": params}, ITEMS, history, requests, method=model.item_probabilities
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(model, params, history):
+    return model.apply({"params": params}, history, deterministic=True, method=model.encode)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(model, params, history, requests):
+    return model.apply({"params": params}, ITEMS, history, requests, deterministic=True)
+
+
+VARIANTS = {
+    "whole": {},
+    "without time": {"use_time": False},
+    "without place": {"use_place": False},
+    "without gate": {"use_gate": False},
+    "without pointer": {"use_pointer": False},
+    "without person": {"use_person": False},
+}
+
+
+@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS.keys())
+def test_scores_are_probabilities_and_the_loss_sees_the_same_ones(change):
+    model, params = make(dataclasses.replace(CONFIG, **change))
+    history, requests = batch()
+    p = probabilities(model, params, history, requests)
+    asked = np.asarray(requests.segment_ids) > 0
+    if model.config.use_pointer:
+        # A pointer can hold mass on unknown items, which are never recommended.
+        assert np.all(np.asarray(p.sum(-1))[asked] < 1 + 1e-5)
+    else:
+        np.testing.assert_allclose(np.asarray(p.sum(-1))[asked], 1, atol=1e-5)
+    assert np.all(np.asarray(p[..., 0]) == 0)
+    prediction = predict(model, params, history, requests)
+    queries, places = prediction.queries.reshape(-1, 16), prediction.places.reshape(-1, 3)
+    generated = jax.nn.softmax(prediction.scorer.logits(queries, places))
+    columns = jnp.maximum(requests.targets - 1, 0)
+    target = jnp.take_along_axis(generated, columns.reshape(-1, 1), axis=-1).reshape(columns.shape)
+    if model.config.use_pointer:
+        gate = jax.nn.sigmoid(prediction.gate_logits)
+        target = gate * target + (1 - gate) * jnp.exp(prediction.target_log_mass)
+    expected = jnp.take_along_axis(p, requests.targets[..., None], axis=-1)[..., 0]
+    known = asked & (np.asarray(requests.targets) > 0)
+    np.testing.assert_allclose(np.asarray(target)[known], np.asarray(expected)[known], rtol=2e-4)
+
+
+def test_packed_rows_equal_separate_rows():
+    model, params = make()
+    windows = training_windows(LOG, window=16, requests=8)
+    chosen = [w for w in range(len(windows)) if windows.num_tokens[w] <= 8][:2]
+    packed, layout = gather_history(LOG, windows, [np.array(chosen)], row_tokens=16)
+    packed_requests = gather_requests(LOG, layout, (1, 16))
+    p = probabilities(model, params, packed, packed_requests)[0]
+    at = 0
+    for index in chosen:
+        alone, layout = gather_history(LOG, windows, [np.array([index])], row_tokens=16)
+        alone_requests = gather_requests(LOG, layout, (1, 16))
+        n = int(windows.num_requests[index])
+        expected = probabilities(model, params, alone, alone_requests)[0, :n]
+        np.testing.assert_allclose(p[at : at + n], expected, atol=1e-5)
+        at += n
+
+
+def test_padding_never_changes_scores():
+    model, params = make()
+    windows = training_windows(LOG, window=16, requests=8)
+    rows = [np.array([0])]
+    results = []
+    for row_tokens in (16, 40):
+        history, layout = gather_history(LOG, windows, rows, row_tokens=row_tokens)
+        requests = gather_requests(LOG, layout, (1, 8))
+        results.append(probabilities(model, params, history, requests))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)
+
+
+def test_future_events_have_no_effect_on_states_and_no_gradient():
+    model, params = make()
+    history, _ = batch()
+    cut = 5
+    changed = history.replace(
+        items=history.items.at[:, cut:].set(1),
+        times=history.times.at[:, cut:].add(1000),
+        coords=history.coords.at[:, cut:].add(10.0),
+    )
+    np.testing.assert_array_equal(
+        encode(model, params, history)[:, :cut], encode(model, params, changed)[:, :cut]
+    )
+
+    def early(coords_shift):
+        shifted = history.replace(origins=history.origins + coords_shift)
+        return encode(model, params, shifted)[:, :cut].sum()
+
+    gradient = jax.grad(early)(jnp.zeros_like(history.origins))
+    assert np.all(np.asarray(gradient[:, cut:]) == 0)
+    assert np.any(np.asarray(gradient[:, :cut]) != 0)
+
+
+def test_states_do_not_depend_on_the_request():
+    """What makes a cached state exact: encode takes no request at all, and hiding is late."""
+    model, params = make()
+    history, requests = batch()
+    known = probabilities(model, params, history, requests)
+    hidden = probabilities(model, params, history, in_mode(requests, "unknown"))
+    assert np.abs(np.asarray(known - hidden)).max() > 1e-4
+
+
+def test_an_unknown_time_cannot_be_felt():
+    model, params = make()
+    history, requests = batch()
+    hidden = in_mode(requests, "unknown")
+    moved = hidden.replace(times=hidden.times + 12_345, phases=(hidden.phases + 7) % 168)
+    np.testing.assert_array_equal(
+        probabilities(model, params, history, hidden), probabilities(model, params, history, moved)
+    )
+
+
+def test_a_model_blind_to_time_and_place_cannot_feel_them():
+    model, params = make(dataclasses.replace(CONFIG, use_time=False, use_place=False))
+    history, requests = batch()
+    moved = history.replace(
+        times=history.times * 3,
+        gaps_s=history.gaps_s * 5,
+        phases=(history.phases + 11) % 168,
+        coords=history.coords + 777.0,
+    )
+    np.testing.assert_array_equal(
+        probabilities(model, params, history, requests),
+        probabilities(model, params, moved, requests.replace(times=requests.times * 3)),
+    )
+
+
+def test_a_request_without_history_gets_finite_scores():
+    model, params = make()
+    history, requests = batch()
+    empty = requests.replace(last_tokens=jnp.full_like(requests.last_tokens, -1))
+    p = np.asarray(probabilities(model, params, history, empty))
+    assert np.all(np.isfinite(p))
+
+    def loss(params):
+        prediction = predict(model, params, history, empty)
+        return (prediction.target_log_mass * 1e-12).sum() + prediction.queries.sum()
+
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(jax.grad(loss)(params)))
+
+
+def test_reference_and_tiled_attention_agree_in_the_whole_model():
+    config = dataclasses.replace(CONFIG, attention="xla")
+    model, params = make()
+    history, requests = batch()
+    np.testing.assert_allclose(
+        probabilities(model, params, history, requests),
+        probabilities(make(config)[0], params, history, requests),
+        atol=1e-5,
+    )
