@@ -299,7 +299,7 @@ class TrainingConfig:
     clip_norm: float = option(1.0, "Largest global norm of the gradient.")
     label_smoothing: float = option(0.1, "Weight of the uniform part of the generating target.")
     known_time_rate: float = option(0.5, "Fraction of training requests that show their time.")
-    known_place_rate: float = option(0.0, "Fraction of training requests that show their place.")
+    known_place_rate: float = option(0.1, "Fraction of training requests that show their place.")
     place_noise_m: float = option(
         500.0,
         "Standard deviation by which a shown training place is moved: a device's place is "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -21,7 +20,6 @@ from stt_jax.metrics import grouped_metrics, length_groups, ranking_metrics, sta
 from stt_jax.training.ranks import MODES, make_ranker, model_ranks
 from stt_jax.training.run import Run
 
-_TUNING_TARGETS = 3000
 _OPTIMUM_METRICS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr")
 
 
@@ -93,11 +91,11 @@ def evaluate_model(run: Run, log: PreparedLog, config: EvaluationConfig) -> dict
         }
     if config.baselines:
         tuning = find_targets(log, VALIDATION, targets=kind, context=context)
-        tuning = tuning[tuning.known(log)].sample(_TUNING_TARGETS, seed=0)
-        for mode in MODES:
+        tuning = tuning[tuning.known(log)]
+        for mode, results in evaluate_baselines(log, tuning, targets, modes=MODES).items():
             report["modes"][mode]["baselines"] = {
                 name: {**ranking_metrics(result.ranks), "options": result.options}
-                for name, result in evaluate_baselines(log, tuning, targets, mode).items()
+                for name, result in results.items()
             }
     if config.optimum:
         for mode, metrics in _best_possible(config.optimum, log, targets).items():

@@ -1,7 +1,6 @@
 """Recommend: the most probable next items of one person, at a time and place.
 
-    python -m stt_jax.recommend --run=runs/nyc --user=470 --time=2012-12-22T08:30 \
-        --latitude=40.75 --longitude=-73.99 --k=10
+    python -m stt_jax.recommend --run=runs/nyc --user=470 --time=2012-12-22T08:30 --k=10
 """
 
 from __future__ import annotations

@@ -22,9 +22,7 @@ def train(training: TrainingConfig, model: ModelConfig, validation: ProtocolConf
     if not training.data:
         raise ValueError("--data is missing: name a directory made by python -m stt_jax.prepare")
     run = train_model(open_log(training.data), training, model, validation)
-    print(
-        f"run in {run.directory}, step {run.step}; next: python -m stt_jax.evaluate --run={run.directory}"
-    )
+    print(f"step {run.step} is the best; python -m stt_jax.evaluate --run={run.directory}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

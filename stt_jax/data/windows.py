@@ -1,8 +1,8 @@
 """Pieces of people's histories, each with the requests that it answers.
 
 A window holds `events[history_starts:history_ends]` followed by `events[starts:ends]` as tokens,
-and asks for every event in `[request_starts, request_ends)`. A request sees the window's tokens before its own event, so all
-requests of a window are answered by one causal pass.
+and asks for every event in `[request_starts, request_ends)`. A request sees the window's tokens
+before its own event, so all requests of a window are answered by one causal pass.
 """
 
 from __future__ import annotations

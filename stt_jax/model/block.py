@@ -5,15 +5,14 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 from flax import struct
-from stt_kernels import spatiotemporal_attention
 
 from stt_jax.batch import HOURS_PER_WEEK
 from stt_jax.config import ModelConfig
+from stt_kernels import spatiotemporal_attention
 
-
-# Adam moves every parameter by about the learning rate a step, whatever its gradient. A logit offset
-# has to move by several units, a weight by a tenth: in units of this, tables learn as fast.
-_TABLE_SCALE = 10.0
+# Adam moves every parameter by about the learning rate a step, whatever its gradient. An offset of
+# a logit has to move by several units, a weight by a tenth: in units of this, they learn as fast.
+TABLE_SCALE = 10.0
 
 
 @struct.dataclass
@@ -49,7 +48,7 @@ class Encodings(nn.Module):
 
         def table(name: str, size: int) -> jax.Array:
             shape = (self.num_heads, size)
-            return _TABLE_SCALE * self.param(name, nn.initializers.zeros_init(), shape)
+            return TABLE_SCALE * self.param(name, nn.initializers.zeros_init(), shape)
 
         arguments = {name: getattr(geometry, name) for name in Geometry.__dataclass_fields__}
         if geometry.times is not None:

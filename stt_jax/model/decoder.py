@@ -26,9 +26,7 @@ def request_geometry(config: ModelConfig, history: History, requests: Requests) 
         query_times = jnp.where(requests.time_known, requests.times, last_times)
         query_phases = jnp.where(requests.time_known, requests.phases, -1)
     if config.use_place:
-        coords = history.coords
-        last_coords = jnp.take_along_axis(history.coords, last[..., None], axis=1)
-        query_coords = jnp.where(jnp.isnan(requests.coords), last_coords, requests.coords)
+        coords, query_coords = history.coords, _coords(history, requests)
     return Geometry(
         times=times,
         query_times=query_times,
@@ -40,6 +38,18 @@ def request_geometry(config: ModelConfig, history: History, requests: Requests) 
         query_segment_ids=requests.segment_ids,
         query_positions=requests.last_tokens,
     )
+
+
+def request_places(history: History, requests: Requests) -> jax.Array:
+    """Where a request is, or else its last event: float32 [B, R, 3] earth-centred, NaN unknown."""
+    return _coords(history, requests) + requests.origins
+
+
+def _coords(history: History, requests: Requests) -> jax.Array:
+    last = jnp.maximum(requests.last_tokens, 0)[..., None]
+    last_coords = jnp.take_along_axis(history.coords, last, axis=1)
+    last_coords = jnp.where(requests.last_tokens[..., None] >= 0, last_coords, jnp.nan)
+    return jnp.where(jnp.isnan(requests.coords), last_coords, requests.coords)
 
 
 class Decoder(nn.Module):
@@ -78,7 +88,7 @@ class Decoder(nn.Module):
             waited = jnp.where(gap_known, jnp.maximum(waited, 0), -1)
             query = query + GapEmbedding(config.width, name="gap")(waited)
         if config.use_place:
-            features = place_features(requests.coords + requests.origins)
+            features = place_features(request_places(history, requests))
             query = query + nn.Dense(config.width, use_bias=False, name="place")(features)
         query = nn.Dropout(config.dropout)(query, deterministic=deterministic)
         return GatedBlock(config, name="block")(

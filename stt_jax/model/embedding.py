@@ -32,7 +32,7 @@ def place_features(coords: jax.Array) -> jax.Array:
     # NaN must be replaced before the sine: 0 * NaN would poison the gradient.
     safe = jnp.where(known, coords, 0.0)
     wavelengths = jnp.asarray(PLACE_WAVELENGTHS_M, jnp.float32)
-    turns = safe[..., None] / wavelengths
+    turns = safe[..., None] / jnp.expand_dims(wavelengths, tuple(range(safe.ndim)))
     angles = (2 * np.pi) * (turns - jnp.round(turns))
     angles = angles.reshape(*angles.shape[:-2], -1)
     features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

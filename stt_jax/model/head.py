@@ -1,6 +1,7 @@
 """Hidden state -> item scores: generate from the catalogue, or point at the own history.
 
-    p(item) = g * softmax(h E^T + b)[item] + (1 - g) * sum_j a_j [item_j = item],  g = sigmoid(w h)
+    p(item) = g * softmax(h E^T + b + d)[item] + (1 - g) * sum_j a_j [item_j = item]
+    g = sigmoid(w h),  d = table[category of item, distance of item from the request]
 
 Training needs the pointer's mass on one item a request (`pointer_log_mass`, linear memory);
 serving spreads it over the catalogue.
@@ -14,14 +15,16 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from stt_kernels import attention_weights, pointer_log_mass
+from flax import struct
 
-from stt_jax.batch import History
 from stt_jax.config import ModelConfig
-from stt_jax.model.block import Encodings, Geometry, implementation
+from stt_jax.model.block import TABLE_SCALE, Encodings, Geometry, implementation
+from stt_kernels import attention_weights, pointer_log_mass, space_bucket
 
-
-_NEVER = -1e9
+# Distances to the catalogue are in units of this: earth-centred float32 metres are right to half a
+# metre, so finer buckets would be noise. The last bucket means unknown; the antipode is before it.
+DISTANCE_UNIT_M = 50.0
+NUM_DISTANCES = 40
 
 
 class PointerHead(nn.Module):
@@ -86,21 +89,74 @@ class PointerHead(nn.Module):
         return jax.vmap(spread)(weights, items)
 
 
+@struct.dataclass
+class ItemScorer:
+    """Scores the catalogue, items 1..V; a stretch of it scores that stretch.
+
+    Attributes:
+      vectors: float32 [V, E].
+      bias: float32 [V].
+      categories: int32 [V].
+      coords: float32 [V, 3], earth-centred metres, NaN = no place.
+      distance_table: float32 [C + 1, num_distances], added by the item's category and how far it
+        is from the request; None = distance is left out.
+    """
+
+    vectors: jax.Array
+    bias: jax.Array
+    categories: jax.Array
+    coords: jax.Array
+    distance_table: jax.Array | None
+
+    def logits(self, queries: jax.Array, places: jax.Array) -> jax.Array:
+        """Unnormalised log-probabilities of generating each item.
+
+        Args:
+          queries: float32 [N, E].
+          places: float32 [N, 3], earth-centred metres, NaN = unknown.
+
+        Returns:
+          float32 [N, V].
+        """
+        logits = queries @ self.vectors.T + self.bias[None]
+        if self.distance_table is None:
+            return logits
+        num_distances = self.distance_table.shape[1]
+        squared = jnp.zeros(logits.shape, jnp.float32)
+        for axis in range(3):
+            offset = places[:, None, axis] - self.coords[None, :, axis]
+            squared = squared + jnp.square(offset / DISTANCE_UNIT_M)
+        entries = self.categories[None] * num_distances + space_bucket(squared, num_distances)
+        return logits + self.distance_table.reshape(-1)[entries]
+
+
 class GenerateHead(nn.Module):
     """The catalogue's side of the head: what to compare item vectors with, and the gate."""
 
+    config: ModelConfig
     num_items: int
+    num_categories: int
 
     @nn.compact
-    def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Turns hidden states float32 [..., E] into the parts of the catalogue's scores.
+    def __call__(
+        self, hidden: jax.Array, vectors: jax.Array, categories: jax.Array, coords: jax.Array
+    ) -> tuple[jax.Array, jax.Array, ItemScorer]:
+        """Turns hidden states into the parts of the catalogue's scores.
+
+        Args:
+          hidden: float32 [..., E].
+          vectors: float32 [V, E], of items 1..V; categories int32 [V], coords float32 [V, 3].
 
         Returns:
-          (queries [..., E], item_bias [V + 1], gate_logits [...]): logits are
-          `queries @ item_vectors.T + item_bias`; the gate is the log-odds of generating.
+          (queries [..., E], gate_logits [...], scorer); the gate is the log-odds of generating.
         """
         queries = nn.LayerNorm(name="norm")(hidden)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.num_items + 1,))
-        # The unknown item is never generated. Finite, so that no gradient meets inf - inf.
-        item_bias = jnp.where(jnp.arange(self.num_items + 1) == 0, _NEVER, bias)
-        return queries, item_bias, nn.Dense(1, name="gate")(queries)[..., 0]
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.num_items,))
+        table = None
+        if self.config.use_place:
+            shape = (self.num_categories + 1, NUM_DISTANCES)
+            table = TABLE_SCALE * self.param(
+                "distance_encodings", nn.initializers.zeros_init(), shape
+            )
+        gate_logits = nn.Dense(1, name="gate")(queries)[..., 0]
+        return queries, gate_logits, ItemScorer(vectors, bias, categories, coords, table)

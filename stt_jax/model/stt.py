@@ -17,9 +17,9 @@ from flax import struct
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import ModelConfig
 from stt_jax.model.block import GatedBlock, Geometry
-from stt_jax.model.decoder import Decoder, request_geometry
+from stt_jax.model.decoder import Decoder, request_geometry, request_places
 from stt_jax.model.embedding import EventEmbedding, ItemEmbedding
-from stt_jax.model.head import GenerateHead, PointerHead
+from stt_jax.model.head import GenerateHead, ItemScorer, PointerHead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Prediction:
     """The mixture of each request, in parts, so that a loss need not spell out the catalogue.
 
     Attributes:
-      queries: float32 [B, R, E].
-      item_vectors: float32 [V + 1, E].
-      item_bias: float32 [V + 1]; generating logits are queries @ item_vectors.T + item_bias.
+      queries: float32 [B, R, E] and
+      places: float32 [B, R, 3], what `scorer` compares the catalogue with.
+      scorer: scores of items 1..V.
       gate_logits: float32 [B, R], log-odds of generating; None without a pointer.
       target_log_mass: float32 [B, R], log of the pointer's mass on the target; None without.
     """
 
     queries: jax.Array
-    item_vectors: jax.Array
-    item_bias: jax.Array
+    places: jax.Array
+    scorer: ItemScorer
     gate_logits: jax.Array | None
     target_log_mass: jax.Array | None
 
@@ -66,7 +66,7 @@ class SpatiotemporalTransformer(nn.Module):
         self.event_dropout = nn.Dropout(config.dropout)
         self.blocks = [GatedBlock(config) for _ in range(config.num_layers)]
         self.decoder = Decoder(config, sizes.num_users)
-        self.generate = GenerateHead(sizes.num_items)
+        self.generate = GenerateHead(config, sizes.num_items, sizes.num_categories)
         if config.use_pointer:
             self.pointer = PointerHead(config)
 
@@ -80,20 +80,23 @@ class SpatiotemporalTransformer(nn.Module):
     ) -> Prediction:
         """The training view: every request's mixture, with the pointer's mass on its target."""
         states, hidden, geometry = self._encode_and_decode(history, requests, deterministic)
-        queries, item_bias, gate_logits = self.generate(hidden)
-        item_vectors = self.item_vectors(catalogue)
+        queries, gate_logits, scorer = self._score(catalogue, hidden)
+        places = request_places(history, requests)
         if not self.config.use_pointer:
-            return Prediction(queries, item_vectors, item_bias, None, None)
+            return Prediction(queries, places, scorer, None, None)
         log_mass = self.pointer.log_mass(hidden, states, history.items, requests.targets, geometry)
-        return Prediction(queries, item_vectors, item_bias, gate_logits, log_mass)
+        return Prediction(queries, places, scorer, gate_logits, log_mass)
 
     def item_probabilities(
         self, catalogue: Catalogue, history: History, requests: Requests
     ) -> jax.Array:
         """The serving view: p(item) of every request, float32 [B, R, V + 1], column 0 zero."""
         states, hidden, geometry = self._encode_and_decode(history, requests, True)
-        queries, item_bias, gate_logits = self.generate(hidden)
-        generated = jax.nn.softmax(queries @ self.item_vectors(catalogue).T + item_bias)
+        queries, gate_logits, scorer = self._score(catalogue, hidden)
+        places = request_places(history, requests)
+        logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
+        generated = jax.nn.softmax(logits).reshape(*queries.shape[:2], -1)
+        generated = jnp.pad(generated, ((0, 0), (0, 0), (1, 0)))
         if not self.config.use_pointer:
             return generated
         gate = jax.nn.sigmoid(gate_logits)[..., None]
@@ -112,10 +115,13 @@ class SpatiotemporalTransformer(nn.Module):
             x = block(x, None, geometry, deterministic=deterministic)
         return x
 
-    def item_vectors(self, catalogue: Catalogue) -> jax.Array:
-        """Output vectors of the whole catalogue, float32 [V + 1, E]."""
-        ids = jnp.arange(self.sizes.num_items + 1)
-        return self.items(ids, catalogue.categories, catalogue.coords)
+    def _score(
+        self, catalogue: Catalogue, hidden: jax.Array
+    ) -> tuple[jax.Array, jax.Array, ItemScorer]:
+        ids = jnp.arange(1, self.sizes.num_items + 1)
+        categories, coords = catalogue.categories[1:], catalogue.coords[1:]
+        vectors = self.items(ids, categories, coords)
+        return self.generate(hidden, vectors, categories, coords)
 
     def _encode_and_decode(
         self, history: History, requests: Requests, deterministic: bool

@@ -5,29 +5,28 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from stt_jax.model.head import ItemScorer
 from stt_jax.model.stt import Prediction
 
 
 def full_softmax(
-    queries: jax.Array, item_vectors: jax.Array, item_bias: jax.Array, targets: jax.Array
+    scorer: ItemScorer, queries: jax.Array, places: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of the target, and the mean over all items, under the full softmax.
 
     Args:
-      queries: float32 [N, E].
-      item_vectors: float32 [V + 1, E]; row 0 is the unknown item, whose bias keeps it out.
-      item_bias: float32 [V + 1].
-      targets: int32 [N].
+      scorer: of items 1..V.
+      queries, places: float32 [N, E] and [N, 3], what it compares the items with.
+      targets: int32 [N]; 0 gives a meaningless but finite number.
 
     Returns:
       (target_log_probs, mean_log_probs), float32 [N]; the mean is over items 1..V.
     """
-    logits = queries @ item_vectors.T + item_bias
+    logits = scorer.logits(queries, places)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    # The mean logit needs no pass over the catalogue: it is linear in the item vectors.
-    mean_logits = queries @ item_vectors[1:].mean(0) + item_bias[1:].mean()
-    return target_logits - log_normalizer, mean_logits - log_normalizer
+    columns = jnp.maximum(targets - 1, 0)[:, None]
+    target_logits = jnp.take_along_axis(logits, columns, axis=-1)[:, 0]
+    return target_logits - log_normalizer, logits.mean(-1) - log_normalizer
 
 
 def mixture_loss(
@@ -50,9 +49,8 @@ def mixture_loss(
     targets = targets.reshape(-1)
     queries = prediction.queries.reshape(len(targets), -1)
     weights = (targets > 0).astype(jnp.float32)
-    log_probs, mean_log_probs = full_softmax(
-        queries, prediction.item_vectors, prediction.item_bias, targets
-    )
+    places = prediction.places.reshape(len(targets), 3)
+    log_probs, mean_log_probs = full_softmax(prediction.scorer, queries, places, targets)
     gates = jnp.ones_like(log_probs)
     if prediction.gate_logits is not None:
         gate_logits = prediction.gate_logits.reshape(-1)

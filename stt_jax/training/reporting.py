@@ -17,7 +17,7 @@ class Reporter:
 
     def __init__(self, directory: pathlib.Path, num_steps: int, first_step: int) -> None:
         self._console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
-        self._jsonl = open(directory / "metrics.jsonl", "a", encoding="utf-8")
+        self._jsonl_path = directory / "metrics.jsonl"
         self._tensorboard = tensorboardX.SummaryWriter(str(directory / "tensorboard"))
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -50,13 +50,12 @@ class Reporter:
           measures: name -> number.
         """
         record = {"step": step, "kind": kind, "time_s": round(time.time(), 3), **measures}
-        self._jsonl.write(json.dumps(record) + "\n")
-        self._jsonl.flush()
+        with self._jsonl_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
         for name, value in measures.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Ends the progress bar and closes the files."""
+        """Ends the progress bar and closes TensorBoard's file."""
         self._progress.stop()
-        self._jsonl.close()
         self._tensorboard.close()
