@@ -78,15 +78,15 @@ def _holds(column: ir.StringValue, operator: str, value: str) -> ir.BooleanValue
     return _COMPARISONS[operator](column.try_cast("float64"), number)
 
 
-def mark_empty_ids(table: ir.Table, user_name: str, item_name: str) -> ir.Table:
-    """Adds `dropped` where `user` or `item` is null, and `sample`."""
+def mark_bad_ids(table: ir.Table, user_name: str, item_name: str) -> ir.Table:
+    """Adds `dropped` where `user` or `item` is null or a stray quote has made it span lines."""
+    branches = []
+    for column, name in ((table.user, user_name), (table.item, item_name)):
+        branches.append((column.isnull(), f"{name} is empty"))
+        branches.append((column.contains("\n"), f"{name} spans lines"))
     return table.mutate(
-        dropped=ibis.cases(
-            (table.user.isnull(), f"{user_name} is empty"),
-            (table.item.isnull(), f"{item_name} is empty"),
-            else_=None,
-        ).cast("string"),
-        sample=ibis.literal(""),
+        dropped=ibis.cases(*branches, else_=None).cast("string"),
+        sample=table.user.fill_null("") + ", " + table.item.fill_null(""),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
@@ -39,9 +40,9 @@ class BrokenRows:
     first: str = ""
 
     def add(self, text: str) -> None:
-        """Counts one more."""
+        """Counts one more; a row that a stray quote has made of many lines counts as so many."""
         self.first = self.first or text[:80]
-        self.count += 1
+        self.count += 1 + text.rstrip("\n").count("\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +102,9 @@ def first_line(path: pathlib.Path, encoding: str) -> tuple[str, int]:
     """The first line with text in it, and its number from 0."""
     with open_stream(path) as stream:
         head = stream.read(_HEAD_BYTES).decode(encoding, errors="replace")
-    for number, line in enumerate(head.removeprefix("\ufeff").split("\n")):
+    for number, line in enumerate(re.split("\r\n|\r|\n", head.removeprefix("\ufeff"))):
         if line.strip():
-            return line.removesuffix("\r"), number
+            return line, number
     raise ValueError(f"{path} is empty: it has no line with text")
 
 

@@ -7,6 +7,7 @@ is. Broken rows (a wrong number of fields, a line that is no JSON object) are sk
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import json
@@ -92,13 +93,12 @@ def _open_delimited(path: pathlib.Path, options: ReadOptions) -> LogFile:
     delimiter = _delimiter(line, "tab" if recbole else options.delimiter)
     # Tab-separated files do not quote: in MovieLens titles a quote is just a quote.
     quoting = delimiter != "\t"
-    fields = next(
-        csv.reader(
-            [line],
-            delimiter=delimiter,
-            quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
+    try:
+        (fields,) = csv.reader(
+            [line], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
         )
-    )
+    except csv.Error as error:
+        raise ValueError(f"{path}: no columns in the first line {line[:80]!r}: {error}") from error
     if options.columns and len(options.columns) != len(fields):
         raise ValueError(
             f"{path} has {len(fields)} columns, {len(options.columns)} names were given "
@@ -158,28 +158,37 @@ def _read_delimited(
         broken.add(row.text)
         return "skip"
 
+    # A codec that is not plain UTF-8 has Arrow decode the bytes first. Else it would hand rows with
+    # undecodable bytes to `skip`, where they cannot raise.
+    if codecs.lookup(encoding).name == "utf-8":
+        encoding = "utf-8-sig"
     # Columns go by position: header names may be empty or occur twice.
     positions = [str(i) for i in range(num_columns)]
     keep = [str(i) for i in wanted]
-    reader = pyarrow.csv.open_csv(
-        stream,
-        read_options=pyarrow.csv.ReadOptions(
-            column_names=positions,
-            skip_rows=skip_rows,
-            block_size=_BLOCK_BYTES,
-            encoding=encoding,
-        ),
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if quoting else False,
-            double_quote=quoting,
-            newlines_in_values=quoting,
-            invalid_row_handler=skip,
-        ),
-        convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=keep, column_types=dict.fromkeys(keep, pa.string())
-        ),
-    )
+    try:
+        reader = pyarrow.csv.open_csv(
+            stream,
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=positions,
+                skip_rows=skip_rows,
+                block_size=_BLOCK_BYTES,
+                encoding=encoding,
+            ),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=delimiter,
+                quote_char='"' if quoting else False,
+                double_quote=quoting,
+                newlines_in_values=quoting,
+                invalid_row_handler=skip,
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=keep, column_types=dict.fromkeys(keep, pa.string())
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error) or "Could not skip" in str(error):
+            return  # a header and nothing after it
+        raise
     for batch in reader:
         yield pa.Table.from_batches([batch])
 

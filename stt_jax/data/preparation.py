@@ -169,7 +169,7 @@ def _clean(
     roles = _select_roles(steps.table, raw.columns, config)
     steps.run(
         "ids",
-        clean.mark_empty_ids(roles, config.user, config.item),
+        clean.mark_bad_ids(roles, config.user, config.item),
         broken_flag=f"--user={config.user} --item={config.item}",
     )
     clock = _read_times(steps, raw, config, zone)

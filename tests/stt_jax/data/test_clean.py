@@ -55,10 +55,15 @@ def test_comparison_without_operator_is_refused():
         clean.condition_column("price")
 
 
-def test_empty_ids_are_marked(connection):
-    table = make(user=["a", None, "c"], item=["x", "y", None])
-    marked = clean.mark_empty_ids(table, "who", "what")
-    assert marks(connection, marked) == [None, "who is empty", "what is empty"]
+def test_bad_ids_are_marked(connection):
+    table = make(user=["a", None, "c", "d\n5,e"], item=["x", "y", None, "z"])
+    marked = clean.mark_bad_ids(table, "who", "what")
+    assert marks(connection, marked) == [
+        None,
+        "who is empty",
+        "what is empty",
+        "who spans lines",
+    ]
 
 
 def test_impossible_places_become_unknown(connection):

@@ -15,8 +15,10 @@ def read(path, **options):
     """The columns of a file, as name -> list, and the opened file."""
     file = open_file(path, ReadOptions(**options))
     tables = list(file.batches(range(len(file.names))))
-    table = pa.concat_tables(tables)
-    columns = [column.to_pylist() for column in table.columns]
+    columns = [
+        [text for table in tables for text in table.column(i).to_pylist()]
+        for i in range(len(file.names))
+    ]
     return dict(zip(file.names, columns, strict=True)), file
 
 
@@ -87,6 +89,28 @@ def test_rows_of_another_length_are_counted(tmp_path):
     columns, file = read(path)
     assert columns["u"] == ["a", "c"]
     assert (file.broken.count, file.broken.first) == (2, "only")
+
+
+def test_a_stray_quote_loses_no_row_uncounted(tmp_path):
+    path = write(tmp_path / "log.csv", 'u,i\na,x\n"b,y\nc,z\nd,w\n')
+    columns, file = read(path)
+    assert columns["u"] == ["a"]
+    assert file.broken.count == 3
+
+
+def test_a_header_without_line_end_is_a_file_without_rows(tmp_path):
+    assert read(write(tmp_path / "log.csv", "u,i"))[0] == {"u": [], "i": []}
+
+
+def test_old_line_ends(tmp_path):
+    assert read(write(tmp_path / "log.csv", "u,i\ra,x\rb,y\r"))[0]["i"] == ["x", "y"]
+
+
+def test_undecodable_broken_rows_are_an_error_not_a_message_on_the_side(tmp_path, capsys):
+    path = write(tmp_path / "log.csv", "u,i\na,x\né\n", "latin-1")
+    with pytest.raises(ValueError, match="--encoding"):
+        read(path)
+    assert capsys.readouterr().err == ""
 
 
 def test_latin_1(tmp_path):
