@@ -127,6 +127,10 @@ class ColumnOptions:
             "--latitude and --longitude go together; "
             f"got --latitude={self.latitude!r} --longitude={self.longitude!r}",
         )
+        check(
+            len(set(self.context)) == len(self.context),
+            f"--context={','.join(self.context)} names a column twice",
+        )
         zones = [self.utc_offset_column, self.timezone, self.utc_offset_minutes]
         check(
             sum(map(bool, zones)) <= 1,

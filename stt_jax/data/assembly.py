@@ -62,56 +62,42 @@ def assemble_log(
         field: connection.create_table(f"{field}_rows", vocabulary.number_values(table, field))
         for field in fields
     }
-    events = table.join(users.select("user", "user_row"), "user")
-    order = ["user_row", "time_s", "time_us", "source_row"]
-    events = events.mutate(position=ibis.row_number().over(order_by=order))
-    events = connection.create_table("ordered_events", events)
-
-    split_hash = _hash_lines(vocabulary.split_lines(events, PART_NAMES))
+    events = connection.create_table("ordered_events", _order_events(table, users))
     event_columns = _encode_events(events, values)
-    user_columns = users.order_by("user_row").to_pyarrow()
-    item_columns = _describe_items(table, values)
-    item_categories = item_columns.pop("item_categories")
-    arrays: dict[str, Any] = {
-        name: _array(event_columns, name, dtype) for name, dtype in EVENT_DTYPES.items()
+    arrays = {name: _array(event_columns, name, dtype) for name, dtype in EVENT_DTYPES.items()}
+    meta = store.LogMeta(
+        format_version=store.FORMAT_VERSION,
+        data_hash="",
+        split_hash=_hash_lines(vocabulary.split_lines(events, PART_NAMES)),
+        has_times=bool(config.time),
+        has_places=bool((arrays["latitudes_e7"] != UNKNOWN_E7).any()),
+        time_format=clock.time_format,
+        local_time=clock.local_time,
+        steps=tuple(counts),
+        statistics={},
+        warnings=(),
+    )
+    columns: dict[str, Any] = {
+        **arrays,
+        **_describe_users(users, _array(event_columns, "user_row", np.int64)),
+        **_describe_items(table, values),
+        **_describe_contexts(event_columns, values, config.context),
     }
     # Without a known category of its own, an event has its item's.
-    arrays["categories"] = np.where(
-        arrays["categories"] == 0, item_categories[arrays["items"]], arrays["categories"]
+    columns["categories"] = np.where(
+        arrays["categories"] == 0, columns["item_categories"][arrays["items"]], arrays["categories"]
     )
-    user_rows = _array(event_columns, "user_row", np.int64)
-    log = store.PreparedLog(
-        directory=pathlib.Path(config.output),
-        **arrays,
-        contexts={
-            name: _array(event_columns, f"context_{i}_row", np.int32)
-            for i, name in enumerate(config.context)
-        },
-        user_offsets=np.searchsorted(user_rows, np.arange(len(user_columns) + 1)),
-        num_train_users=int(np.count_nonzero(_array(user_columns, "train_count", np.int64))),
-        user_ids=user_columns["user"].to_pylist(),
-        **item_columns,
-        item_categories=item_categories,
-        category_values=_texts(values["category"]),
-        context_values={
-            name: _texts(values[f"context_{i}"]) for i, name in enumerate(config.context)
-        },
-        meta=store.LogMeta(
-            format_version=store.FORMAT_VERSION,
-            data_hash="",
-            split_hash=split_hash,
-            has_times=bool(config.time),
-            has_places=bool((arrays["latitudes_e7"] != UNKNOWN_E7).any()),
-            time_format=clock.time_format,
-            local_time=clock.local_time,
-            steps=tuple(counts),
-            statistics={},
-            warnings=(),
-        ),
-    )
+    log = store.PreparedLog(directory=pathlib.Path(config.output), meta=meta, **columns)
     statistics = describe_log(log) | (dataclasses.asdict(cuts) if cuts else {})
-    meta = dataclasses.replace(log.meta, statistics=statistics, warnings=find_warnings(log))
+    meta = dataclasses.replace(meta, statistics=statistics, warnings=find_warnings(log))
     return dataclasses.replace(log, meta=meta)
+
+
+def _order_events(table: ir.Table, users: ir.Table) -> ir.Table:
+    """The events with their user's row and their position in stored order."""
+    events = table.join(users.select("user", "user_row"), "user")
+    order = ["user_row", "time_s", "time_us", "source_row"]
+    return events.mutate(position=ibis.row_number().over(order_by=order))
 
 
 def _hash_lines(lines: ir.Table) -> str:
@@ -149,6 +135,28 @@ def _encode_events(events: ir.Table, values: Mapping[str, ir.Table]) -> pa.Table
         .order_by("position")
         .to_pyarrow()
     )
+
+
+def _describe_users(users: ir.Table, user_rows: np.ndarray) -> dict[str, Any]:
+    columns = users.order_by("user_row").to_pyarrow()
+    return {
+        "user_offsets": np.searchsorted(user_rows, np.arange(len(columns) + 1)),
+        "num_train_users": int(np.count_nonzero(_array(columns, "train_count", np.int64))),
+        "user_ids": columns["user"].to_pylist(),
+    }
+
+
+def _describe_contexts(
+    event_columns: pa.Table, values: Mapping[str, ir.Table], names: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "category_values": _texts(values["category"]),
+        "contexts": {
+            name: _array(event_columns, f"context_{i}_row", np.int32)
+            for i, name in enumerate(names)
+        },
+        "context_values": {name: _texts(values[f"context_{i}"]) for i, name in enumerate(names)},
+    }
 
 
 def _describe_items(table: ir.Table, values: Mapping[str, ir.Table]) -> dict[str, Any]:

@@ -218,6 +218,7 @@ def test_everything_filtered_out(capsys, flags):
 
 
 def test_contradicting_flags(capsys, flags):
+    assert "names a column twice" in error_of(capsys, *flags, "--context=latitude,latitude")
     assert "--untimed contradicts" in error_of(capsys, *flags, "--untimed")
     assert "go together" in error_of(capsys, *flags, "--longitude=")
     assert "--split=given needs" in error_of(capsys, *flags, "--split=given")
