@@ -1,6 +1,8 @@
 """Recommend: the most probable next items of one person, at a time and place.
 
     python -m stt_jax.recommend --run=runs/nyc --user=470 --time=2012-12-22T08:30 --k=10
+
+Prints names, probabilities and distances.
 """
 
 from __future__ import annotations

@@ -1,9 +1,16 @@
 """What every test runs under: strict dtypes and ranks, and several simulated devices."""
 
 import os
+import tempfile
 
+# Before jax is imported; commands that tests start inherit it.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Most of a test's time is compiling, and many compile the same step: compile it once a session.
+_CACHE = tempfile.TemporaryDirectory(prefix="stt_jax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 

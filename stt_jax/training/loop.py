@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -13,7 +17,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from stt_jax import command
 from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.pipeline import TrainingBatches, catalogue
 from stt_jax.data.protocol import Targets, find_targets
@@ -125,7 +128,7 @@ def _train(
     validate_every = max(1, batches.num_steps(training.validation_every))
     step = int(state.step)
     clock, events = time.perf_counter(), 0
-    try:
+    with _stop_requests() as stop:
         while step < num_steps and not progress.finished:
             history, requests = next(data)
             state, measures = train_step(state, items, history, requests)
@@ -146,14 +149,39 @@ def _train(
                 )
                 _save(manager, state, data, progress, metrics)
                 clock = time.perf_counter()
-    except KeyboardInterrupt:
-        if manager.latest_step() != step:
-            _save(manager, state, data, progress, None)
-        manager.wait_until_finished()
-        reporter.line(f"stopped at step {step}; the same command goes on from here")
-        raise
+            if stop.is_set() and not progress.finished:
+                if manager.latest_step() != step:
+                    _save(manager, state, data, progress, None)
+                manager.wait_until_finished()
+                reporter.line(f"stopped at step {step}; the same command goes on from here")
+                raise KeyboardInterrupt
     if progress.best_step:
         reporter.line(f"best validation MRR {progress.best_mrr:.4f} at step {progress.best_step}")
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the loop stops between two steps.
+
+    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {}
+
+    def request(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _validate(
@@ -222,7 +250,8 @@ def _save(
             data=ocp.args.JsonSave(data.get_state()),
             progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
         ),
-        metrics=metrics,
+        # Never the best unless it is the only one.
+        metrics=metrics or {"mrr": -1.0},
     )
 
 
@@ -266,12 +295,11 @@ def _open_directory(
     if (directory / "run.json").exists():
         old_info, old = runs.read_run_files(directory)
         runs.check_same_log(directory, old_info, log)
-        now = command.to_flagfile(training, model_config, protocol)
-        before = command.to_flagfile(old["training"], old["model"], old["validation"])
+        before = (old["training"], old["model"], old["validation"])
         changed = [
-            f"{b} before, {a} now"
-            for a, b in zip(now.splitlines(), before.splitlines(), strict=True)
-            if a != b and not a.startswith(("--run=", "--data="))
+            change
+            for now, then in zip((training, model_config, protocol), before, strict=True)
+            for change in _changes(then, now)
         ]
         if changed:
             raise ValueError(
@@ -287,6 +315,16 @@ def _open_directory(
         raise OSError(f"--run={directory} cannot be written; choose another directory")
     runs.write_run_files(directory, info, training, model_config, protocol)
     return directory
+
+
+def _changes(before: Any, now: Any) -> list[str]:
+    """The options of two configs that differ, but for where things are."""
+    names = {field.name for field in dataclasses.fields(now)} - {"run", "data"}
+    return [
+        f"--{name}={getattr(before, name)} before, --{name}={getattr(now, name)} now"
+        for name in sorted(names)
+        if getattr(before, name) != getattr(now, name)
+    ]
 
 
 def _print_start(

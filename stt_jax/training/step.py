@@ -110,7 +110,9 @@ def make_train_step(
         (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, catalogue, history, requests, dropout_key
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # optax mixes int32 counts with floats: only here is promotion left to the library.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         measures = {"loss": loss, "gradient_norm": optax.global_norm(grads), **sums}
         return TrainState(state.step + 1, params, opt_state), measures

@@ -1,0 +1,120 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from stt_jax import command
+from stt_jax.config import ModelConfig, check, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Cake:
+    layers: int = option(3, "Number of layers.")
+    sugar: float = option(0.5, "Fraction of sugar.")
+    fruits: tuple[str, ...] = option(("apple",), "Fruits on top.")
+    iced: bool = option(True, "Whether it is iced.")
+    shape: str = option("round", "Its shape.", choices=("round", "square"))
+
+    def __post_init__(self):
+        check(self.layers > 0, f"--layers={self.layers} must be positive")
+
+
+@pytest.fixture
+def baked(capsys):
+    def call(*arguments):
+        seen = []
+        code = command.run(
+            lambda cake: seen.append(cake), {"cake": Cake}, ["bake.py", *arguments], usage="Bakes."
+        )
+        return code, seen[0] if seen else None, capsys.readouterr()
+
+    return call
+
+
+def test_flags_become_the_config(baked):
+    code, cake, _ = baked("--layers=5", "--fruits=plum,pear", "--noiced", "--shape=square")
+    assert code == 0
+    assert cake == Cake(5, 0.5, ("plum", "pear"), False, "square")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--layer=5", "unknown flag --layer; did you mean --layers?"),
+        ("--layers=many", "--layers=many"),
+        ("--layers=0", "--layers=0 must be positive"),
+        ("--shape=oval", "round"),
+        ("cake", "unexpected argument 'cake'"),
+        ("--flagfile=nowhere.flags", "nowhere.flags"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_clear_line(baked, argument, message):
+    code, cake, output = baked(argument)
+    assert code == 2
+    assert cake is None
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert message in output.err
+
+
+def test_the_command_line_wins_over_its_flagfile_wherever_it_stands(baked, tmp_path):
+    flagfile = tmp_path / "cake.flags"
+    flagfile.write_text("# A comment line.\n--layers=7\n--sugar=0.1\n")
+    for arguments in (
+        ("--layers=2", f"--flagfile={flagfile}"),
+        (f"--flagfile={flagfile}", "--layers=2"),
+    ):
+        _, cake, _ = baked(*arguments)
+        assert (cake.layers, cake.sugar) == (2, 0.1)
+
+
+def test_what_is_written_as_a_flagfile_is_read_back(tmp_path):
+    cake = Cake(2, 1e-4, ("a b", "c"), False, "square")
+    path = tmp_path / "cake.flags"
+    path.write_text(command.to_flagfile(cake))
+    assert command.from_flagfile(path, {"cake": Cake}) == {"cake": cake}
+
+
+def test_help_explains_every_flag_by_group(baked):
+    code, _, output = baked("--help")
+    assert code == 0
+    assert "cake:" in output.out
+    for field in dataclasses.fields(Cake):
+        assert f"--{field.name}" in output.out
+        assert field.metadata["help"] in output.out
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    def broken(cake):
+        raise AssertionError("ours")
+
+    with pytest.raises(AssertionError):
+        command.run(broken, {"cake": Cake}, ["bake.py"], usage="")
+
+
+@pytest.mark.parametrize("name", ["generate", "prepare", "train", "evaluate", "recommend"])
+def test_every_command_answers_help_and_refuses_unknown_flags(name):
+    """As a user runs them."""
+
+    def call(argument):
+        return subprocess.run(
+            [sys.executable, "-m", f"stt_jax.{name}", argument],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    shown = call("--help")
+    assert shown.returncode == 0
+    assert "usage: python -m stt_jax." + name in shown.stdout
+    refused = call("--no_such_flag=1")
+    assert refused.returncode == 2
+    assert refused.stderr.strip().splitlines() == [
+        line for line in refused.stderr.strip().splitlines() if line.startswith("error: ")
+    ]
+
+
+def test_configs_refuse_nonsense_in_the_library_too():
+    with pytest.raises(ValueError, match="must divide"):
+        ModelConfig(width=30, num_heads=4)

@@ -1,0 +1,158 @@
+"""Training end to end on a tiny log."""
+
+import dataclasses
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.training import loop
+from stt_jax.training.loop import train_model
+from stt_jax.training.run import load_run
+from tests.stt_jax.tiny_logs import random_log
+
+LOG = random_log(num_users=20, seed=6)
+MODEL = ModelConfig(width=8, num_heads=2, num_layers=1, dropout=0.1, attention="reference")
+TRAINING = TrainingConfig(
+    window=16, requests=8, batch_rows=4, epochs=4, validation_every=1, learning_rate=1e-2
+)
+
+
+def options(directory, **changes):
+    return dataclasses.replace(TRAINING, run=str(directory), **changes)
+
+
+def metric_lines(directory):
+    """Everything that was reported, but for times and speeds."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key not in ("time_s", "events_per_s")}
+        for line in lines
+    ]
+
+
+def assert_same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped, with all its checkpoints."""
+    directory = tmp_path_factory.mktemp("whole")
+    return train_model(LOG, options(directory, keep=100, patience=0), MODEL)
+
+
+def test_training_learns(whole):
+    lines = metric_lines(whole.directory)
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < losses[0] or len(losses) == 1
+    validations = [line for line in lines if line["kind"] == "validation"]
+    assert len(validations) == 4
+    assert max(v["mrr"] for v in validations) > 0.2  # eleven items, ties against: 0.28 by luck
+
+
+def test_the_best_validation_is_what_is_loaded(whole):
+    validations = [line for line in metric_lines(whole.directory) if line["kind"] == "validation"]
+    best = max(validations, key=lambda line: line["mrr"])
+    assert whole.step == best["step"]
+    assert_same(load_run(whole.directory, LOG).params, whole.params)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(whole, tmp_path):
+    again = train_model(LOG, options(tmp_path / "again", keep=100, patience=0), MODEL)
+    assert_same(again.params, whole.params)
+    assert metric_lines(again.directory) == metric_lines(whole.directory)
+    other = train_model(LOG, options(tmp_path / "other", epochs=1, seed=1), MODEL)
+    leaf = jax.tree.leaves(other.params)[0]
+    assert np.any(np.asarray(leaf) != np.asarray(jax.tree.leaves(whole.params)[0]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch, number):
+    make = loop.make_train_step
+
+    def stopping(*arguments):
+        step, calls = make(*arguments), []
+
+        def stop_in_the_sixth(*inputs):
+            calls.append(1)
+            if len(calls) == 6:
+                signal.raise_signal(number)
+            return step(*inputs)
+
+        return stop_in_the_sixth
+
+    monkeypatch.setattr(loop, "make_train_step", stopping)
+    config = options(tmp_path / "stopped", keep=100, patience=0)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(LOG, config, MODEL)
+    monkeypatch.undo()
+    resumed = train_model(LOG, config, MODEL)
+    assert resumed.step == whole.step
+    assert_same(resumed.params, whole.params)
+    assert [line for line in metric_lines(resumed.directory) if line["kind"] == "validation"] == [
+        line for line in metric_lines(whole.directory) if line["kind"] == "validation"
+    ]
+
+
+def test_a_finished_run_trains_no_further(whole):
+    before = metric_lines(whole.directory)
+    train_model(LOG, options(whole.directory, keep=100, patience=0), MODEL)
+    assert metric_lines(whole.directory) == before
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
+    run = train_model(
+        LOG, options(tmp_path, epochs=50, patience=2, learning_rate=0.3, keep=1), MODEL
+    )
+    validations = [line for line in metric_lines(run.directory) if line["kind"] == "validation"]
+    assert len(validations) < 50
+    best = max(range(len(validations)), key=lambda i: validations[i]["mrr"])
+    assert len(validations) == best + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.5}, "--learning_rate=0.01 before, --learning_rate=0.5 now"),
+        ({"seed": 3}, "--seed=0 before, --seed=3 now"),
+    ],
+)
+def test_a_run_directory_with_other_options_is_refused(whole, change, message):
+    with pytest.raises(ValueError, match=message):
+        train_model(LOG, options(whole.directory, keep=100, patience=0, **change), MODEL)
+
+
+def test_a_run_on_another_log_is_refused(whole):
+    other = dataclasses.replace(LOG, meta=dataclasses.replace(LOG.meta, data_hash="f" * 64))
+    with pytest.raises(ValueError, match="trained on a log with hash 000000000000"):
+        train_model(other, options(whole.directory, keep=100, patience=0), MODEL)
+    with pytest.raises(ValueError, match="--data"):
+        load_run(whole.directory, other)
+
+
+def test_a_run_of_another_version_is_refused(whole, tmp_path):
+    values = json.loads((whole.directory / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(values | {"format_version": 99}))
+    with pytest.raises(ValueError, match="format version 99, this program reads 1"):
+        load_run(tmp_path, LOG)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        load_run(tmp_path, LOG)
+    with pytest.raises(ValueError, match="holds no run"):
+        load_run(tmp_path / "nothing", LOG)
+
+
+def test_without_a_run_directory_nothing_starts():
+    with pytest.raises(ValueError, match="--run is missing"):
+        train_model(LOG, TRAINING, MODEL)
+
+
+def test_logs_without_times_or_places_train_too(tmp_path):
+    log = random_log(num_users=12, has_times=False, has_places=False)
+    run = train_model(log, options(tmp_path, epochs=1), MODEL, ProtocolConfig(targets="last"))
+    assert not run.model_config.use_time
+    assert not run.model_config.use_place
