@@ -1,6 +1,5 @@
 # Every target is what a person could type; README.md shows the plain commands.
 PYTHON ?= python3
-QUICKSTART := configs/quickstart
 
 .PHONY: quickstart test lint bench
 
@@ -16,11 +15,11 @@ QUICKSTART := configs/quickstart
 
 # A generated city, from nothing to one person's ten recommendations.
 quickstart: .venv/installed
-	.venv/bin/python -m stt_jax.generate --flagfile=$(QUICKSTART).generate.flags
-	.venv/bin/python -m stt_jax.prepare --flagfile=$(QUICKSTART).prepare.flags --overwrite
-	.venv/bin/python -m stt_jax.train --flagfile=$(QUICKSTART).flags
-	.venv/bin/python -m stt_jax.evaluate --flagfile=$(QUICKSTART).evaluate.flags
-	.venv/bin/python -m stt_jax.recommend --flagfile=$(QUICKSTART).recommend.flags
+	.venv/bin/python -m stt_jax.generate --output=city
+	.venv/bin/python -m stt_jax.prepare --flagfile=configs/prepare/city.flags --overwrite
+	.venv/bin/python -m stt_jax.train --flagfile=configs/quickstart.flags
+	.venv/bin/python -m stt_jax.evaluate --run=runs/quickstart --optimum=city/optimum.arrow
+	.venv/bin/python -m stt_jax.recommend --run=runs/quickstart --user=u000123 --time=2024-03-01T12:30
 
 test: .venv-test/installed
 	.venv-test/bin/python -m pytest

@@ -211,6 +211,6 @@ def _distances_km(
 
 def _e7(request: RequestConfig) -> tuple[np.ndarray, np.ndarray]:
     return (
-        np.int64(round(float(request.latitude) * 1e7)),
-        np.int64(round(float(request.longitude) * 1e7)),
+        np.asarray(round(float(request.latitude) * 1e7), np.int64),
+        np.asarray(round(float(request.longitude) * 1e7), np.int64),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 from flax import struct
@@ -29,7 +31,7 @@ class Geometry:
     phases: jax.Array | None
     query_phases: jax.Array | None
     segment_ids: jax.Array
-    query_segment_ids: jax.Array
+    query_segment_ids: jax.Array | None
     query_positions: jax.Array | None
 
 
@@ -43,7 +45,7 @@ class Encodings(nn.Module):
     num_heads: int
 
     @nn.compact
-    def __call__(self, geometry: Geometry) -> dict[str, jax.Array | None]:
+    def __call__(self, geometry: Geometry) -> dict[str, Any]:
         """The keyword arguments of `stt_kernels` for this geometry."""
 
         def table(name: str, size: int) -> jax.Array:

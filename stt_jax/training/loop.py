@@ -169,7 +169,7 @@ def _stop_requests() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def request(number: int, frame: Any) -> None:
         stop.set()
@@ -180,8 +180,8 @@ def _stop_requests() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for known, handler in previous.items():
+            signal.signal(known, handler)
 
 
 def _validate(

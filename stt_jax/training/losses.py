@@ -52,7 +52,7 @@ def mixture_loss(
     places = prediction.places.reshape(len(targets), 3)
     log_probs, mean_log_probs = full_softmax(prediction.scorer, queries, places, targets)
     gates = jnp.ones_like(log_probs)
-    if prediction.gate_logits is not None:
+    if prediction.gate_logits is not None and prediction.target_log_mass is not None:
         gate_logits = prediction.gate_logits.reshape(-1)
         log_probs = jnp.logaddexp(
             jax.nn.log_sigmoid(gate_logits) + log_probs,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -25,8 +26,11 @@ def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
     """The jitted `(params, catalogue, history, requests) -> int32 [B, R]` ranks of the targets."""
 
     def ranks(params: Any, catalogue: Catalogue, history: History, requests: Requests) -> jax.Array:
-        probabilities = model.apply(
-            {"params": params}, catalogue, history, requests, method=model.item_probabilities
+        probabilities = cast(
+            jax.Array,
+            model.apply(
+                {"params": params}, catalogue, history, requests, method=model.item_probabilities
+            ),
         )
         flat = probabilities.reshape(-1, probabilities.shape[-1])
         return target_ranks(flat, requests.targets.reshape(-1)).reshape(requests.targets.shape)
@@ -36,7 +40,8 @@ def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
 
 def in_mode(requests: Requests, mode: str) -> Requests:
     """Hides what a mode does not tell: the place always, the time in mode "unknown"."""
-    return requests.replace(
+    return dataclasses.replace(
+        requests,
         time_known=requests.time_known & (mode == "known"),
         coords=np.full_like(requests.coords, np.nan),
     )

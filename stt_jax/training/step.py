@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import struct
 
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import TrainingConfig
-from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.model.stt import Prediction, SpatiotemporalTransformer
 from stt_jax.training.losses import mixture_loss
 
 
@@ -71,7 +72,8 @@ def hide(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests
     show_time = jax.random.bernoulli(time_key, config.known_time_rate, shape)
     show_place = jax.random.bernoulli(place_key, config.known_place_rate, shape)
     noise = config.place_noise_m * jax.random.normal(noise_key, requests.coords.shape)
-    return requests.replace(
+    return dataclasses.replace(
+        requests,
         time_known=requests.time_known & show_time,
         coords=jnp.where(show_place[..., None], requests.coords + noise, jnp.nan),
     )
@@ -91,13 +93,16 @@ def make_train_step(
     def loss_fn(
         params: Any, catalogue: Catalogue, history: History, requests: Requests, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        prediction = model.apply(
-            {"params": params},
-            catalogue,
-            history,
-            requests,
-            deterministic=False,
-            rngs={"dropout": key},
+        prediction = cast(
+            Prediction,
+            model.apply(
+                {"params": params},
+                catalogue,
+                history,
+                requests,
+                deterministic=False,
+                rngs={"dropout": key},
+            ),
         )
         return mixture_loss(prediction, requests.targets, label_smoothing=config.label_smoothing)
 
