@@ -67,7 +67,8 @@ def check_call(
 
     tables = {"time": time_table, "space": space_table, "order": order_table, "cycle": cycle_table}
     for name, table in tables.items():
-        _check_table(f"{name}_table", table, num_heads)
+        # The cycle table gets one more entry, for an unknown phase.
+        _check_table(f"{name}_table", table, num_heads, buckets.MAX_BUCKETS - (name == "cycle"))
     if normalizer not in ("softmax", "silu"):
         raise ValueError(f"normalizer must be 'softmax' or 'silu'; got {normalizer!r}.")
     if silu_denominator is not None and not (normalizer == "silu" and silu_denominator > 0):
@@ -154,14 +155,14 @@ def zero_padding(array: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
     return jnp.where(valid, array, jnp.zeros((), array.dtype))
 
 
-def _check_table(name, table, num_heads) -> None:
+def _check_table(name, table, num_heads, most_entries) -> None:
     if table is None:
         return
     shape, dtype = list(getattr(table, "shape", ())), str(getattr(table, "dtype", "no dtype"))
-    right_shape = len(shape) == 2 and shape[0] == num_heads and 1 <= shape[1] <= buckets.MAX_BUCKETS
+    right_shape = len(shape) == 2 and shape[0] == num_heads and 1 <= shape[1] <= most_entries
     if not right_shape or dtype not in ("float32", "float64"):
         raise ValueError(
-            f"{name} must be float32 [H, entries] = [{num_heads}, 1..{buckets.MAX_BUCKETS}]; "
+            f"{name} must be float32 [H, entries] = [{num_heads}, 1..{most_entries}]; "
             f"got {dtype} {shape}."
         )
 

@@ -47,6 +47,11 @@ class Rules:
     silu_denominator: float | None
 
 
+def accumulator(array: jax.Array) -> Any:
+    """Gives the dtype of logits and of sums: float32, or float64 where the input is."""
+    return jnp.float64 if array.dtype == jnp.float64 else jnp.float32
+
+
 def number(side: Side, num_events: int, start: jax.Array | int = 0) -> Side:
     """Gives the default order, `start`, `start` + 1, ..., to a side that has no positions."""
     if side.positions is not None:

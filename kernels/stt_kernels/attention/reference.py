@@ -27,8 +27,8 @@ def attention_weights(q, k, tables, queries, keys, rules):
     """Gives what each query takes of each key, [B, H, L, S] in float32 (or float64, as q)."""
     logits, allowed = _logits(q, k, tables, queries, keys, rules)
     if rules.normalizer == "softmax":
-        weights = jnp.exp(logits - _log_sum_exp(logits, allowed)[..., None])
-        return jnp.where(allowed, weights, 0.0)
+        lowered = logits - _log_sum_exp(logits, allowed)[..., None]
+        return jnp.exp(jnp.where(allowed, lowered, -jnp.inf))
     num_keys = jnp.sum(allowed, axis=-1, keepdims=True)
     denominator = jnp.maximum(num_keys, 1).astype(logits.dtype)
     if rules.silu_denominator is not None:
@@ -48,7 +48,7 @@ def pointer_log_mass(q, k, ids, target_ids, tables, queries, keys, rules):
 
 def _logits(q, k, tables, queries, keys, rules):
     """Gives the logits [B, H, L, S] and, broadcastable to them, which pairs are allowed."""
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    dtype = geometry.accumulator(q)
     logits = jnp.einsum("blhd,bshd->bhls", q.astype(dtype), k.astype(dtype)) * rules.scale
     queries, keys = geometry.number(queries, q.shape[1]), geometry.number(keys, k.shape[1])
     entries = geometry.table_entries(queries, keys, tables.sizes())

@@ -21,8 +21,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from stt_kernels.attention import geometry
+from stt_kernels.attention.geometry import accumulator
 from stt_kernels.attention.xla_bias import Bias
-from stt_kernels.attention.xla_readouts import MASKED, Pointer, Silu, Softmax, accumulator, matmul
+from stt_kernels.attention.xla_materialise import materialised
+from stt_kernels.attention.xla_readouts import MASKED, Pointer, Silu, Softmax, matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +37,23 @@ class TileSizes:
 
 
 def choose_tile_sizes(num_rows: int, num_queries: int, num_keys: int, num_heads: int) -> TileSizes:
-    """Chooses the form, and tiles of about 2 MiB of logits: what the caches of two cores hold."""
-    block_queries = min(64, num_queries)
-    unrolled = -(-num_queries // block_queries)
-    block_keys = None if unrolled <= 16 and num_keys <= 4096 else min(256, num_keys)
+    """Chooses the form and the tiles; the times behind the numbers stand in kernels/NOTES.md."""
+    if num_queries <= 128 and num_keys <= 1024:
+        # Small blocks of queries leave out more of the causal half, where there is one to leave.
+        block_queries = 32 if num_queries == num_keys else num_queries
+        block_keys, most_logits = None, 2**19
+    else:
+        block_queries = _even_block(num_queries, 128)
+        block_keys = _even_block(num_keys, 128 if num_queries > 128 else 1024)
+        most_logits = 2**17
     tile = block_queries * (block_keys or num_keys) * num_heads
-    fitting = [n for n in range(1, num_rows + 1) if num_rows % n == 0 and n * tile <= 2**19]
+    fitting = [n for n in range(1, num_rows + 1) if num_rows % n == 0 and n * tile <= most_logits]
     return TileSizes(max(fitting, default=1), block_queries, block_keys)
+
+
+def _even_block(length, most):
+    """Gives the size of the fewest equal blocks of at most `most`, so that little is padded."""
+    return -(-length // -(-length // most))
 
 
 def unsupported(call) -> str | None:
@@ -158,17 +170,21 @@ def _num_pairs(q, k):
 
 
 def _tile_logits(rules, bias, tile, num_keys_left=None):
-    """Gives a tile's masked logits, its allowed pairs (None = all) and its entries in the tables."""
-    logits = matmul("bhid,bhjd->bhij", tile.q, tile.k) * rules.scale
-    logits, entries = bias.add(logits, tile.queries, tile.keys)
+    """Gives a tile's masked logits, its allowed pairs (None = all) and its table entries."""
+    entries = bias.entries(tile.queries, tile.keys)
     allowed = geometry.allowed_pairs(tile.queries, tile.keys, rules.causal)
     if num_keys_left is not None:
         real = (jnp.arange(tile.k.shape[2], dtype=jnp.int32) < num_keys_left)[None, None]
         allowed = real if allowed is None else allowed & real
     if allowed is not None:
         allowed = allowed[:, None]
-        logits = jnp.where(allowed, logits, MASKED)
-    return logits, allowed, entries
+
+    def masked_logits(q, k, entries, allowed):
+        logits = matmul("bhid,bhjd->bhij", q, k) * rules.scale
+        logits = bias.add(logits, entries)
+        return logits if allowed is None else jnp.where(allowed, logits, MASKED)
+
+    return materialised(masked_logits, tile.q, tile.k, entries, allowed), allowed, entries
 
 
 def _tile_gradients(plan, bias, tile, table_gradients, num_keys_left=None):
@@ -178,7 +194,9 @@ def _tile_gradients(plan, bias, tile, table_gradients, num_keys_left=None):
     Keys come out transposed: XLA's matmul takes the tile as it is then, else it copies it first.
     """
     logits, _, entries = _tile_logits(plan.rules, bias, tile, num_keys_left)
-    logit_gradient, weights = plan.readout.backward(logits, tile.query_values, tile.key_values)
+    logit_gradient, weights = materialised(
+        plan.readout.backward, logits, tile.query_values, tile.key_values
+    )
     table_gradients = bias.add_gradients(table_gradients, logit_gradient, entries)
     scaled = (logit_gradient * plan.rules.scale).astype(tile.q.dtype)
     q_gradient = matmul("bhij,bhjd->bhid", scaled, tile.k)

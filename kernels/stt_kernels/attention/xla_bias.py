@@ -8,6 +8,7 @@ additions.
 import jax.numpy as jnp
 
 from stt_kernels.attention import geometry
+from stt_kernels.attention.xla_materialise import materialised
 
 _MAX_JOINED_ENTRIES = 2**14
 _IN_BOUNDS = {"mode": "promise_in_bounds", "wrap_negative_indices": False}  # see table_entries
@@ -18,30 +19,39 @@ class Bias:
 
     def __init__(self, tables, num_pairs):
         """Joins `tables`, to be used on `num_pairs` pairs of events."""
-        self._tables = tables
         self._sizes = tables.sizes()
         self._groups = _join(self._sizes, num_pairs)
-        self._rows = [self._joined_rows(names) for names in self._groups]
+        self._rows = materialised(self._joined_rows, tables) if self._groups else []
 
-    def _joined_rows(self, names):
-        rows = getattr(self._tables, names[0]).T
-        for name in names[1:]:
-            more = getattr(self._tables, name).T
-            rows = (rows[:, None] + more[None]).reshape(-1, rows.shape[1])
-        return rows
+    def _joined_rows(self, tables):
+        joined = []
+        for names in self._groups:
+            rows = getattr(tables, names[0]).T
+            for name in names[1:]:
+                rows = (rows[:, None] + getattr(tables, name).T[None]).reshape(-1, rows.shape[1])
+            joined.append(rows)
+        return joined
 
-    def add(self, logits, queries, keys):
-        """Adds a tile's bias to its logits; gives also the pairs' entries in each group of tables."""
+    def entries(self, queries, keys):
+        """Gives the entries of a tile's pairs in each group of tables, int32 [b or 1, i, j]."""
+        return materialised(self._joined_entries, queries, keys) if self._groups else []
+
+    def _joined_entries(self, queries, keys):
         entries = geometry.table_entries(queries, keys, self._sizes)
         joined = []
-        for names, rows in zip(self._groups, self._rows, strict=True):
+        for names in self._groups:
             entry = entries[names[0]]
             for name in names[1:]:
                 entry = entry * self._sizes[name] + entries[name]
+            joined.append(entry)
+        return joined
+
+    def add(self, logits, entries):
+        """Adds a tile's bias to its logits."""
+        for rows, entry in zip(self._rows, entries, strict=True):
             looked_up = rows.at[entry].get(**_IN_BOUNDS)
             logits = logits + jnp.moveaxis(looked_up, -1, 1).astype(logits.dtype)
-            joined.append(entry)
-        return logits, joined
+        return logits
 
     def zero_gradients(self):
         """Gives the gradients of the joined tables before the first tile."""

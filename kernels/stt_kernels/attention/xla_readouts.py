@@ -20,6 +20,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from stt_kernels.attention.geometry import accumulator
 from stt_kernels.attention.reference import FLOOR
 
 MASKED = -1e30  # finite: a row of nothing but masked pairs makes no NaN; exp of it is exactly 0
@@ -155,7 +156,7 @@ class Pointer:
         return jnp.where(found[:, :1], out, FLOOR), (of_all, of_match)
 
     def prepare_backward(self, query_targets, out_gradient, out, log_sum_exps):
-        """Gives targets, log-sum-exps, the gradient of each head's log mass, and its missed mass."""
+        """Gives targets, log-sum-exps, the gradient by a head's log mass, and the mass missed."""
         of_all, of_match = log_sum_exps
         found = of_match != _NOTHING
         log_masses = jnp.where(found, of_match - of_all, 0.0)
@@ -174,11 +175,6 @@ class Pointer:
 def matmul(equation, a, b):
     """Multiplies with float32 sums (float64 for float64)."""
     return jnp.einsum(equation, a, b, preferred_element_type=accumulator(a))
-
-
-def accumulator(array):
-    """Gives the dtype of sums over `array`."""
-    return jnp.promote_types(array.dtype, jnp.float32)
 
 
 def _highest(logits):

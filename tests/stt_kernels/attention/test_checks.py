@@ -1,0 +1,99 @@
+"""What the public functions refuse, and how they say it."""
+
+import numpy as np
+import pytest
+
+import stt_kernels
+from tests.stt_kernels.attention import cases
+from tests.stt_kernels.attention.cases import Case
+
+
+def attend(**changes):
+    (q, k, v), tables, options, _ = cases.build(Case(8, packed=True))
+    arguments = {"q": q, "k": k, "v": v, **tables, **options, **changes}
+    return stt_kernels.spatiotemporal_attention(**arguments)
+
+
+def attend_others(**changes):
+    (q, k, v), tables, options, _ = cases.build(Case(4, 8, packed=True))
+    arguments = {"q": q, "k": k, "v": v, **tables, **options, **changes}
+    return stt_kernels.spatiotemporal_attention(**arguments)
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": zeros(2, 8, 16)}, r"q must be \[B, length, H, D\]; got shape \[2, 8, 16\]"),
+        ({"q": zeros(2, 8, 2, 8, dtype=np.float16)}, "q must be float32 or bfloat16; got float16"),
+        ({"k": zeros(2, 8, 2, 4)}, r"k must be float32 as q but for S = \[2, 8, 2, 8\]"),
+        (
+            {"v": zeros(2, 9, 2, 8)},
+            r"v must be float32 as k = \[2, 8, 2, 8\]; got .*\[2, 9, 2, 8\]",
+        ),
+        ({"times": zeros(2, 8)}, r"times must be int32 \[B, S\] = \[2, 8\]; got float32 \[2, 8\]"),
+        ({"times": zeros(2, 8, dtype=np.int64)}, "Subtract the row's first timestamp in int64"),
+        ({"times": None}, r"time_table needs times \[B, S\]; got None"),
+        ({"coords": None}, r"space_table needs coords \[B, S, 3\]; got None"),
+        ({"coords": zeros(2, 8, 2)}, r"coords must be float32 \[B, S, 3\] = \[2, 8, 3\]"),
+        ({"phases": None}, "cycle_table needs phases"),
+        ({"positions": zeros(2, 8)}, "positions must be int32"),
+        ({"segment_ids": zeros(8, dtype=np.int32)}, r"segment_ids must be int32 \[B, S\]"),
+        (
+            {"segment_ids": None, "query_segment_ids": zeros(2, 8, dtype=np.int32)},
+            "query_segment_ids needs segment_ids",
+        ),
+        (
+            {"time_table": zeros(3, 64)},
+            r"time_table must be float32 \[H, entries\] = \[2, 1\.\.256\]",
+        ),
+        ({"space_table": zeros(2, 257)}, r"space_table must be .* got float32 \[2, 257\]"),
+        ({"cycle_table": zeros(2, 256)}, r"cycle_table must be .* = \[2, 1\.\.255\]"),
+        ({"order_table": zeros(2, 20, dtype=np.int32)}, "order_table must be float32"),
+        ({"normalizer": "sparsemax"}, "normalizer must be 'softmax' or 'silu'; got 'sparsemax'"),
+        ({"silu_denominator": 4.0}, "silu_denominator must be > 0 and goes with normalizer='silu'"),
+        ({"normalizer": "silu", "silu_denominator": 0.0}, "silu_denominator must be > 0"),
+        ({"scale": float("nan")}, "scale must be a finite number"),
+        ({"implementation": "cudnn"}, "implementation must be None or of"),
+    ],
+)
+def test_wrong_input_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attend(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "user"),
+    [
+        ("query_times", "time_table"),
+        ("query_coords", "space_table"),
+        ("query_phases", "cycle_table"),
+        ("query_positions", "causal"),
+        ("query_segment_ids", "segment_ids"),
+    ],
+)
+def test_queries_of_their_own_need_encodings_of_their_own(name, user):
+    with pytest.raises(ValueError, match=rf"{name} .* must be given where L != S and {user} is"):
+        attend_others(**{name: None})
+
+
+def test_what_no_table_uses_may_be_given():
+    without = attend(time_table=None, times=None)
+    np.testing.assert_array_equal(attend(time_table=None), without)
+
+
+def test_a_caller_can_ask_which_implementation_would_run():
+    (q, k, _), tables, options, _ = cases.build(Case(8))
+    reasons = stt_kernels.available_implementations(q, k, platform="cpu", **tables, **options)
+    assert next(iter(reasons)) == "xla"
+    assert reasons["xla"] is None
+    assert reasons["reference"] is None
+    with pytest.raises(ValueError, match="time_table needs times"):
+        stt_kernels.available_implementations(q, k, **tables)
+
+
+def test_public_names_are_listed():
+    assert set(stt_kernels.__all__) <= set(dir(stt_kernels))
