@@ -50,11 +50,11 @@ MAX_GAP_SLOTS = 48
 MEAN_GAP_SLOTS = 12.0
 REPEAT_PENALTY = 3.0
 REPEAT_SLOTS = 6.0
-DISTANCE_POWER = 2.0
-EXPLORING = 0.1
+DISTANCE_POWER = 1.5
+EXPLORING = 0.12
 WANDER_KM = 0.5
-TASTE_SCALE = 0.4
-APPEAL_SCALE = 0.5
+TASTE_SCALE = 0.3
+APPEAL_SCALE = 0.3
 
 UTC_OFFSET_MIN = -300
 START_S = 1_704_067_200 - 60 * UTC_OFFSET_MIN  # Monday 2024-01-01 00:00 local time
@@ -67,10 +67,11 @@ LOG_NAME = "log.csv.gz"
 OPTIMUM_NAME = "optimum.arrow"
 
 # Hours by which a person's rhythm lags behind the city's, and the share of people who have it.
-RHYTHMS_H = (0, 3, 10)
-RHYTHM_SHARES = (0.6, 0.25, 0.15)
+RHYTHMS_H = (0, 9)
+RHYTHM_SHARES = (0.75, 0.25)
 
 WEEKDAYS, WEEKEND, EVERY_DAY = range(5), range(5, 7), range(7)
+FRIDAY_AND_SATURDAY, SUNDAY = range(4, 6), range(6, 7)
 CLOSED = -4.0  # schedule outside the hours listed for a category
 PRIVATE = -3.0  # habit for the homes and offices of others
 
@@ -105,73 +106,73 @@ CATEGORIES = (
         "Home (private)",
         share=0.22,
         reach_km=np.inf,
-        favourites=(("home", 5.5),),
-        hours=((EVERY_DAY, 0, 24, -1.5), (EVERY_DAY, 0, 8, 2.0), (EVERY_DAY, 21, 24, 1.0)),
+        favourites=(("home", 6.5),),
+        hours=((EVERY_DAY, 0, 24, -1.5), (EVERY_DAY, 0, 8, 2.0), (EVERY_DAY, 21, 24, 1.5)),
         private=True,
     ),
     Category(
         "Office",
         share=0.14,
         reach_km=np.inf,
-        favourites=(("work", 5.5),),
-        hours=((WEEKDAYS, 8, 18, 1.5), (WEEKDAYS, 12, 14, -1.0)),
+        favourites=(("work", 6.5),),
+        hours=((WEEKDAYS, 8, 18, 2.0), (WEEKDAYS, 12, 14, -1.0)),
         private=True,
     ),
     Category(
         "Coffee Shop",
         share=0.10,
         reach_km=0.5,
-        favourites=(("work", 5.5), ("home", 5.5)),
-        hours=((EVERY_DAY, 7, 9, 3.5), (WEEKDAYS, 15, 16, 3.5)),
+        favourites=(("work", 6.5), ("home", 5.0)),
+        hours=((EVERY_DAY, 7, 9, 4.0),),
     ),
     Category(
         "Deli / Bodega",
         share=0.10,
         reach_km=0.5,
-        favourites=(("work", 5.5), ("home", 5.5), ("work", 4.0)),
-        hours=((EVERY_DAY, 12, 14, 4.5),),
+        favourites=(("work", 6.5), ("home", 5.0), ("work", 3.5)),
+        hours=((EVERY_DAY, 12, 14, 5.0),),
     ),
     Category(
         "Restaurant",
         share=0.12,
         reach_km=0.7,
-        favourites=(("home", 5.5), ("work", 5.5), ("home", 4.0)),
-        hours=((EVERY_DAY, 18, 21, 3.0), (WEEKEND, 12, 15, 2.0)),
+        favourites=(("home", 6.5), ("work", 5.0), ("home", 3.5)),
+        hours=((EVERY_DAY, 18, 20, 4.0),),
     ),
     Category(
         "Bar",
         share=0.10,
         reach_km=0.7,
-        favourites=(("home", 5.5), ("work", 5.5)),
-        hours=((EVERY_DAY, 20, 24, 1.5), (range(4, 6), 20, 24, 4.0)),
+        favourites=(("home", 6.5), ("work", 5.0)),
+        hours=((EVERY_DAY, 20, 21, 2.0), (FRIDAY_AND_SATURDAY, 20, 24, 4.5)),
     ),
     Category(
         "Gym",
         share=0.06,
         reach_km=2.0,
-        favourites=(("home", 5.5),),
-        hours=((WEEKDAYS, 17, 19, 3.0), (WEEKEND, 9, 11, 4.0)),
+        favourites=(("home", 6.5),),
+        hours=((WEEKDAYS, 17, 18, 4.0), (WEEKEND, 9, 11, 4.5)),
     ),
     Category(
         "Grocery Store",
         share=0.08,
         reach_km=0.7,
-        favourites=(("home", 5.5), ("work", 4.5)),
-        hours=((WEEKDAYS, 18, 20, 2.0), (WEEKEND, 10, 13, 3.0)),
+        favourites=(("home", 6.5), ("work", 5.0)),
+        hours=((WEEKDAYS, 20, 21, 3.0), (WEEKEND, 11, 12, 4.0)),
     ),
     Category(
         "Park",
         share=0.04,
         reach_km=2.0,
-        favourites=(("home", 5.5), ("home", 4.5)),
-        hours=((WEEKEND, 14, 18, 4.0),),
+        favourites=(("home", 6.5), ("home", 5.0)),
+        hours=((WEEKEND, 14, 18, 4.5),),
     ),
     Category(
         "Movie Theater",
         share=0.04,
         reach_km=2.0,
-        favourites=(("home", 5.5),),
-        hours=((WEEKEND, 19, 23, 3.0),),
+        favourites=(("home", 6.5),),
+        hours=((SUNDAY, 20, 23, 4.0),),
     ),
 )
 

@@ -73,7 +73,7 @@ def test_place_distribution_is_the_documented_formula(city):
             if not kind.private:
                 wander[place] = (1 + distance_km / synthetic.WANDER_KM) ** -synthetic.DISTANCE_POWER
         plan = np.exp(scores) / np.exp(scores).sum()
-        expected = 0.1 * wander / wander.sum() + 0.9 * plan
+        expected = synthetic.EXPLORING * wander / wander.sum() + (1 - synthetic.EXPLORING) * plan
         np.testing.assert_allclose(actual[row], expected, rtol=1e-9)
 
 
