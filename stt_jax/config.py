@@ -236,7 +236,7 @@ class CityConfig:
     output: str = option("city", "Folder for log.csv.gz and optimum.arrow; made if missing.")
     num_users: int = option(400, "People, at least 1.")
     num_places: int = option(200, "Places, at least 20; homes and offices among them.")
-    num_days: int = option(60, "Length of the log in days, at least 7; about 3.5 events a day.")
+    num_days: int = option(60, "Length of the log in days, at least 7; about 4 events a day.")
     informative: bool = option(True, "Let time and place matter; off: only habit and last place.")
     seed: int = option(1, "Seed of everything drawn, at least 0.")
 
