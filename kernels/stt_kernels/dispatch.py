@@ -38,7 +38,7 @@ def choose(
         raise ValueError(
             f"implementation must be None or of {sorted(reasons)}; got {implementation!r}."
         )
-    refusals = []
+    refusals: list[tuple[str, str]] = []
     for name in names:
         reason = reasons[name]()
         if reason is None:

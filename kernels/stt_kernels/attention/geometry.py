@@ -107,9 +107,14 @@ def phase_gaps(query_phases, key_phases, num_phases):
 
     Stays within the table, whatever padding holds.
     """
-    differences = _gaps(query_phases, key_phases)
+    return phase_entries(query_phases[:, :, None], key_phases[:, None, :], num_phases)
+
+
+def phase_entries(query_phases, key_phases, num_phases):
+    """As `phase_gaps`, of any two shapes that broadcast."""
+    differences = query_phases - key_phases
     wrapped = jnp.where(differences < 0, differences + num_phases, differences)
-    unknown = (query_phases < 0)[:, :, None] | (key_phases < 0)[:, None, :]
+    unknown = (query_phases < 0) | (key_phases < 0)
     return jnp.where(unknown, num_phases, jnp.clip(wrapped, 0, num_phases - 1))
 
 

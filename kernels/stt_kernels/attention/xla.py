@@ -39,13 +39,13 @@ class TileSizes:
 def choose_tile_sizes(num_rows: int, num_queries: int, num_keys: int, num_heads: int) -> TileSizes:
     """Chooses the form and the tiles; the times behind the numbers stand in kernels/NOTES.md."""
     if num_queries <= 128 and num_keys <= 1024:
-        # Small blocks of queries leave out more of the causal half, where there is one to leave.
-        block_queries = 32 if num_queries == num_keys else num_queries
+        # Smaller blocks leave out more of the causal half, where there is one to leave.
+        block_queries = min(64, num_queries) if num_queries == num_keys else num_queries
         block_keys, most_logits = None, 2**19
     else:
         block_queries = _even_block(num_queries, 128)
         block_keys = _even_block(num_keys, 128 if num_queries > 128 else 1024)
-        most_logits = 2**17
+        most_logits = 2**18
     tile = block_queries * (block_keys or num_keys) * num_heads
     fitting = [n for n in range(1, num_rows + 1) if num_rows % n == 0 and n * tile <= most_logits]
     return TileSizes(max(fitting, default=1), block_queries, block_keys)
