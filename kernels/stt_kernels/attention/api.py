@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from stt_kernels import dispatch
-from stt_kernels.attention import checks, mosaic_tpu, reference, xla
+from stt_kernels.attention import checks, mosaic_tpu, reference, triton, xla
 
-_BACKENDS = {"reference": reference, "xla": xla, "mosaic_tpu": mosaic_tpu}
-_PLATFORM_ORDERS = {"cpu": ("xla",), "gpu": ("xla",), "tpu": ("mosaic_tpu", "xla")}
+_BACKENDS = {"reference": reference, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
+_PLATFORM_ORDERS = {"cpu": ("xla",), "gpu": ("triton", "xla"), "tpu": ("mosaic_tpu", "xla")}
 
 
 def spatiotemporal_attention(
