@@ -265,6 +265,9 @@ class ModelConfig:
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     num_time_buckets: int = option(64, "Log-scale buckets of the time gap, two an octave; 2..256.")
     num_space_buckets: int = option(64, "Log-scale buckets of the distance; 2..128.")
+    num_order_buckets: int = option(
+        64, "How many events back the pointer can tell apart; 1..256, older ones share the last."
+    )
     attention: str = option(
         "auto",
         "Attention backend; auto takes the first that accepts the input.",
@@ -282,6 +285,7 @@ class ModelConfig:
             2 <= self.num_time_buckets <= 256 and 2 <= self.num_space_buckets <= 128,
             "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",
         )
+        check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +306,25 @@ class TrainingConfig:
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices only.")
     clip_norm: float = option(1.0, "Largest global norm of the gradient.")
     label_smoothing: float = option(0.1, "Weight of the uniform part of the generating target.")
+    loss: str = option(
+        "full",
+        "Softmax over the catalogue. full: all logits at once; chunked: the same numbers in little "
+        "memory; sampled: the items of the batch and a drawn part of the others stand for all.",
+        choices=("full", "chunked", "sampled"),
+    )
+    loss_chunk_items: int = option(8192, "loss=chunked: items whose logits are held at once.")
+    num_negatives: int = option(
+        1024, "loss=sampled: items drawn a step, at most as many as there are."
+    )
+    negatives: str = option(
+        "log_uniform",
+        "loss=sampled: which items are drawn. log_uniform: 1..V in strata of equal log rank, so "
+        "frequent items nearly always; uniform: each alike.",
+        choices=("log_uniform", "uniform"),
+    )
+    in_batch_negatives: bool = option(
+        True, "loss=sampled: every request is also compared with the targets of the whole batch."
+    )
     known_time_rate: float = option(0.5, "Fraction of training requests that show their time.")
     known_place_rate: float = option(0.1, "Fraction of training requests that show their place.")
     place_noise_m: float = option(
@@ -322,6 +345,8 @@ class TrainingConfig:
         for name in ("label_smoothing", "known_time_rate", "known_place_rate"):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
         check(self.validation_every > 0, "--validation_every must be positive")
+        for name in ("loss_chunk_items", "num_negatives"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,9 +61,9 @@ def print_report(report: dict[str, Any]) -> None:
         table = rich.table.Table(
             title=f"request time {mode}", title_justify="left", box=rich.box.SIMPLE
         )
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for title in _COLUMNS.values():
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", no_wrap=True)
         rows = {**results.get("baselines", {}), "model": results["model"]}
         if "best_possible" in results:
             rows["best possible"] = results["best_possible"]

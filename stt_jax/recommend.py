@@ -43,14 +43,15 @@ def print_list(recommendations: list[Recommendation], request: RequestConfig) ->
         ("", "right"), ("item", "left"), ("name", "left"), ("category", "left"),
         ("probability", "right"), ("km", "right"),
     ):  # fmt: skip
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for rank, item in enumerate(recommendations, start=1):
         distance = "" if item.distance_km is None else f"{item.distance_km:.2f}"
         table.add_row(
             str(rank), item.item_id, item.name, item.category, f"{item.probability:.4f}", distance
         )
-    console = rich.console.Console(highlight=False, soft_wrap=True)
-    console.print(table)
+    console = rich.console.Console(highlight=False)
+    # Ids must stay whole to be of use: where there is no terminal to fit, take the room.
+    console.print(table, width=None if console.is_terminal else 140)
     if not recommendations:
         console.print("no item is left: loosen --radius_km, --max_per_category or --exclude_seen")
 

@@ -36,13 +36,14 @@ class Geometry:
 
 
 class Encodings(nn.Module):
-    """The learned tables of one attention: time gap, distance, hour-of-week difference.
+    """The learned tables of one attention: time gap, distance, hour-of-week difference, order.
 
     They start at zero, so that training begins from plain attention.
     """
 
     config: ModelConfig
     num_heads: int
+    with_order: bool = False
 
     @nn.compact
     def __call__(self, geometry: Geometry) -> dict[str, Any]:
@@ -59,6 +60,8 @@ class Encodings(nn.Module):
             arguments["space_table"] = table("space_table", self.config.num_space_buckets)
         if geometry.phases is not None:
             arguments["cycle_table"] = table("cycle_table", HOURS_PER_WEEK)
+        if self.with_order:
+            arguments["order_table"] = table("order_table", self.config.num_order_buckets)
         return arguments
 
 

@@ -107,7 +107,11 @@ class GapEmbedding(nn.Module):
 
 
 class EventEmbedding(nn.Module):
-    """What happened: item, category, further context, time of week, gap."""
+    """What happened: item, the item before it, further context, time of week, gap.
+
+    The item before lets one attention look for "what followed the last time I was here": a key
+    then says what it followed. Two layers can learn that too (an induction head), but slowly.
+    """
 
     width: int
     context_sizes: tuple[tuple[str, int], ...]
@@ -120,9 +124,13 @@ class EventEmbedding(nn.Module):
         contexts: dict[str, jax.Array],
         phases: jax.Array,
         gaps_s: jax.Array,
+        segment_ids: jax.Array,
     ) -> jax.Array:
         """Adds what is known of the event to its item's vector, float32 [B, S, E]."""
-        vectors = item_vectors
+        same_segment = segment_ids[:, 1:] == segment_ids[:, :-1]
+        previous = jnp.where(same_segment[..., None], item_vectors[:, :-1], 0.0)
+        previous = jnp.pad(previous, ((0, 0), (1, 0), (0, 0)))
+        vectors = item_vectors + nn.Dense(self.width, use_bias=False, name="previous")(previous)
         for name, size in self.context_sizes:
             table = self.param(f"context_{name}", _EMBEDDING_INIT, (size + 1, self.width))
             vectors = vectors + table[contexts[name]]

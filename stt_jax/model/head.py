@@ -12,6 +12,8 @@ an attention of its own with time, distance and hour-of-week encodings.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,7 @@ class PointerHead(nn.Module):
         self.key_norm = nn.LayerNorm()
         self.query = nn.Dense(self.config.width)
         self.key = nn.Dense(self.config.width)
-        self.encodings = Encodings(self.config, self.config.num_heads)
+        self.encodings = Encodings(self.config, self.config.num_heads, with_order=True)
 
     def _attention_inputs(
         self, hidden: jax.Array, states: jax.Array, geometry: Geometry
@@ -128,6 +130,40 @@ class ItemScorer:
             squared = squared + jnp.square(offset / DISTANCE_UNIT_M)
         entries = self.categories[None] * num_distances + space_bucket(squared, num_distances)
         return logits + self.distance_table.reshape(-1)[entries]
+
+    def stretch(self, start: jax.Array, size: int) -> ItemScorer:
+        """The scorer of `size` neighbouring items; `start` counts from 0 and may be traced."""
+
+        def cut(rows: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(rows, start, size)
+
+        return self._map_items(cut)
+
+    def take(self, columns: jax.Array) -> ItemScorer:
+        """The scorer of the items in `columns`, int32 [K] counting from 0."""
+        return self._map_items(lambda rows: rows[columns])
+
+    def pair_logits(self, queries: jax.Array, places: jax.Array, columns: jax.Array) -> jax.Array:
+        """The logit of one item for each query, float32 [N].
+
+        Args:
+          queries, places: as in `logits`.
+          columns: int32 [N], items counting from 0.
+        """
+
+        def one(query: jax.Array, place: jax.Array, column: jax.Array) -> jax.Array:
+            return self.take(column[None]).logits(query[None], place[None])[0, 0]
+
+        return jax.vmap(one)(queries, places, columns)
+
+    def _map_items(self, select: Callable[[jax.Array], jax.Array]) -> ItemScorer:
+        return ItemScorer(
+            vectors=select(self.vectors),
+            bias=select(self.bias),
+            categories=select(self.categories),
+            coords=select(self.coords),
+            distance_table=self.distance_table,
+        )
 
 
 class GenerateHead(nn.Module):

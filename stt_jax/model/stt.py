@@ -108,7 +108,7 @@ class SpatiotemporalTransformer(nn.Module):
     def encode(self, history: History, *, deterministic: bool) -> jax.Array:
         """States of the history, float32 [B, S, E]; row i depends on events up to i only."""
         x = self.items(history.items, history.categories, history.coords + history.origins)
-        x = self.events(x, history.contexts, history.phases, history.gaps_s)
+        x = self.events(x, history.contexts, history.phases, history.gaps_s, history.segment_ids)
         x = self.event_dropout(x, deterministic=deterministic)
         geometry = _self_geometry(self.config, history)
         for block in self.blocks:

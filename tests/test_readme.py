@@ -1,0 +1,65 @@
+"""The README is run, and its numbers are those of the result files."""
+
+import os
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from benchmarks import tables
+from stt_jax import command, evaluate, generate, prepare, recommend, train
+from stt_jax.config import CityConfig, EvaluationConfig, RequestConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=["library", "kernel"])
+def test_the_python_examples_run(code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    if "recommend_items" in code:
+        assert "known" in capsys.readouterr().out
+
+
+def test_every_command_line_parses():
+    groups = {
+        generate: {"city": CityConfig},
+        prepare: prepare.GROUPS,
+        train: train.FLAG_GROUPS,
+        evaluate: {"evaluation": EvaluationConfig},
+        recommend: {"request": RequestConfig},
+    }
+    lines = "\n".join(blocks("")).replace("\\\n", " ").splitlines()
+    seen = set()
+    here = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        for line in lines:
+            found = re.match(r"\s*python -m stt_jax\.(\w+) (.*)", line)
+            if found:
+                module = next(m for m in groups if m.__name__ == f"stt_jax.{found.group(1)}")
+                command.parse(groups[module], [module.__name__, *shlex.split(found.group(2))])
+                seen.add(module)
+    finally:
+        os.chdir(here)
+    assert seen == set(groups)
+
+
+def test_the_numbers_are_those_of_the_result_files():
+    assert tables.fill(README) == README
+
+
+def test_public_names_exist():
+    import stt_jax
+
+    for name in stt_jax.__all__:
+        assert getattr(stt_jax, name).__doc__
+    assert set(stt_jax.__all__) == set(stt_jax._HOMES)
+    with pytest.raises(AttributeError):
+        stt_jax.nothing  # noqa: B018
