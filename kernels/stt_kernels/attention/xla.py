@@ -36,7 +36,7 @@ class TileSizes:
     block_keys: int | None  # keys of one tile; None = all of them, the form "whole"
 
 
-def choose_tile_sizes(num_rows: int, num_queries: int, num_keys: int, num_heads: int) -> TileSizes:
+def choose_tile_sizes(num_rows, num_queries, num_keys, num_heads, width) -> TileSizes:
     """Chooses the form and the tiles; the times behind the numbers stand in kernels/NOTES.md."""
     if num_queries <= 128 and num_keys <= 1024:
         # Smaller blocks leave out more of the causal half, where there is one to leave.
@@ -47,8 +47,11 @@ def choose_tile_sizes(num_rows: int, num_queries: int, num_keys: int, num_heads:
         block_keys = _even_block(num_keys, 128 if num_queries > 128 else 1024)
         most_logits = 2**18
     tile = block_queries * (block_keys or num_keys) * num_heads
-    fitting = [n for n in range(1, num_rows + 1) if num_rows % n == 0 and n * tile <= most_logits]
-    return TileSizes(max(fitting, default=1), block_queries, block_keys)
+    keys = num_keys * num_heads * width
+    # One row alone makes XLA choose layouts that cost up to four times as much, so two at least.
+    most_rows = max(2, min(most_logits // tile, 2**20 // keys))
+    divisors = [n for n in range(1, num_rows + 1) if num_rows % n == 0]
+    return TileSizes(max(n for n in divisors if n <= most_rows), block_queries, block_keys)
 
 
 def _even_block(length, most):
@@ -76,7 +79,7 @@ def pointer_log_mass(q, k, ids, target_ids, tables, queries, keys, rules, tile_s
 
 
 def _default_tile_sizes(q, k):
-    return choose_tile_sizes(q.shape[0], q.shape[1], k.shape[1], q.shape[2])
+    return choose_tile_sizes(q.shape[0], q.shape[1], k.shape[1], *q.shape[2:])
 
 
 @dataclasses.dataclass(frozen=True)

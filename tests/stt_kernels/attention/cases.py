@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -90,21 +91,39 @@ def build(case: Case, dtype="float32"):
     return arrays, tables, options, normal(*arrays[0].shape)
 
 
-def differentiate(arrays, tables, options, out_gradient, implementation):
-    """Gives the output and the gradients of q, k, v and every table, by name."""
+def split_options(options):
+    """Gives the arrays of the options, and the rest as something that jit takes as static."""
+    sides = {name: value for name, value in options.items() if isinstance(value, np.ndarray)}
+    return sides, tuple((name, options[name]) for name in options if name not in sides)
 
+
+def differentiate(arrays, tables, options, out_gradient, backend):
+    """Gives the output and the gradients of q, k, v and every table, by name.
+
+    Compiled once for all calls of one shape: `backend` may name a form after the implementation.
+    """
+    return _differentiate(arrays, tables, *split_options(options), out_gradient, backend)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 5))
+def _differentiate(arrays, tables, sides, static, out_gradient, backend):
     def attend(arrays, tables):
+        implementation = backend.split()[0]
         return stt_kernels.spatiotemporal_attention(
-            *arrays, **tables, **options, implementation=implementation
+            *arrays, **tables, **sides, **dict(static), implementation=implementation
         )
 
-    @jax.jit
-    def run(arrays, tables, out_gradient):
-        out, pull = jax.vjp(attend, arrays, tables)
-        (q, k, v), table_gradients = pull(out_gradient)
-        return {"out": out, "q": q, "k": k, "v": v, **table_gradients}
+    out, pull = jax.vjp(attend, arrays, tables)
+    (q, k, v), table_gradients = pull(out_gradient)
+    return {"out": out, "q": q, "k": k, "v": v, **table_gradients}
 
-    return run(arrays, tables, out_gradient)
+
+def interpret(monkeypatch, backend):
+    """Makes a Pallas backend run in Pallas's interpreter, and takes its name."""
+    monkeypatch.setattr(
+        importlib.import_module(f"stt_kernels.attention.{backend}"), "INTERPRET", True
+    )
+    return backend
 
 
 @functools.cache

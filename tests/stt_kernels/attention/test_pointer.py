@@ -20,7 +20,7 @@ def backend(request, monkeypatch):
     if request.param == "xla blocked":
         sizes = xla.TileSizes(num_rows=1, block_queries=32, block_keys=48)
         monkeypatch.setattr(xla, "choose_tile_sizes", lambda *shape: sizes)
-    return request.param.split()[0]
+    return request.param
 
 
 def build(case, num_ids=12):
@@ -33,19 +33,22 @@ def build(case, num_ids=12):
     return (q, k), tables, options, out_gradient[:, :, 0, 0]
 
 
-def differentiate(arrays, tables, options, out_gradient, implementation):
+def differentiate(arrays, tables, options, out_gradient, backend):
+    sides, static = cases.split_options(options)
+    return _differentiate(arrays, tables, sides, static, out_gradient, backend)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 5))
+def _differentiate(arrays, tables, sides, static, out_gradient, backend):
     def point(arrays, tables):
+        implementation = backend.split()[0]
         return stt_kernels.pointer_log_mass(
-            *arrays, **tables, **options, implementation=implementation
+            *arrays, **tables, **sides, **dict(static), implementation=implementation
         )
 
-    @jax.jit
-    def run(arrays, tables, out_gradient):
-        out, pull = jax.vjp(point, arrays, tables)
-        (q, k), table_gradients = pull(out_gradient)
-        return {"out": out, "q": q, "k": k, **table_gradients}
-
-    return run(arrays, tables, out_gradient)
+    out, pull = jax.vjp(point, arrays, tables)
+    (q, k), table_gradients = pull(out_gradient)
+    return {"out": out, "q": q, "k": k, **table_gradients}
 
 
 @functools.cache
@@ -86,15 +89,14 @@ def test_values_and_gradients_match_the_reference(backend, case):
 
 
 def test_it_is_the_mean_over_heads_of_the_weights_on_the_target(backend):
-    (q, k), tables, options, _ = build(Case(31))
+    arrays, tables, options, out_gradient = build(Case(31, packed=True))
+    (q, k) = arrays
+    found = differentiate(arrays, tables, options, out_gradient, backend)["out"]
     ids, target_ids = options.pop("ids"), options.pop("target_ids")
     weights = stt_kernels.attention_weights(q, k, **tables, **options)
     hits = target_ids[:, :, None] == ids[:, None]
     mass = np.asarray(weights).mean(1)
     mass = np.where(hits, mass, 0.0).sum(-1)
-    found = stt_kernels.pointer_log_mass(
-        q, k, **tables, **options, ids=ids, target_ids=target_ids, implementation=backend
-    )
     has_mass = np.asarray(found) > FLOOR
     np.testing.assert_allclose(np.exp(found)[has_mass], mass[has_mass], rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(mass[~has_mass], 0.0)

@@ -1,0 +1,126 @@
+"""PyTorch's ways to compute the same attention, run one at a time on request.
+
+Usage: attention_torch.py PEER MODE INPUTS.npz; then, for each line on standard input, runs once and
+prints the milliseconds.
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+
+def bucket(values, step, n):
+    """The float's own bits, as `stt_kernels.buckets`."""
+    return ((values.view(torch.int32) >> (23 - step)) - (127 << step)).clamp(0, n - 1)
+
+
+class Inputs:
+    """The inputs as tensors, heads before events."""
+
+    def __init__(self, path):
+        """Loads them."""
+        loaded = np.load(path)
+
+        def heads_first(name):
+            return torch.tensor(loaded[name]).transpose(1, 2).contiguous()
+
+        self.q, self.k, self.v = (heads_first(name) for name in ("q", "k", "v"))
+        self.out_gradient = heads_first("out_gradient")
+        self.time_table = torch.tensor(loaded["time_table"])
+        self.space_table = torch.tensor(loaded["space_table"])
+        self.times, self.coords = torch.tensor(loaded["times"]), torch.tensor(loaded["coords"])
+
+        def side(name, default):
+            return torch.tensor(loaded[name]) if name in loaded else default
+
+        self.query_times = side("query_times", self.times)
+        self.query_coords = side("query_coords", self.coords)
+        num_rows, num_keys = self.times.shape
+        order = torch.arange(num_keys, dtype=torch.int32).expand(num_rows, -1)
+        self.positions, self.query_positions = order, side("query_positions", order)
+
+    def learned(self):
+        """What takes gradients."""
+        return [self.q, self.k, self.v, self.time_table, self.space_table]
+
+
+def sdpa(inputs, q, k, v, time_table, space_table):
+    """Scaled dot-product attention with the bias as its mask."""
+    gaps = (inputs.query_times[:, :, None] - inputs.times[:, None, :]).abs()
+    time_entries = bucket(1.0 + gaps.float(), 1, time_table.shape[1]).long()
+    differences = inputs.query_coords[:, :, None] - inputs.coords[:, None, :]
+    squares = (differences**2).sum(-1)
+    space_entries = bucket(1.0 + squares, 0, space_table.shape[1]).long()
+    bias = (time_table[:, time_entries] + space_table[:, space_entries]).transpose(0, 1)
+    future = inputs.positions[:, None, None, :] > inputs.query_positions[:, None, :, None]
+    return F.scaled_dot_product_attention(q, k, v, bias.masked_fill(future, float("-inf")))
+
+
+def make_flex(inputs):
+    """FlexAttention, compiled, with the bias as its score function."""
+    xs = [inputs.coords[..., axis].contiguous() for axis in range(3)]
+    query_xs = [inputs.query_coords[..., axis].contiguous() for axis in range(3)]
+    num_rows, num_keys = inputs.times.shape
+
+    def may_attend(b, h, i, j):
+        return inputs.positions[b, j] <= inputs.query_positions[b, i]
+
+    num_queries = inputs.query_times.shape[1]
+    mask = create_block_mask(may_attend, num_rows, None, num_queries, num_keys, device="cpu")
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def flex(inputs, q, k, v, time_table, space_table):
+        def score(s, b, h, i, j):
+            gap = (inputs.query_times[b, i] - inputs.times[b, j]).abs()
+            # The bits of a float are not to be had here; its logarithm gives the same buckets.
+            value = 1.0 + gap.float()
+            octave = torch.log2(value).floor()
+            half = (value >= 1.5 * torch.exp2(octave)).int()
+            time_entry = (2 * octave.int() + half).clamp(0, time_table.shape[1] - 1)
+            square = 0.0
+            for query_x, x in zip(query_xs, xs, strict=True):
+                difference = query_x[b, i] - x[b, j]
+                square = square + difference * difference
+            octave = torch.log2(1.0 + square).floor()
+            space_entry = octave.int().clamp(0, space_table.shape[1] - 1)
+            return s + time_table[h, time_entry] + space_table[h, space_entry]
+
+        return compiled(q, k, v, score_mod=score, block_mask=mask)
+
+    return flex
+
+
+def main(peer, mode, path):
+    """Answers requests until standard input ends."""
+    inputs = Inputs(path)
+    function = torch.compile(sdpa, dynamic=False) if peer == "torch_sdpa_compiled" else None
+    function = function or make_flex(inputs)
+
+    def run():
+        if mode == "forward":
+            with torch.no_grad():
+                return function(inputs, *inputs.learned())
+        learned = [array.detach().requires_grad_() for array in inputs.learned()]
+        out = function(inputs, *learned)
+        out.backward(inputs.out_gradient)
+        return out.detach()
+
+    try:
+        out = run()
+        answer = {"out": out[:2].transpose(1, 2).flatten().tolist()}
+    except Exception as error:  # its message is the result
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    print(json.dumps(answer), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        print(json.dumps({"ms": (time.perf_counter() - start) * 1e3}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

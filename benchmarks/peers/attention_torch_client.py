@@ -1,0 +1,79 @@
+"""Our side of the PyTorch peer: starts it in its environment and asks it for one run at a time."""
+
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+
+import numpy as np
+
+_SERVER = pathlib.Path(__file__).with_name("attention_torch.py")
+PEERS = ("torch_sdpa_compiled", "torch_flex")
+
+
+class Client:
+    """One PyTorch process with one candidate; calling it runs once and gives the milliseconds."""
+
+    def __init__(self, python, peer, mode, inputs_path, expected):
+        """Starts the process and checks its answer."""
+        # A thread that spins while it waits would take a core from whoever's turn it is.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+        self._process = subprocess.Popen(
+            [python, str(_SERVER), peer, mode, str(inputs_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        ready = self._answer()
+        self.error = ready.get("error")
+        if self.error is None:
+            out = np.asarray(ready["out"], np.float32).reshape(expected.shape)
+            difference = np.abs(out - expected).max() / np.abs(expected).max()
+            if difference > 1e-4:
+                raise ValueError(f"{peer} is wrong: relative error {difference}.")
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {"error": "the process ended"}
+
+    def __call__(self):
+        """Runs once."""
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        return float(self._answer()["ms"])
+
+    def stop(self):
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+def start(python, inputs, mode, expected):
+    """Gives a client for each peer that can take the inputs; says why the others can't.
+
+    Args:
+      python: the interpreter of an environment with PyTorch.
+      inputs: (arrays, tables, sides, out_gradient), NumPy.
+      mode: "forward" or "forward+backward".
+      expected: the right output of the first two rows.
+
+    Returns:
+      The clients by name.
+    """
+    arrays, tables, sides, out_gradient = inputs
+    named = dict(zip(("q", "k", "v"), arrays, strict=True)) | tables | sides
+    clients = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "inputs.npz"
+        np.savez(path, out_gradient=out_gradient, **named)
+        for peer in PEERS:
+            client = Client(python, peer, mode, path, expected)
+            if client.error is None:
+                clients[peer] = client
+            else:
+                print(f"{peer} {mode}: {client.error}")
+                client.stop()
+    return clients

@@ -1,0 +1,65 @@
+"""The device kernels lower for the devices that are not here: shapes, dtypes and block rules."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+
+from stt_kernels.attention import checks, mosaic_tpu, triton
+from tests.stt_kernels.attention import cases
+from tests.stt_kernels.attention.cases import Case
+
+TARGETS = {
+    "tpu": (mosaic_tpu, AbstractDevice("TPU v5 lite", 1, "tpu"), "tpu_custom_call"),
+    "cuda": (triton, AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda"), "__gpu$xla.gpu.triton"),
+}
+GRID = [
+    Case(1, tables=()),
+    Case(65, packed=True),
+    Case(257, packed=True, normalizer="silu", width=32),
+    Case(300, tables=("time", "space"), heads=4, width=64),
+    Case(16, 65, packed=True),
+]
+
+
+@pytest.mark.parametrize("platform", TARGETS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", GRID, ids=range(len(GRID)))
+def test_forward_and_backward_lower(platform, dtype, case):
+    backend, device, call_name = TARGETS[platform]
+    arrays, tables, options, out_gradient = cases.build(case, dtype)
+
+    def step(arrays, tables, out_gradient):
+        def attend(arrays, tables):
+            call = checks.check_call(*arrays[:2], **tables, **options)
+            q, k, *rest = call
+            return backend.attend(q, k, arrays[2], *rest)
+
+        out, pull = jax.vjp(attend, arrays, tables)
+        return out, pull(out_gradient)
+
+    # jax 0.12 lowers for a GPU only if it is told which.
+    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
+    inputs = jax.tree.map(jnp.asarray, (arrays, tables, out_gradient))
+    with use_abstract_mesh(mesh), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated")
+        lowered = jax.jit(step).trace(*inputs).lower(lowering_platforms=(platform,))
+    num_kernels = {"tpu": 3, "cuda": 4 if tables else 3}[platform]
+    assert lowered.as_text().count(call_name) == num_kernels
+
+
+@pytest.mark.parametrize(("name", "needs"), [("triton", "a GPU"), ("mosaic_tpu", "a TPU")])
+def test_a_backend_says_which_device_it_lacks(name, needs):
+    arrays, tables, options, out_gradient = cases.build(Case(8))
+    with pytest.raises(NotImplementedError, match=rf"{name}: it needs {needs}; this is cpu"):
+        cases.differentiate(arrays, tables, options, out_gradient, name)
+
+
+@pytest.mark.parametrize("name", ["triton", "mosaic_tpu"])
+def test_heads_too_wide_are_refused(monkeypatch, name):
+    cases.interpret(monkeypatch, name)
+    arrays, tables, options, out_gradient = cases.build(Case(8, tables=(), heads=16, width=256))
+    with pytest.raises(NotImplementedError, match=r"width|wide"):
+        cases.differentiate(arrays, tables, options, out_gradient, name)
