@@ -31,7 +31,7 @@ def make(config=CONFIG):
     """A model with random parameters everywhere, the zero-initialised tables included."""
     model = SpatiotemporalTransformer(config, model_sizes(LOG))
     history, requests = batch()
-    init = model.init
+    init = jax.jit(model.init, static_argnames="deterministic")
     params = init(jax.random.key(0), ITEMS, history, requests, deterministic=True)["params"]
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -42,27 +42,27 @@ def make(config=CONFIG):
     return model, jax.tree.unflatten(treedef, leaves)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def probabilities(model, params, history, requests):
     return model.apply(
         {"params": params}, ITEMS, history, requests, method=model.item_probabilities
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def encode(model, params, history):
     return model.apply({"params": params}, history, deterministic=True, method=model.encode)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def predict(model, params, history, requests):
     return model.apply({"params": params}, ITEMS, history, requests, deterministic=True)
 
 
 VARIANTS = {
     "whole": {},
-    "without time": {"use_time": False},
-    "without place": {"use_place": False},
-    "without gate": {"use_gate": False},
-    "without pointer": {"use_pointer": False},
-    "without person": {"use_person": False},
+    "blind": {"use_time": False, "use_place": False},
+    "bare": {"use_gate": False, "use_pointer": False, "use_person": False},
 }
 
 
