@@ -69,7 +69,7 @@ def print_report(report: dict[str, Any]) -> None:
             rows["best possible"] = results["best_possible"]
         for name, metrics in rows.items():
             table.add_row(name, *(f"{metrics[key]:.4f}" for key in _COLUMNS))
-        console.print(table)
+        console.print(table, width=None if console.is_terminal else 100)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
