@@ -21,6 +21,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import rich.console
 from absl import flags
 
 EXIT_OK = 0
@@ -107,6 +108,14 @@ def help_text(program: str, groups: Mapping[str, type], usage: str) -> str:
             lines.append(f"  --{field.name}" + (f"={default}" if default != "" else ""))
             lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+def table_console() -> rich.console.Console:
+    """Standard output for tables: as wide as the terminal, or wide where there is none to fit.
+
+    In a file or a pipe the ids and numbers must stay whole to be of use.
+    """
+    return rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def to_flagfile(*configs: Any) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import rich.box
-import rich.console
 import rich.table
 
 from stt_jax import command
@@ -48,7 +47,7 @@ def evaluate(evaluation: EvaluationConfig) -> None:
 
 def print_report(report: dict[str, Any]) -> None:
     """Prints one table a request mode."""
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = command.table_console()
     counts = report["num_targets"]
     console.print(
         f"{report['part']}: {counts['known']:,} targets ({report['targets']}, context "
@@ -56,6 +55,7 @@ def print_report(report: dict[str, Any]) -> None:
         f"{counts['unseen_person']:,} of new people, {counts['unseen_item']:,} of new items; "
         f"{counts['in_part'] - counts['evaluated']:,} not drawn",
         markup=False,
+        soft_wrap=True,
     )
     for mode, results in report["modes"].items():
         table = rich.table.Table(
@@ -69,7 +69,7 @@ def print_report(report: dict[str, Any]) -> None:
             rows["best possible"] = results["best_possible"]
         for name, metrics in rows.items():
             table.add_row(name, *(f"{metrics[key]:.4f}" for key in _COLUMNS))
-        console.print(table, width=None if console.is_terminal else 100)
+        console.print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 
 import rich.box
-import rich.console
 import rich.table
 
 from stt_jax import command
@@ -49,9 +48,8 @@ def print_list(recommendations: list[Recommendation], request: RequestConfig) ->
         table.add_row(
             str(rank), item.item_id, item.name, item.category, f"{item.probability:.4f}", distance
         )
-    console = rich.console.Console(highlight=False)
-    # Ids must stay whole to be of use: where there is no terminal to fit, take the room.
-    console.print(table, width=None if console.is_terminal else 140)
+    console = command.table_console()
+    console.print(table)
     if not recommendations:
         console.print("no item is left: loosen --radius_km, --max_per_category or --exclude_seen")
 
