@@ -14,7 +14,7 @@ from flax import struct
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import TrainingConfig
 from stt_jax.model.stt import Prediction, SpatiotemporalTransformer
-from stt_jax.training.losses import mixture_loss
+from stt_jax.training.losses import make_softmax, mixture_loss
 
 
 @struct.dataclass
@@ -104,7 +104,12 @@ def make_train_step(
                 rngs={"dropout": key},
             ),
         )
-        return mixture_loss(prediction, requests.targets, label_smoothing=config.label_smoothing)
+        return mixture_loss(
+            prediction,
+            requests.targets,
+            label_smoothing=config.label_smoothing,
+            softmax=make_softmax(config, jax.random.fold_in(key, 1)),
+        )
 
     def train_step(
         state: TrainState, catalogue: Catalogue, history: History, requests: Requests

@@ -1,15 +1,26 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from stt_jax.config import TrainingConfig
 from stt_jax.model.head import NUM_DISTANCES, ItemScorer
 from stt_jax.model.stt import Prediction
-from stt_jax.training.losses import mixture_loss
+from stt_jax.training.losses import (
+    chunked_softmax,
+    full_softmax,
+    make_softmax,
+    mixture_loss,
+    sampled_softmax,
+    strata,
+)
 
 V, E, B, R = 7, 4, 2, 5
 
 
-def prediction(pointer=True):
+def prediction(pointer=True, V=V, distances=True):
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -20,7 +31,7 @@ def prediction(pointer=True):
         bias=normal(V),
         categories=jnp.asarray(rng.integers(0, 3, V), jnp.int32),
         coords=1000 * normal(V, 3),
-        distance_table=normal(3, NUM_DISTANCES),
+        distance_table=normal(3, NUM_DISTANCES) if distances else None,
     )
     log_mass = jnp.log(jnp.asarray(rng.random((B, R)), jnp.float32))
     gate = normal(B, R)
@@ -81,3 +92,165 @@ def test_an_unknown_place_uses_the_last_distance():
     unknown = scorer.logits(jnp.zeros((1, E)), jnp.full((1, 3), jnp.nan))
     expected = scorer.bias + scorer.distance_table[scorer.categories, -1]
     np.testing.assert_allclose(unknown[0], expected, rtol=1e-6)
+
+
+def some_targets(num_items):
+    """With an unknown one, a doubled one, the first and the last item."""
+    targets = np.random.default_rng(1).integers(1, num_items + 1, (B, R))
+    targets[0, :4] = [0, 1, num_items, num_items]
+    return jnp.asarray(targets, jnp.int32)
+
+
+def loss_and_gradients(p, targets, softmax):
+    """Of everything that learns: queries, vectors, bias, distance table, gate, pointer."""
+
+    def loss(queries, vectors, bias, table, gate_logits, log_mass):
+        scorer = p.scorer.replace(vectors=vectors, bias=bias, distance_table=table)
+        learned = p.replace(
+            queries=queries, scorer=scorer, gate_logits=gate_logits, target_log_mass=log_mass
+        )
+        return mixture_loss(learned, targets, label_smoothing=0.1, softmax=softmax)
+
+    s = p.scorer
+    arguments = (p.queries, s.vectors, s.bias, s.distance_table, p.gate_logits, p.target_log_mass)
+    return jax.jit(jax.value_and_grad(loss, argnums=range(6), has_aux=True))(*arguments)
+
+
+def assert_close(left, right, tolerance=1e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), left, right
+    )
+
+
+@pytest.mark.parametrize(
+    ("chunk_items", "pointer", "distances"),
+    [(1, True, True), (8, True, True), (1000, True, True), (10, False, False)],
+)
+def test_chunked_loss_and_gradients_equal_the_dense_ones(chunk_items, pointer, distances):
+    """29 items: chunks that divide them, that leave a rest, and one that is longer than all."""
+    p = prediction(pointer, V=29, distances=distances)
+    targets = some_targets(29)
+    dense = loss_and_gradients(p, targets, full_softmax)
+    softmax = functools.partial(chunked_softmax, chunk_items=chunk_items)
+    assert_close(loss_and_gradients(p, targets, softmax), dense)
+
+
+def test_chunked_loss_of_huge_logits_is_finite():
+    p = prediction(V=29)
+    p = p.replace(queries=300 * p.queries)
+    softmax = functools.partial(chunked_softmax, chunk_items=8)
+    dense = loss_and_gradients(p, some_targets(29), full_softmax)
+    chunked = loss_and_gradients(p, some_targets(29), softmax)
+    assert np.isfinite(chunked[0][0])
+    assert_close(chunked, dense, 1e-4)  # float32 rounds logits of 1,000 to 1e-4
+
+
+def temporary_bytes(num_items, softmax, *, num_requests=512, width=8):
+    """Of the compiled loss and gradients, without their inputs and outputs."""
+
+    def shape(*dims, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(dims, dtype)
+
+    def loss(queries, vectors, bias, table, categories, coords, places, targets):
+        scorer = ItemScorer(vectors, bias, categories, coords, table)
+        p = Prediction(queries, places, scorer, None, None)
+        return mixture_loss(p, targets, label_smoothing=0.1, softmax=softmax)[0]
+
+    compiled = (
+        jax.jit(jax.grad(loss, argnums=range(4)))
+        .lower(
+            shape(1, num_requests, width),
+            shape(num_items, width),
+            shape(num_items),
+            shape(3, NUM_DISTANCES),
+            shape(num_items, dtype=jnp.int32),
+            shape(num_items, 3),
+            shape(1, num_requests, 3),
+            shape(1, num_requests, dtype=jnp.int32),
+        )
+        .compile()
+    )
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("loss", ["chunked", "sampled"])
+def test_memory_grows_with_the_parameters_and_never_with_requests_times_items(loss):
+    config = TrainingConfig(loss=loss, loss_chunk_items=128, num_negatives=128)
+    softmax = make_softmax(config, jax.random.key(0))
+    small, large = 4_096, 65_536
+    growth = temporary_bytes(large, softmax) - temporary_bytes(small, softmax)
+    # A copy of vectors, bias, coords and categories: 13 numbers an item; logits would be 512.
+    assert growth <= (large - small) * 13 * 4
+    dense = temporary_bytes(small, full_softmax)
+    assert dense >= small * 512 * 4
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("log_uniform", [False, True])
+def test_with_all_items_drawn_the_sampled_loss_is_the_full_one(in_batch, log_uniform):
+    p, targets = prediction(V=29), some_targets(29)
+    softmax = functools.partial(
+        sampled_softmax,
+        key=jax.random.key(0),
+        num_negatives=1000,
+        log_uniform=log_uniform,
+        in_batch=in_batch,
+    )
+    dense = loss_and_gradients(p, targets, full_softmax)
+    assert_close(loss_and_gradients(p, targets, softmax), dense)
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("log_uniform", [False, True])
+def test_the_sampled_normalizer_and_mean_are_right_on_average(in_batch, log_uniform):
+    """Averaged over draws: exp(logit - log p) is the sum of the exponentials of all logits."""
+    p, targets = prediction(V=60), some_targets(60).reshape(-1)
+    queries, places = p.queries.reshape(-1, E), p.places.reshape(-1, 3)
+    target_logits = p.scorer.pair_logits(queries, places, jnp.maximum(targets - 1, 0))
+
+    def normalizer_and_mean(key):
+        log_probs, mean_log_probs = sampled_softmax(
+            p.scorer,
+            queries,
+            places,
+            targets,
+            key=key,
+            num_negatives=12,
+            log_uniform=log_uniform,
+            in_batch=in_batch,
+        )
+        log_normalizer = target_logits - log_probs
+        return jnp.exp(log_normalizer), mean_log_probs + log_normalizer
+
+    draws = jax.jit(jax.vmap(normalizer_and_mean))(jax.random.split(jax.random.key(0), 1000))
+    logits = p.scorer.logits(queries, places)
+    for drawn, true in zip(draws, (jnp.exp(logits).sum(-1), logits.mean(-1)), strict=True):
+        error = np.asarray(drawn).mean(0) - np.asarray(true)
+        deviation = np.asarray(drawn).std(0) / np.sqrt(1000)
+        assert np.all(np.abs(error) < 4.5 * deviation + 1e-5)
+
+
+@pytest.mark.parametrize("log_uniform", [False, True])
+@pytest.mark.parametrize(("num_items", "num_strata"), [(1, 1), (7, 3), (100, 99), (10**6, 1024)])
+def test_strata_cover_every_item_once(num_items, num_strata, log_uniform):
+    edges = strata(num_items, num_strata, log_uniform=log_uniform)
+    widths = np.diff(edges)
+    assert len(widths) == num_strata
+    assert edges[0] == 0
+    assert edges[-1] == num_items
+    assert widths.min() >= 1
+    if not log_uniform:
+        assert widths.max() - widths.min() <= 1
+
+
+def test_log_uniform_strata_widen_with_rank():
+    widths = np.diff(strata(10**6, 1024, log_uniform=True))
+    assert np.all(widths[:80] == 1)
+    ratios = np.cumsum(widths)[900:] / np.cumsum(widths)[899:-1]
+    np.testing.assert_allclose(ratios, ratios.mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["loss_chunk_items", "num_negatives"])
+def test_a_count_of_zero_names_its_flag(name):
+    with pytest.raises(ValueError, match=f"--{name}=0 must be positive"):
+        TrainingConfig(**{name: 0})

@@ -1,10 +1,66 @@
+import dataclasses
+
 import jax
 import numpy as np
+import pytest
 
-from stt_jax.config import TrainingConfig
-from stt_jax.data.pipeline import TrainingBatches
-from stt_jax.training.step import hide, learning_rate_schedule
+from stt_jax.config import ModelConfig, TrainingConfig
+from stt_jax.data.pipeline import TrainingBatches, catalogue
+from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.training.run import model_sizes
+from stt_jax.training.step import (
+    hide,
+    init_state,
+    learning_rate_schedule,
+    make_optimizer,
+    make_train_step,
+)
 from tests.stt_jax.tiny_logs import random_log
+
+LOG = random_log(num_users=20, seed=6)
+MODEL = ModelConfig(
+    width=8, num_heads=2, num_layers=1, dropout=0.1, attention="reference", use_time=False
+)
+TRAINING = TrainingConfig(window=16, requests=8, batch_rows=4, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiling():
+    """Steps here run a few times and compile for many options: time goes into optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def train(num_steps=3, model=MODEL, **changes):
+    """A few steps from fresh parameters: the state, and the measures of each step."""
+    config = dataclasses.replace(TRAINING, **changes)
+    batches = TrainingBatches(
+        LOG,
+        window=config.window,
+        requests=config.requests,
+        batch_rows=config.batch_rows,
+        seed=config.seed,
+    )
+    module = SpatiotemporalTransformer(model, model_sizes(LOG))
+    optimizer = make_optimizer(config, 10)
+    items = jax.tree.map(jax.numpy.asarray, catalogue(LOG))
+    state = init_state(module, optimizer, items, *batches[0], config.seed)
+    step = make_train_step(module, optimizer, config)
+    measures = []
+    for number in range(num_steps):
+        state, of_step = step(state, items, *batches[number])
+        measures.append(jax.tree.map(float, of_step))
+    return state, measures
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train()
+
+
+def losses(measures):
+    return [of_step["loss"] for of_step in measures]
 
 
 def requests():
@@ -49,3 +105,13 @@ def test_learning_rate_rises_and_then_falls_to_zero():
     np.testing.assert_allclose(rates[10], 0.1, rtol=1e-6)
     assert rates[100] < 1e-6
     assert learning_rate_schedule(config, 1)(1) > 0
+
+
+def test_chunked_training_follows_full_training(plain):
+    _, measures = train(loss="chunked", loss_chunk_items=4)
+    np.testing.assert_allclose(losses(measures), losses(plain[1]), rtol=1e-5)
+
+
+def test_sampled_training_with_every_item_drawn_follows_full_training(plain):
+    _, measures = train(loss="sampled", num_negatives=100)
+    np.testing.assert_allclose(losses(measures), losses(plain[1]), rtol=1e-5)
