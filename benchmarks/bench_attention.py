@@ -15,6 +15,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,21 +77,23 @@ def make_inputs(shape, seed=0):
     return (q, k, v), tables, sides, normal(*q.shape)
 
 
-def ours(arrays, tables, sides):
+def ours(arrays, tables, sides, implementation=None):
     """`spatiotemporal_attention` with the backend of this platform."""
-    return stt_kernels.spatiotemporal_attention(*arrays, **tables, **sides)
+    q, k, v = arrays
+    options: dict[str, Any] = {**tables, **sides, "implementation": implementation}
+    return stt_kernels.spatiotemporal_attention(q, k, v, **options)
 
 
 def ours_without_tables(arrays, tables, sides):
     """The same without time and distance: what the encodings cost."""
-    positions = {name: value for name, value in sides.items() if name == "query_positions"}
-    return stt_kernels.spatiotemporal_attention(*arrays, **positions)
+    q, k, v = arrays
+    positions = sides.get("query_positions")
+    return stt_kernels.spatiotemporal_attention(q, k, v, query_positions=positions)
 
 
 def reference(arrays, tables, sides):
     """The definition, to compare with."""
-    options = {"implementation": "reference"}
-    return stt_kernels.spatiotemporal_attention(*arrays, **tables, **sides, **options)
+    return ours(arrays, tables, sides, implementation="reference")
 
 
 def dense_bias(tables, sides):
@@ -104,11 +107,13 @@ def dense_bias(tables, sides):
     num_queries, num_keys = queries.times.shape[1], keys.times.shape[1]
     queries, keys = geometry.number(queries, num_queries), geometry.number(keys, num_keys)
     entries = geometry.table_entries(queries, keys, {"time": NUM_ENTRIES, "space": NUM_ENTRIES})
-    bias = 0.0
-    for name, entry in entries.items():
+
+    def look_up(name):
         rows = tables[f"{name}_table"].T
-        bias = bias + jnp.moveaxis(rows.at[entry].get(mode="promise_in_bounds"), -1, 1)
-    return bias, geometry.allowed_pairs(queries, keys, causal=True)[:, None]
+        return jnp.moveaxis(rows.at[entries[name]].get(mode="promise_in_bounds"), -1, 1)
+
+    allowed = keys.positions[:, None, :] <= queries.positions[:, :, None]
+    return look_up("time") + look_up("space"), allowed[:, None]
 
 
 def naive(arrays, tables, sides):
@@ -124,7 +129,8 @@ def jax_nn(arrays, tables, sides):
     """`jax.nn.dot_product_attention` with the bias in memory."""
     bias, allowed = dense_bias(tables, sides)
     mask = jnp.broadcast_to(allowed, (bias.shape[0], 1, *bias.shape[2:]))
-    return jax.nn.dot_product_attention(*arrays, bias=bias, mask=mask)
+    q, k, v = arrays
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask)
 
 
 CANDIDATES = {
@@ -180,7 +186,8 @@ def bench_shape(name, num_rounds, torch_python):
         times = timing.alternate(runs, num_rounds)
         for client in clients.values():
             client.stop()
-        backends = stt_kernels.available_implementations(*arrays[:2], **tables, **sides)
+        q, k, _ = arrays
+        backends = stt_kernels.available_implementations(q, k, **tables, **sides)
         ran = next(name for name, reason in backends.items() if reason is None)
         for candidate, found in times.items():
             row = {

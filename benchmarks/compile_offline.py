@@ -62,9 +62,9 @@ def step_of(backend, table_names):
 
     def step(arrays, tables, sides, out_gradient):
         def attend(arrays, tables):
-            call = checks.check_call(*arrays[:2], **tables, **sides)
-            _, _, *rest = call
-            return backend.attend(call.q, call.k, arrays[2], *rest)
+            q, k, v = arrays
+            q, k, *rest = checks.check_call(q, k, **tables, **sides)
+            return backend.attend(q, k, v, *rest)
 
         out, pull = jax.vjp(attend, arrays, tables)
         return out, pull(out_gradient)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class Client:
         """Starts the process and checks its answer."""
         # A thread that spins while it waits would take a core from whoever's turn it is.
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
-        self._process = subprocess.Popen(
+        self._process: Any = subprocess.Popen(
             [python, str(_SERVER), peer, mode, str(inputs_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

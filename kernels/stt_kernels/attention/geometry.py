@@ -89,12 +89,12 @@ def table_entries(queries: Side, keys: Side, sizes: dict[str, int]) -> dict[str,
 
 def squared_distances(query_coords, key_coords):
     """Gives squared chords, float32 [B, L, S], by differences: a product loses kilometres."""
-    total = None
-    for axis in range(3):
+
+    def square(axis):
         difference = query_coords[:, :, None, axis] - key_coords[:, None, :, axis]
-        square = difference * difference
-        total = square if total is None else total + square
-    return total
+        return difference * difference
+
+    return square(0) + square(1) + square(2)
 
 
 def with_unknown_phase(cycle_table):

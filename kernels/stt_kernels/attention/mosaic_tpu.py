@@ -24,6 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from stt_kernels import buckets
 from stt_kernels.attention import geometry
 
 INTERPRET = False  # True runs the kernels in Pallas's interpreter, on any platform: for tests
@@ -243,6 +244,7 @@ def _specs(plan, names, query_block, key_block):
     }
 
     def spec(name):
+        shape: tuple[int, ...]
         if name in shapes:
             side, last = shapes[name]
             size = plan.block_queries if side == "queries" else plan.block_keys
@@ -297,6 +299,11 @@ def _tile_geometry(plan, inputs):
         index = _COLUMNS.index(name)
         return query_numbers[:, index : index + 1], key_numbers[index : index + 1, :]
 
+    def square(axis):
+        places, others = inputs["query_coords"][0], inputs["key_coords"][0]
+        difference = places[:, axis : axis + 1] - others[axis : axis + 1, :]
+        return difference * difference
+
     query_segments, key_segments = columns("segment_ids")
     allowed = (query_segments == key_segments) & (key_segments != 0)
     query_positions, key_positions = columns("positions")
@@ -306,15 +313,10 @@ def _tile_geometry(plan, inputs):
     for name, size in plan.table_sizes:
         if name == "time":
             query_times, key_times = columns("times")
-            entries[name] = geometry.buckets.time_bucket(query_times - key_times, size)
+            entries[name] = buckets.time_bucket(query_times - key_times, size)
         elif name == "space":
-            query_coords, key_coords = inputs["query_coords"][0], inputs["key_coords"][0]
-            squares = None
-            for axis in range(3):
-                difference = query_coords[:, axis : axis + 1] - key_coords[axis : axis + 1, :]
-                square = difference * difference
-                squares = square if squares is None else squares + square
-            entries[name] = geometry.buckets.space_bucket(squares, size)
+            squares = square(0) + square(1) + square(2)
+            entries[name] = buckets.space_bucket(squares, size)
         elif name == "order":
             entries[name] = jnp.clip(query_positions - key_positions, 0, size - 1)
         else:
@@ -541,8 +543,8 @@ def _add_by_entry(plan, logit_gradients, entries, allowed, gradient):
             jnp.sum(jnp.where(there, logit_gradients[head], 0.0), keepdims=True)
             for head in range(plan.num_heads)
         ]
-        by_head = by_head[0] if len(by_head) == 1 else jnp.concatenate(by_head, axis=0)
-        return sums + jnp.where(lanes == entry, by_head, 0.0)
+        column = by_head[0] if len(by_head) == 1 else jnp.concatenate(by_head, axis=0)
+        return sums + jnp.where(lanes == entry, column, 0.0)
 
     zeros = jnp.zeros(gradient.shape[1:], jnp.float32)
     gradient[0] = gradient[0] + lax.fori_loop(lowest, highest + 1, add, zeros)

@@ -345,16 +345,16 @@ def _entries(plan, queries, keys):
     def gaps(name):
         return queries.number(name)[:, None] - keys.number(name)[None, :]
 
+    def square(axis):
+        difference = queries.coordinate(axis)[:, None] - keys.coordinate(axis)[None, :]
+        return difference * difference
+
     entries = {}
     for name, size in plan.table_sizes:
         if name == "time":
             entries[name] = buckets.time_bucket(gaps("times"), size)
         elif name == "space":
-            squares = None
-            for axis in range(3):
-                difference = queries.coordinate(axis)[:, None] - keys.coordinate(axis)[None, :]
-                square = difference * difference
-                squares = square if squares is None else squares + square
+            squares = square(0) + square(1) + square(2)
             entries[name] = buckets.space_bucket(squares, size)
         elif name == "order":
             entries[name] = jnp.clip(gaps("positions"), 0, size - 1)
