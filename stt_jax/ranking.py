@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from stt_jax.batch import History, Requests
+from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import RequestConfig
 from stt_jax.data.pipeline import (
     EARTH_RADIUS_M,
@@ -20,6 +22,7 @@ from stt_jax.data.pipeline import (
 )
 from stt_jax.data.store import UNKNOWN_E7, PreparedLog
 from stt_jax.data.windows import Windows
+from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.training.run import Run
 
 
@@ -63,16 +66,7 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
         end = first + np.searchsorted(log.times[first:end], time_s, side="right")
     context = (int(max(first, end - run.training.window)), int(end))
     history, requests = _batch(run, log, row, context, (time_s, utc_offset_s), request)
-    score = jax.jit(run.model.apply, static_argnames="method")
-    probabilities = np.asarray(
-        score(
-            {"params": run.params},
-            catalogue(log),
-            history,
-            requests,
-            method=type(run.model).item_probabilities,
-        )
-    )[0, 0]
+    probabilities = np.asarray(_score(run.model, run.params, catalogue(log), history, requests))
 
     distances_km = _distances_km(log, np.arange(*context), request)
     allowed = np.arange(log.num_items + 1) > 0
@@ -98,6 +92,23 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
         )
         for item in chosen
     ]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    model: SpatiotemporalTransformer,
+    params: Any,
+    items: Catalogue,
+    history: History,
+    requests: Requests,
+) -> jax.Array:
+    """float32 [V + 1], p(item) of the only request."""
+    variables = {"params": params}
+    states = model.apply(variables, history, deterministic=True, method=model.encode)
+    probabilities = model.apply(
+        variables, items, history, requests, states, method=model.item_probabilities
+    )
+    return cast(jax.Array, probabilities)[0, 0]
 
 
 def _top(

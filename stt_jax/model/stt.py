@@ -79,7 +79,8 @@ class SpatiotemporalTransformer(nn.Module):
         deterministic: bool,
     ) -> Prediction:
         """The training view: every request's mixture, with the pointer's mass on its target."""
-        states, hidden, geometry = self._encode_and_decode(history, requests, deterministic)
+        states = self.encode(history, deterministic=deterministic)
+        hidden, geometry = self._decode(states, history, requests, deterministic=deterministic)
         queries, gate_logits, scorer = self._score(catalogue, hidden)
         places = request_places(history, requests)
         if not self.config.use_pointer:
@@ -88,10 +89,18 @@ class SpatiotemporalTransformer(nn.Module):
         return Prediction(queries, places, scorer, gate_logits, log_mass)
 
     def item_probabilities(
-        self, catalogue: Catalogue, history: History, requests: Requests
+        self, catalogue: Catalogue, history: History, requests: Requests, states: jax.Array
     ) -> jax.Array:
-        """The serving view: p(item) of every request, float32 [B, R, V + 1], column 0 zero."""
-        states, hidden, geometry = self._encode_and_decode(history, requests, True)
+        """The serving view: p(item) of every request.
+
+        Args:
+          catalogue, history, requests: what is asked.
+          states: float32 [B, S, E], of `encode` on this history; they serve any number of requests.
+
+        Returns:
+          float32 [B, R, V + 1], column 0 zero.
+        """
+        hidden, geometry = self._decode(states, history, requests, deterministic=True)
         queries, gate_logits, scorer = self._score(catalogue, hidden)
         places = request_places(history, requests)
         logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
@@ -123,13 +132,12 @@ class SpatiotemporalTransformer(nn.Module):
         vectors = self.items(ids, categories, coords)
         return self.generate(hidden, vectors, categories, coords)
 
-    def _encode_and_decode(
-        self, history: History, requests: Requests, deterministic: bool
-    ) -> tuple[jax.Array, jax.Array, Geometry]:
-        states = self.encode(history, deterministic=deterministic)
+    def _decode(
+        self, states: jax.Array, history: History, requests: Requests, *, deterministic: bool
+    ) -> tuple[jax.Array, Geometry]:
         geometry = request_geometry(self.config, history, requests)
         hidden = self.decoder(states, history, requests, geometry, deterministic=deterministic)
-        return states, hidden, geometry
+        return hidden, geometry
 
 
 def _self_geometry(config: ModelConfig, history: History) -> Geometry:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stt_jax.batch import Catalogue, History, Requests
@@ -19,23 +20,39 @@ from stt_jax.model.stt import SpatiotemporalTransformer
 MODES = ("unknown", "known")
 _MAX_SCORES = 1 << 25  # scores held at once, 128 MiB
 
-Ranker = Callable[..., jax.Array]
+Ranker = Callable[..., dict[str, jax.Array]]
 
 
 def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
-    """The jitted `(params, catalogue, history, requests) -> int32 [B, R]` ranks of the targets."""
+    """The jitted `(params, catalogue, history, requests, modes) -> ranks of the targets`.
 
-    def ranks(params: Any, catalogue: Catalogue, history: History, requests: Requests) -> jax.Array:
-        probabilities = cast(
-            jax.Array,
-            model.apply(
-                {"params": params}, catalogue, history, requests, method=model.item_probabilities
-            ),
-        )
-        flat = probabilities.reshape(-1, probabilities.shape[-1])
-        return target_ranks(flat, requests.targets.reshape(-1)).reshape(requests.targets.shape)
+    It gives mode -> int32 [B, R]. The history is encoded once for all modes.
+    """
 
-    return jax.jit(ranks)
+    def ranks(
+        params: Any,
+        catalogue: Catalogue,
+        history: History,
+        requests: Requests,
+        modes: tuple[str, ...],
+    ) -> dict[str, jax.Array]:
+        variables = {"params": params}
+        states = model.apply(variables, history, deterministic=True, method=model.encode)
+        found = {}
+        for mode in modes:
+            asked = in_mode(requests, mode)
+            probabilities = cast(
+                jax.Array,
+                model.apply(
+                    variables, catalogue, history, asked, states, method=model.item_probabilities
+                ),
+            )
+            flat = probabilities.reshape(-1, probabilities.shape[-1])
+            flat_ranks = target_ranks(flat, requests.targets.reshape(-1))
+            found[mode] = flat_ranks.reshape(requests.targets.shape)
+        return found
+
+    return jax.jit(ranks, static_argnames="modes")
 
 
 def in_mode(requests: Requests, mode: str) -> Requests:
@@ -43,7 +60,7 @@ def in_mode(requests: Requests, mode: str) -> Requests:
     return dataclasses.replace(
         requests,
         time_known=requests.time_known & (mode == "known"),
-        coords=np.full_like(requests.coords, np.nan),
+        coords=jnp.full_like(requests.coords, jnp.nan),
     )
 
 
@@ -81,7 +98,6 @@ def model_ranks(
         log, targets, window=window, row_requests=row_requests, batch_rows=batch_rows
     ):
         filled = index >= 0
-        for mode in modes:
-            found = np.asarray(ranker(params, catalogue, history, in_mode(requests, mode)))
-            ranks[mode][index[filled]] = found[filled]
+        for mode, found in ranker(params, catalogue, history, requests, modes).items():
+            ranks[mode][index[filled]] = np.asarray(found)[filled]
     return ranks

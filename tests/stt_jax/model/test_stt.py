@@ -44,8 +44,9 @@ def make(config=CONFIG):
 
 @functools.partial(jax.jit, static_argnums=0)
 def probabilities(model, params, history, requests):
+    states = model.apply({"params": params}, history, deterministic=True, method=model.encode)
     return model.apply(
-        {"params": params}, ITEMS, history, requests, method=model.item_probabilities
+        {"params": params}, ITEMS, history, requests, states, method=model.item_probabilities
     )
 
 
