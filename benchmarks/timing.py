@@ -80,6 +80,7 @@ def environment() -> dict[str, object]:
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "cores": _num_cores(),
+        "load": round(os.getloadavg()[0], 1),  # of everything on the machine, in threads
         "jax": jax.__version__,
         "python": platform.python_version(),
     }

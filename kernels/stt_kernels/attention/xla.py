@@ -41,7 +41,7 @@ def choose_tile_sizes(num_rows, num_queries, num_keys, num_heads, width) -> Tile
     if num_queries <= 128 and num_keys <= 1024:
         # Smaller blocks leave out more of the causal half, where there is one to leave.
         block_queries = min(64, num_queries) if num_queries == num_keys else num_queries
-        block_keys, most_logits = None, 2**19
+        block_keys, most_logits = None, 2**17
     else:
         block_queries = _even_block(num_queries, 128)
         block_keys = _even_block(num_keys, 128 if num_queries > 128 else 1024)
