@@ -79,6 +79,7 @@ class QualityConfig:
     suite: str = option("city", "The suite.", choices=tuple(SUITES))
     seeds: int = option(3, "Seeds, from 0.")
     data_root: str = option("", "Folder of the prepared log's folder; empty = as the flagfile.")
+    max_targets: int = option(20_000, "Most test targets, drawn by a fixed seed; 0 = all.")
     runs: str = option("runs/quality", "Folder for the runs; finished ones are not trained again.")
     output: str = option("benchmarks/results/quality", "Folder for SUITE.json.")
 
@@ -145,6 +146,7 @@ def _train_and_evaluate(
         config = EvaluationConfig(
             context=context,
             optimum=suite.optimum,
+            max_targets=quality.max_targets,
             baselines=number == 0 and seed == 0,
         )
         report = evaluate_model(run, log, config)
