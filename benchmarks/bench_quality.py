@@ -4,7 +4,7 @@
     python -m benchmarks.bench_quality --suite=nyc --data_root=prepared
 
 Full-catalogue ranking on the test part, ties against the model, mean and standard deviation over
-seeds; hyper-parameters are those of the flagfile, chosen on validation. Writes
+seeds; hyper-parameters are those of the flagfile. Writes
 benchmarks/results/quality/SUITE.json, from which `benchmarks.tables` fills the README.
 """
 
