@@ -35,6 +35,14 @@ class Geometry:
     query_positions: jax.Array | None
 
 
+@struct.dataclass
+class Memory:
+    """What a block attends to, float32 [B, S, H, D] each. A row depends on its own event only."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
 class Encodings(nn.Module):
     """The learned tables of one attention: time gap, distance, hour-of-week difference, order.
 
@@ -82,7 +90,12 @@ class GatedBlock(nn.Module):
 
     config: ModelConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        self.norm, self.key_norm = nn.LayerNorm(), nn.LayerNorm()
+        self.query, self.key, self.value = (nn.Dense(config.width) for _ in range(3))
+        self.encodings = Encodings(config, config.num_heads)
+
     def __call__(
         self,
         queries: jax.Array,
@@ -102,27 +115,34 @@ class GatedBlock(nn.Module):
         Returns:
           float32 [B, L, E].
         """
+        attended_to = self.own_memory(queries) if keys is None else self.memory(keys)
+        return self.attend(queries, attended_to, geometry, deterministic=deterministic)
+
+    def own_memory(self, queries: jax.Array) -> Memory:
+        """What later events attend to of events [B, L, E] that this block also queries with."""
+        return self._memory(self.norm(queries))
+
+    def memory(self, keys: jax.Array) -> Memory:
+        """What queries of another sequence attend to of [B, S, E]."""
+        return self._memory(self.key_norm(keys))
+
+    @nn.compact
+    def attend(
+        self, queries: jax.Array, memory: Memory, geometry: Geometry, *, deterministic: bool
+    ) -> jax.Array:
+        """The block with its keys and values given, so that they can be kept: see `__call__`."""
         config = self.config
-        heads, head_width = config.num_heads, config.width // config.num_heads
-        normed = nn.LayerNorm(name="norm")(queries)
-        normed_keys = normed if keys is None else nn.LayerNorm(name="key_norm")(keys)
-
-        def project(name: str, inputs: jax.Array) -> jax.Array:
-            return nn.silu(nn.Dense(config.width, name=name)(inputs))
-
-        def split(vectors: jax.Array) -> jax.Array:
-            return vectors.reshape(*vectors.shape[:-1], heads, head_width)
-
+        normed = self.norm(queries)
         attended = spatiotemporal_attention(
-            split(project("query", normed)),
-            split(project("key", normed_keys)),
-            split(project("value", normed_keys)),
+            self._split(nn.silu(self.query(normed))),
+            memory.keys,
+            memory.values,
             implementation=implementation(config),
-            **Encodings(config, heads, name="encodings")(geometry),
+            **self.encodings(geometry),
         )
         gated = nn.LayerNorm(name="attended_norm")(attended.reshape(queries.shape))
         if config.use_gate:
-            gated = gated * project("gate", normed)
+            gated = gated * nn.silu(nn.Dense(config.width, name="gate")(normed))
         update = nn.Dense(config.width, name="out")(gated)
         x = queries + nn.Dropout(config.dropout)(update, deterministic=deterministic)
 
@@ -130,3 +150,12 @@ class GatedBlock(nn.Module):
         hidden = nn.Dropout(config.dropout)(hidden, deterministic=deterministic)
         update = nn.Dense(config.width, name="narrow")(hidden)
         return x + nn.Dropout(config.dropout)(update, deterministic=deterministic)
+
+    def _memory(self, normed: jax.Array) -> Memory:
+        return Memory(
+            self._split(nn.silu(self.key(normed))), self._split(nn.silu(self.value(normed)))
+        )
+
+    def _split(self, vectors: jax.Array) -> jax.Array:
+        heads = self.config.num_heads
+        return vectors.reshape(*vectors.shape[:-1], heads, self.config.width // heads)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from stt_jax.batch import History, Requests
 from stt_jax.config import ModelConfig
-from stt_jax.model.block import GatedBlock, Geometry
+from stt_jax.model.block import GatedBlock, Geometry, Memory
 from stt_jax.model.embedding import GapEmbedding, TimeOfWeekEmbedding, place_features
 
 
@@ -58,17 +58,25 @@ class Decoder(nn.Module):
     config: ModelConfig
     num_users: int
 
+    def setup(self) -> None:
+        self.block = GatedBlock(self.config)
+
+    def memory(self, states: jax.Array) -> Memory:
+        """What requests attend to of the encoded history [B, S, E]."""
+        return self.block.memory(states)
+
     @nn.compact
     def __call__(
         self,
         states: jax.Array,
+        memory: Memory,
         history: History,
         requests: Requests,
         geometry: Geometry,
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """States [B, S, E] and requests [B, R] -> hidden states float32 [B, R, E]."""
+        """States [B, S, E], their `memory`, and requests [B, R] -> float32 [B, R, E]."""
         config = self.config
         last = jnp.maximum(requests.last_tokens, 0)
         has_history = requests.last_tokens >= 0
@@ -91,6 +99,4 @@ class Decoder(nn.Module):
             features = place_features(request_places(history, requests))
             query = query + nn.Dense(config.width, use_bias=False, name="place")(features)
         query = nn.Dropout(config.dropout)(query, deterministic=deterministic)
-        return GatedBlock(config, name="block")(
-            query, states, geometry, deterministic=deterministic
-        )
+        return self.block.attend(query, memory, geometry, deterministic=deterministic)

@@ -106,6 +106,13 @@ class GapEmbedding(nn.Module):
         return jnp.where(gaps_s[..., None] >= 0, vectors, 0.0)
 
 
+def vectors_before(item_vectors: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """For every event of a row the vector of the item before it, zero at a segment's first."""
+    same_segment = segment_ids[:, 1:] == segment_ids[:, :-1]
+    previous = jnp.where(same_segment[..., None], item_vectors[:, :-1], 0.0)
+    return jnp.pad(previous, ((0, 0), (1, 0), (0, 0)))
+
+
 class EventEmbedding(nn.Module):
     """What happened: item, the item before it, further context, time of week, gap.
 
@@ -121,15 +128,15 @@ class EventEmbedding(nn.Module):
     def __call__(
         self,
         item_vectors: jax.Array,
+        previous: jax.Array,
         contexts: dict[str, jax.Array],
         phases: jax.Array,
         gaps_s: jax.Array,
-        segment_ids: jax.Array,
     ) -> jax.Array:
-        """Adds what is known of the event to its item's vector, float32 [B, S, E]."""
-        same_segment = segment_ids[:, 1:] == segment_ids[:, :-1]
-        previous = jnp.where(same_segment[..., None], item_vectors[:, :-1], 0.0)
-        previous = jnp.pad(previous, ((0, 0), (1, 0), (0, 0)))
+        """Adds what is known of the event to its item's vector, float32 [B, S, E].
+
+        `previous` are the vectors of the items before, see `vectors_before`.
+        """
         vectors = item_vectors + nn.Dense(self.width, use_bias=False, name="previous")(previous)
         for name, size in self.context_sizes:
             table = self.param(f"context_{name}", _EMBEDDING_INIT, (size + 1, self.width))

@@ -41,54 +41,46 @@ class PointerHead(nn.Module):
         self.key = nn.Dense(self.config.width)
         self.encodings = Encodings(self.config, self.config.num_heads, with_order=True)
 
-    def _attention_inputs(
-        self, hidden: jax.Array, states: jax.Array, geometry: Geometry
-    ) -> tuple[jax.Array, jax.Array, dict]:
-        heads = self.config.num_heads
-
-        def split(x: jax.Array) -> jax.Array:
-            return x.reshape(*x.shape[:-1], heads, self.config.width // heads)
-
-        query = split(self.query(self.query_norm(hidden)))
-        key = split(self.key(self.key_norm(states)))
-        return query, key, self.encodings(geometry)
+    def keys(self, states: jax.Array) -> jax.Array:
+        """What is pointed at, float32 [B, S, H, D], of the encoded history [B, S, E]."""
+        return self._split(self.key(self.key_norm(states)))
 
     def log_mass(
         self,
         hidden: jax.Array,
-        states: jax.Array,
+        keys: jax.Array,
         items: jax.Array,
         targets: jax.Array,
         geometry: Geometry,
     ) -> jax.Array:
         """Log of the pointer's mass on each request's target, float32 [B, R]."""
-        query, key, arguments = self._attention_inputs(hidden, states, geometry)
         return pointer_log_mass(
-            query,
-            key,
+            self._split(self.query(self.query_norm(hidden))),
+            keys,
             ids=items,
             target_ids=targets,
             implementation=implementation(self.config),
-            **arguments,
+            **self.encodings(geometry),
         )
 
-    def item_mass(
-        self,
-        hidden: jax.Array,
-        states: jax.Array,
-        items: jax.Array,
-        geometry: Geometry,
-        num_rows: int,
-    ) -> jax.Array:
-        """The pointer's mass on every item, float32 [B, R, V + 1]."""
-        query, key, arguments = self._attention_inputs(hidden, states, geometry)
-        weights = attention_weights(query, key, **arguments).mean(axis=1)  # [B, R, S]
+    def event_mass(self, hidden: jax.Array, keys: jax.Array, geometry: Geometry) -> jax.Array:
+        """The pointer's mass on every event of the history, float32 [B, R, S]."""
+        queries = self._split(self.query(self.query_norm(hidden)))
+        return attention_weights(queries, keys, **self.encodings(geometry)).mean(axis=1)
 
-        def spread(row_weights: jax.Array, row_items: jax.Array) -> jax.Array:
-            empty = jnp.zeros((row_weights.shape[0], num_rows), jnp.float32)
-            return empty.at[:, row_items].add(row_weights)
+    def _split(self, vectors: jax.Array) -> jax.Array:
+        heads = self.config.num_heads
+        return vectors.reshape(*vectors.shape[:-1], heads, self.config.width // heads)
 
-        return jax.vmap(spread)(weights, items)
+
+def item_mass(event_mass: jax.Array, items: jax.Array, num_rows: int) -> jax.Array:
+    """The mass on events [B, R, S] of items [B, S] as mass on items, float32 [B, R, V + 1]."""
+
+    def spread(row_mass: jax.Array, row_items: jax.Array) -> jax.Array:
+        empty = jnp.zeros((row_mass.shape[0], num_rows), jnp.float32)
+        return empty.at[:, row_items].add(row_mass)
+
+    return jax.vmap(spread)(event_mass, items)
 
 
 @struct.dataclass
@@ -173,26 +165,26 @@ class GenerateHead(nn.Module):
     num_items: int
     num_categories: int
 
-    @nn.compact
-    def __call__(
-        self, hidden: jax.Array, vectors: jax.Array, categories: jax.Array, coords: jax.Array
-    ) -> tuple[jax.Array, jax.Array, ItemScorer]:
-        """Turns hidden states into the parts of the catalogue's scores.
-
-        Args:
-          hidden: float32 [..., E].
-          vectors: float32 [V, E], of items 1..V; categories int32 [V], coords float32 [V, 3].
-
-        Returns:
-          (queries [..., E], gate_logits [...], scorer); the gate is the log-odds of generating.
-        """
-        queries = nn.LayerNorm(name="norm")(hidden)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.num_items,))
-        table = None
+    def setup(self) -> None:
+        self.norm = nn.LayerNorm()
+        self.gate = nn.Dense(1)
+        self.bias = self.param("bias", nn.initializers.zeros_init(), (self.num_items,))
         if self.config.use_place:
             shape = (self.num_categories + 1, NUM_DISTANCES)
-            table = TABLE_SCALE * self.param(
+            self.distance_encodings = self.param(
                 "distance_encodings", nn.initializers.zeros_init(), shape
             )
-        gate_logits = nn.Dense(1, name="gate")(queries)[..., 0]
-        return queries, gate_logits, ItemScorer(vectors, bias, categories, coords, table)
+
+    def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Hidden states [..., E] -> (queries [..., E], log-odds of generating [...])."""
+        queries = self.norm(hidden)
+        return queries, self.gate(queries)[..., 0]
+
+    def scorer(self, vectors: jax.Array, categories: jax.Array, coords: jax.Array) -> ItemScorer:
+        """What compares queries with the catalogue.
+
+        Args:
+          vectors: float32 [V, E], of items 1..V; categories int32 [V], coords float32 [V, 3].
+        """
+        table = TABLE_SCALE * self.distance_encodings if self.config.use_place else None
+        return ItemScorer(vectors, self.bias, categories, coords, table)

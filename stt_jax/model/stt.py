@@ -8,6 +8,7 @@ through the decoder and the pointer, and may be unknown.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,10 +17,11 @@ from flax import struct
 
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import ModelConfig
-from stt_jax.model.block import GatedBlock, Geometry
+from stt_jax.model.block import GatedBlock, Geometry, Memory
+from stt_jax.model.cache import Cache
 from stt_jax.model.decoder import Decoder, request_geometry, request_places
-from stt_jax.model.embedding import EventEmbedding, ItemEmbedding
-from stt_jax.model.head import GenerateHead, ItemScorer, PointerHead
+from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
+from stt_jax.model.head import GenerateHead, ItemScorer, PointerHead, item_mass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,23 @@ class Prediction:
     target_log_mass: jax.Array | None
 
 
+@struct.dataclass
+class Answer:
+    """The mixture of each request for serving, in parts, so that no catalogue is spelt out.
+
+    Attributes:
+      queries: float32 [B, R, E] and
+      places: float32 [B, R, 3], what an `ItemScorer` compares the catalogue with.
+      gates: float32 [B, R], probability of generating; 1 without a pointer.
+      event_mass: float32 [B, R, S], the pointer's mass on each event; None without a pointer.
+    """
+
+    queries: jax.Array
+    places: jax.Array
+    gates: jax.Array
+    event_mass: jax.Array | None
+
+
 class SpatiotemporalTransformer(nn.Module):
     """Scores what comes next for a person, a time and a place."""
 
@@ -80,12 +99,17 @@ class SpatiotemporalTransformer(nn.Module):
     ) -> Prediction:
         """The training view: every request's mixture, with the pointer's mass on its target."""
         states = self.encode(history, deterministic=deterministic)
-        hidden, geometry = self._decode(states, history, requests, deterministic=deterministic)
-        queries, gate_logits, scorer = self._score(catalogue, hidden)
+        memory = self.decoder.memory(states)
+        hidden, geometry = self._decode(
+            states, memory, history, requests, deterministic=deterministic
+        )
+        queries, gate_logits = self.generate(hidden)
+        scorer = self.item_scorer(catalogue)
         places = request_places(history, requests)
         if not self.config.use_pointer:
             return Prediction(queries, places, scorer, None, None)
-        log_mass = self.pointer.log_mass(hidden, states, history.items, requests.targets, geometry)
+        keys = self.pointer.keys(states)
+        log_mass = self.pointer.log_mass(hidden, keys, history.items, requests.targets, geometry)
         return Prediction(queries, places, scorer, gate_logits, log_mass)
 
     def item_probabilities(
@@ -100,44 +124,131 @@ class SpatiotemporalTransformer(nn.Module):
         Returns:
           float32 [B, R, V + 1], column 0 zero.
         """
-        hidden, geometry = self._decode(states, history, requests, deterministic=True)
-        queries, gate_logits, scorer = self._score(catalogue, hidden)
-        places = request_places(history, requests)
+        memory = self.decoder.memory(states)
+        keys = self.pointer.keys(states) if self.config.use_pointer else None
+        answer = self._answer(states, memory, keys, history, requests)
+        scorer = self.item_scorer(catalogue)
+        queries, places = answer.queries, answer.places
         logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
         generated = jax.nn.softmax(logits).reshape(*queries.shape[:2], -1)
         generated = jnp.pad(generated, ((0, 0), (0, 0), (1, 0)))
-        if not self.config.use_pointer:
+        if answer.event_mass is None:
             return generated
-        gate = jax.nn.sigmoid(gate_logits)[..., None]
-        pointed = self.pointer.item_mass(
-            hidden, states, history.items, geometry, self.sizes.num_items + 1
-        )
+        gate = answer.gates[..., None]
+        pointed = item_mass(answer.event_mass, history.items, self.sizes.num_items + 1)
         return (gate * generated + (1 - gate) * pointed).at[..., 0].set(0.0)
 
     def encode(self, history: History, *, deterministic: bool) -> jax.Array:
         """States of the history, float32 [B, S, E]; row i depends on events up to i only."""
-        x = self.items(history.items, history.categories, history.coords + history.origins)
-        x = self.events(x, history.contexts, history.phases, history.gaps_s, history.segment_ids)
+        vectors = self._item_vectors(history)
+        x = self._embed(history, vectors, vectors_before(vectors, history.segment_ids))
         x = self.event_dropout(x, deterministic=deterministic)
         geometry = _self_geometry(self.config, history)
         for block in self.blocks:
             x = block(x, None, geometry, deterministic=deterministic)
         return x
 
-    def _score(
-        self, catalogue: Catalogue, hidden: jax.Array
-    ) -> tuple[jax.Array, jax.Array, ItemScorer]:
+    def extend(
+        self, cache: Cache, rows: jax.Array, starts: jax.Array | None, events: History
+    ) -> Cache:
+        """Encodes further events of some people and keeps what they leave behind.
+
+        Args:
+          cache: encoded histories of P people.
+          rows: int32 [B], which people, each once.
+          starts: int32 [B], how many events each has in the cache; None = none has any.
+          events: [B, N], oldest first, `segment_ids` 1 and then 0 for padding. Times and coords
+            count from the origins of the events in the cache. There has to be room for them.
+
+        Returns:
+          The cache with the events, as if everything had been encoded at once.
+        """
+        places = jnp.arange(events.items.shape[1])[None] + (
+            jnp.zeros((rows.shape[0], 1), jnp.int32) if starts is None else starts[:, None]
+        )
+        slots = jnp.where(events.segment_ids > 0, places, cache.capacity)
+
+        def put(kept: Any, new: Any) -> Any:
+            # Written first and read from the result, so that XLA can write in place.
+            return jax.tree.map(
+                lambda old, one: old.at[rows[:, None], slots].set(one, mode="drop"), kept, new
+            )
+
+        vectors = self._item_vectors(events)
+        if starts is None:
+            before = jnp.zeros_like(vectors[:, :1])
+        else:
+            last = jax.tree.map(
+                lambda kept: kept[rows, jnp.maximum(starts - 1, 0)][:, None], cache.history
+            )
+            before = jnp.where(starts[:, None, None] > 0, self._item_vectors(last), 0.0)
+        x = self._embed(events, vectors, jnp.concatenate([before, vectors[:, :-1]], axis=1))
+        history = put(cache.history, events)
+        geometry = _event_geometry(
+            self.config, jax.tree.map(lambda kept: kept[rows], history), events, places
+        )
+        blocks = []
+        for block, kept in zip(self.blocks, cache.blocks, strict=True):
+            kept = put(kept, block.own_memory(x))
+            seen = jax.tree.map(lambda vectors: vectors[rows], kept)
+            x = block.attend(x, seen, geometry, deterministic=True)
+            blocks.append(kept)
+        keys = cache.pointer_keys
+        return Cache(
+            history=history,
+            states=put(cache.states, x),
+            blocks=tuple(blocks),
+            decoder=put(cache.decoder, self.decoder.memory(x)),
+            pointer_keys=None if keys is None else put(keys, self.pointer.keys(x)),
+        )
+
+    def answer(self, cache: Cache, rows: jax.Array, requests: Requests) -> Answer:
+        """What requests [B, R] to the people in `rows` of a cache are to be scored with."""
+        kept = cache.of(rows)
+        return self._answer(kept.states, kept.decoder, kept.pointer_keys, kept.history, requests)
+
+    def item_scorer(self, catalogue: Catalogue) -> ItemScorer:
+        """Scores of items 1..V; depends on no request, so a service makes it once."""
         ids = jnp.arange(1, self.sizes.num_items + 1)
         categories, coords = catalogue.categories[1:], catalogue.coords[1:]
-        vectors = self.items(ids, categories, coords)
-        return self.generate(hidden, vectors, categories, coords)
+        return self.generate.scorer(self.items(ids, categories, coords), categories, coords)
+
+    def _item_vectors(self, history: History) -> jax.Array:
+        return self.items(history.items, history.categories, history.coords + history.origins)
+
+    def _embed(self, history: History, vectors: jax.Array, before: jax.Array) -> jax.Array:
+        return self.events(vectors, before, history.contexts, history.phases, history.gaps_s)
 
     def _decode(
-        self, states: jax.Array, history: History, requests: Requests, *, deterministic: bool
+        self,
+        states: jax.Array,
+        memory: Memory,
+        history: History,
+        requests: Requests,
+        *,
+        deterministic: bool,
     ) -> tuple[jax.Array, Geometry]:
         geometry = request_geometry(self.config, history, requests)
-        hidden = self.decoder(states, history, requests, geometry, deterministic=deterministic)
+        hidden = self.decoder(
+            states, memory, history, requests, geometry, deterministic=deterministic
+        )
         return hidden, geometry
+
+    def _answer(
+        self,
+        states: jax.Array,
+        memory: Memory,
+        pointer_keys: jax.Array | None,
+        history: History,
+        requests: Requests,
+    ) -> Answer:
+        hidden, geometry = self._decode(states, memory, history, requests, deterministic=True)
+        queries, gate_logits = self.generate(hidden)
+        places = request_places(history, requests)
+        if pointer_keys is None:
+            return Answer(queries, places, jnp.ones_like(gate_logits), None)
+        event_mass = self.pointer.event_mass(hidden, pointer_keys, geometry)
+        return Answer(queries, places, jax.nn.sigmoid(gate_logits), event_mass)
 
 
 def _self_geometry(config: ModelConfig, history: History) -> Geometry:
@@ -155,4 +266,24 @@ def _self_geometry(config: ModelConfig, history: History) -> Geometry:
         segment_ids=history.segment_ids,
         query_segment_ids=None,
         query_positions=None,
+    )
+
+
+def _event_geometry(
+    config: ModelConfig, history: History, events: History, places: jax.Array
+) -> Geometry:
+    """New events towards all events of their people, themselves included."""
+    time, place = config.use_time, config.use_place
+    whole = events.items.shape[1] == history.items.shape[1]
+    return Geometry(
+        times=history.times if time else None,
+        query_times=events.times if time else None,
+        coords=history.coords if place else None,
+        query_coords=events.coords if place else None,
+        phases=history.phases if time else None,
+        query_phases=events.phases if time else None,
+        segment_ids=history.segment_ids,
+        query_segment_ids=events.segment_ids,
+        # A whole row can only start at 0: its causal half is known before the data.
+        query_positions=None if whole else places,
     )
