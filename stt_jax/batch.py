@@ -12,6 +12,7 @@ from typing import Any
 from flax import struct
 
 HOURS_PER_WEEK = 168
+_ROW_MULTIPLE = 128  # whole vector registers, and any mesh of up to 128 devices can split it
 
 Array = Any  # numpy on the host, jax.Array on the device
 
@@ -72,12 +73,24 @@ class Requests:
 
 @struct.dataclass
 class Catalogue:
-    """What the model knows of each item besides its id; row 0 is the unknown item.
+    """What the model knows of each item besides its id.
+
+    Row 0 is the unknown item, rows 1..V are the items, the rest up to `table_rows(V)` is padding.
 
     Attributes:
-      categories: int32 [V + 1].
-      coords: float32 [V + 1, 3], earth-centred metres, NaN = no place.
+      is_item: bool [rows], True for rows 1..V.
+      categories: int32 [rows].
+      coords: float32 [rows, 3], earth-centred metres, NaN = no place.
     """
 
+    is_item: Array
     categories: Array
     coords: Array
+
+
+def table_rows(num_ids: int) -> int:
+    """Rows of a table of ids 1..num_ids: row 0 is the unknown one, padding ends it evenly.
+
+    The number does not depend on the devices, so neither do parameters and checkpoints.
+    """
+    return -(-(num_ids + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE

@@ -273,6 +273,14 @@ class ModelConfig:
         "Attention backend; auto takes the first that accepts the input.",
         choices=("auto", "reference", "xla"),
     )
+    dtype: str = option(
+        "float32",
+        "Type of activations; parameters, softmax, norms, losses and sums stay float32.",
+        choices=("float32", "bfloat16"),
+    )
+    remat: bool = option(
+        False, "Keep only each block's input for the backward pass and compute the rest again."
+    )
 
     def __post_init__(self) -> None:
         check(self.width > 0 and self.num_layers > 0, "--width and --num_layers must be positive")
@@ -305,6 +313,9 @@ class TrainingConfig:
     warmup: float = option(0.05, "Fraction of the steps that the learning rate rises.")
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices only.")
     clip_norm: float = option(1.0, "Largest global norm of the gradient.")
+    accumulate: int = option(
+        1, "Parts of a batch whose gradients are added up before the one update; less memory."
+    )
     label_smoothing: float = option(0.1, "Weight of the uniform part of the generating target.")
     loss: str = option(
         "full",
@@ -336,6 +347,14 @@ class TrainingConfig:
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
     patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
     keep: int = option(2, "Checkpoints kept besides the best.")
+    checkpoint_every: int = option(
+        0, "Steps between checkpoints; 0 = one with each validation, and when stopped."
+    )
+    max_bad_steps: int = option(
+        10,
+        "Stop after so many steps in a row whose loss or gradient is not finite; such steps "
+        "change no parameter.",
+    )
 
     def __post_init__(self) -> None:
         check(0 < self.requests <= self.window, "--requests must be in 1..--window")
@@ -345,8 +364,77 @@ class TrainingConfig:
         for name in ("label_smoothing", "known_time_rate", "known_place_rate"):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
         check(self.validation_every > 0, "--validation_every must be positive")
+        check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")
+        for name in ("accumulate", "max_bad_steps"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
         for name in ("loss_chunk_items", "num_negatives"):
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceConfig:
+    """Which devices and processes do the work; never what comes out of it."""
+
+    mesh_data: int = option(1, "Devices that share the rows of a batch; -1 = all that are left.")
+    mesh_model: int = option(
+        1, "Devices that share the rows of the item and people tables; -1 = all that are left."
+    )
+    fsdp: bool = option(False, "Split the other parameters too, over the devices of --mesh_data.")
+    coordinator: str = option(
+        "",
+        "Several processes: host:port of process 0, or auto to find it from SLURM, Kubernetes, "
+        "Open MPI or the cloud.",
+    )
+    num_processes: int = option(1, "Several processes: how many.")
+    process_id: int = option(0, "Several processes: the number of this one, from 0.")
+
+    def __post_init__(self) -> None:
+        for name in ("mesh_data", "mesh_model"):
+            size = getattr(self, name)
+            check(size == -1 or size > 0, f"--{name}={size} must be positive, or -1 for the rest")
+        check(
+            not (self.mesh_data == -1 and self.mesh_model == -1),
+            "only one of --mesh_data and --mesh_model can be -1",
+        )
+        check(
+            128 % max(1, self.mesh_model) == 0,
+            f"--mesh_model={self.mesh_model} must be a power of two up to 128",
+        )
+        check(
+            0 <= self.process_id < self.num_processes,
+            f"--process_id={self.process_id} must be in 0..--num_processes-1 = "
+            f"{self.num_processes - 1}",
+        )
+        check(
+            self.num_processes == 1 or bool(self.coordinator),
+            "--num_processes needs --coordinator=host:port of process 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchConfig:
+    """Looking at a training without changing it."""
+
+    dry_run: bool = option(
+        False, "Print parameters, placement, operations and memory of the step, and stop there."
+    )
+    profile_steps: str = option(
+        "", "Steps a:b of which a trace is written to profile/ in the run directory, for XProf."
+    )
+
+    def __post_init__(self) -> None:
+        self.profiled()
+
+    def profiled(self) -> range:
+        """The steps of --profile_steps; empty where none are asked for."""
+        if not self.profile_steps:
+            return range(0)
+        first, _, end = self.profile_steps.partition(":")
+        check(
+            first.isdecimal() and end.isdecimal() and int(first) < int(end),
+            f"--profile_steps={self.profile_steps} must be a:b with a < b, e.g. 100:110",
+        )
+        return range(int(first), int(end))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,14 +12,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import rich.box
 import rich.table
 
 from stt_jax import command
-from stt_jax.config import EvaluationConfig
+from stt_jax.config import DeviceConfig, EvaluationConfig
 from stt_jax.data.store import open_log
 from stt_jax.evaluation import evaluate_model, write_report
 from stt_jax.training.run import load_run, read_run_files
+from stt_jax.training.sharding import connect
 
 _COLUMNS = {
     "accuracy@1": "accuracy",
@@ -31,14 +33,17 @@ _COLUMNS = {
 }
 
 
-def evaluate(evaluation: EvaluationConfig) -> None:
+def evaluate(evaluation: EvaluationConfig, devices: DeviceConfig) -> None:
     """Evaluates, prints and writes the report."""
     if not evaluation.run:
         raise ValueError("--run is missing: name the directory of a trained run")
+    connect(devices)
     directory = pathlib.Path(evaluation.run)
     _, configs = read_run_files(directory)
     log = open_log(evaluation.data or configs["training"].data)
-    report = evaluate_model(load_run(directory, log), log, evaluation)
+    report = evaluate_model(load_run(directory, log), log, evaluation, devices)
+    if jax.process_index() != 0:
+        return
     output = evaluation.output or directory / f"evaluation-{evaluation.part}.json"
     write_report(report, output)
     print_report(report)
@@ -74,7 +79,8 @@ def print_report(report: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    return command.run(evaluate, {"evaluation": EvaluationConfig}, argv, usage=__doc__ or "")
+    groups = {"evaluation": EvaluationConfig, "devices": DeviceConfig}
+    return command.run(evaluate, groups, argv, usage=__doc__ or "")
 
 
 if __name__ == "__main__":

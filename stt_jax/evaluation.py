@@ -12,24 +12,31 @@ import numpy as np
 import pyarrow as pa
 
 from stt_jax.baselines import evaluate_baselines
-from stt_jax.config import EvaluationConfig
+from stt_jax.config import DeviceConfig, EvaluationConfig
 from stt_jax.data.pipeline import catalogue
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import TEST, VALIDATION, PreparedLog
 from stt_jax.metrics import grouped_metrics, length_groups, ranking_metrics, standard_errors
 from stt_jax.training.ranks import MODES, make_ranker, model_ranks
 from stt_jax.training.run import Run
+from stt_jax.training.sharding import make_placement
 
 _OPTIMUM_METRICS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr")
 
 
-def evaluate_model(run: Run, log: PreparedLog, config: EvaluationConfig) -> dict[str, Any]:
+def evaluate_model(
+    run: Run,
+    log: PreparedLog,
+    config: EvaluationConfig,
+    devices: DeviceConfig | None = None,
+) -> dict[str, Any]:
     """Evaluates a run on one part of its log.
 
     Args:
       run: of `load_run` or `train_model`.
       log: the log that it was trained on.
       config: what to ask and what to compare with.
+      devices: what to compute on; default `DeviceConfig()`, one device.
 
     Returns:
       A report that `json.dumps` takes: the protocol and the split's hash; counts of targets; by
@@ -52,14 +59,17 @@ def evaluate_model(run: Run, log: PreparedLog, config: EvaluationConfig) -> dict
             f"{log.directory} has no {config.part} target whose person and item occur in training; "
             "prepare it with another --split, or evaluate another --part"
         )
-    ranks = model_ranks(
-        make_ranker(run.model),
-        run.params,
-        jax.tree.map(jax.numpy.asarray, catalogue(log)),
-        log,
-        everything,
-        window=run.training.window,
-    )
+    placement = make_placement(devices or DeviceConfig())
+    with jax.set_mesh(placement.mesh):
+        ranks = model_ranks(
+            make_ranker(run.model),
+            placement.put_whole(run.params, placement.params(run.params)),
+            placement.put_whole(catalogue(log), placement.replicated),
+            log,
+            everything,
+            window=run.training.window,
+            placement=placement,
+        )
     report: dict[str, Any] = {
         "run": str(run.directory),
         "step": run.step,

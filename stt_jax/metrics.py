@@ -59,7 +59,9 @@ def target_ranks(scores: Any, targets: Any) -> Any:
         if np.isnan(scores).any():
             rows = np.flatnonzero(np.isnan(scores).any(axis=1))
             raise ValueError(f"scores hold NaN in {len(rows)} rows, the first is row {rows[0]}.")
-    target_scores = namespace.take_along_axis(scores, targets[:, None], axis=1)
+    # Not a gather: where the columns are split over devices it would fetch all scores.
+    is_target = namespace.arange(scores.shape[1], dtype=targets.dtype)[None] == targets[:, None]
+    target_scores = namespace.where(is_target, scores, -namespace.inf).max(axis=1, keepdims=True)
     # Counting "not below" instead of "at least" makes a NaN count against the model, and includes
     # the target itself: the 1 of the rank.
     ranks = (~(scores < target_scores)).sum(axis=1).astype(namespace.int32)

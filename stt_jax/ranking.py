@@ -66,7 +66,8 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
         end = first + np.searchsorted(log.times[first:end], time_s, side="right")
     context = (int(max(first, end - run.training.window)), int(end))
     history, requests = _batch(run, log, row, context, (time_s, utc_offset_s), request)
-    probabilities = np.asarray(_score(run.model, run.params, catalogue(log), history, requests))
+    scored = np.asarray(_score(run.model, run.params, catalogue(log), history, requests))
+    probabilities = scored[: log.num_items + 1]
 
     distances_km = _distances_km(log, np.arange(*context), request)
     allowed = np.arange(log.num_items + 1) > 0
@@ -102,7 +103,7 @@ def _score(
     history: History,
     requests: Requests,
 ) -> jax.Array:
-    """float32 [V + 1], p(item) of the only request."""
+    """float32 [rows], p(item) of the only request."""
     variables = {"params": params}
     states = model.apply(variables, history, deterministic=True, method=model.encode)
     probabilities = model.apply(

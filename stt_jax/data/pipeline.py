@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stt_jax.batch import HOURS_PER_WEEK, Catalogue, History, Requests
+from stt_jax.batch import HOURS_PER_WEEK, Catalogue, History, Requests, table_rows
 from stt_jax.data.packing import Packing, in_order, pack, shuffle_epoch
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import UNKNOWN_E7, PreparedLog
@@ -26,13 +26,23 @@ _INT32_MAX = 2**31 - 1
 class TrainingBatches:
     """The batches of a training run, by step number: a random-access source for grain.
 
-    Rows run on from one epoch into the next, so no row is left out and no batch is short.
+    Rows run on from one epoch into the next, so no row is left out and no batch is short. Where
+    several processes train together each gathers its own rows of every batch, and reads no others.
     """
 
     def __init__(
-        self, log: PreparedLog, *, window: int, requests: int, batch_rows: int, seed: int
+        self,
+        log: PreparedLog,
+        *,
+        window: int,
+        requests: int,
+        batch_rows: int,
+        seed: int,
+        local_rows: range | None = None,
     ) -> None:
+        """Batches of `batch_rows` rows, of which this process makes `local_rows`; None = all."""
         self._log = log
+        self._local_rows = range(batch_rows) if local_rows is None else local_rows
         self._row_tokens, self._row_requests = window, requests
         self._batch_rows = batch_rows
         self._windows = training_windows(log, window=window, requests=requests)
@@ -66,14 +76,14 @@ class TrainingBatches:
     def __getitem__(self, step: int) -> tuple[History, Requests]:
         first = step * self._batch_rows
         rows = []
-        for row in range(first, first + self._batch_rows):
-            epoch, index = divmod(row, self.rows_per_epoch)
+        for row in self._local_rows:
+            epoch, index = divmod(first + row, self.rows_per_epoch)
             windows, order = self._epoch(epoch)
             rows.append(_row_windows(self._packing, windows, order[index]))
         history, layout = gather_history(
             self._log, self._windows, rows, row_tokens=self._row_tokens
         )
-        shape = (self._batch_rows, self._row_requests)
+        shape = (len(rows), self._row_requests)
         return history, gather_requests(self._log, layout, shape)
 
 
@@ -104,8 +114,13 @@ def target_batches(
 
 def catalogue(log: PreparedLog) -> Catalogue:
     """The items of a log as the model sees them."""
-    coords = earth_coords(log.item_latitudes_e7, log.item_longitudes_e7)
-    return Catalogue(np.asarray(log.item_categories, np.int32), coords.astype(np.float32))
+    rows = table_rows(log.num_items)
+    categories = np.zeros(rows, np.int32)
+    categories[: log.num_items + 1] = log.item_categories
+    coords = np.full((rows, 3), np.nan, np.float32)
+    coords[: log.num_items + 1] = earth_coords(log.item_latitudes_e7, log.item_longitudes_e7)
+    numbers = np.arange(rows)
+    return Catalogue((numbers >= 1) & (numbers <= log.num_items), categories, coords)
 
 
 def earth_coords(latitudes_e7: np.ndarray, longitudes_e7: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +12,7 @@ from flax import struct
 
 from stt_jax.batch import HOURS_PER_WEEK
 from stt_jax.config import ModelConfig
+from stt_jax.mesh import over_rows
 from stt_kernels import spatiotemporal_attention
 
 # Adam moves every parameter by about the learning rate a step, whatever its gradient. An offset of
@@ -37,7 +40,7 @@ class Geometry:
 
 @struct.dataclass
 class Memory:
-    """What a block attends to, float32 [B, S, H, D] each. A row depends on its own event only."""
+    """What a block attends to, [B, S, H, D] each. A row depends on its own event only."""
 
     keys: jax.Array
     values: jax.Array
@@ -73,9 +76,31 @@ class Encodings(nn.Module):
         return arguments
 
 
-def implementation(config: ModelConfig) -> str | None:
-    """The kernel's `implementation` argument."""
-    return None if config.attention == "auto" else config.attention
+def call_kernel(
+    kernel: Callable[..., jax.Array],
+    *arrays: jax.Array,
+    config: ModelConfig,
+    encodings: dict[str, Any],
+    **sides: jax.Array,
+) -> jax.Array:
+    """Calls a function of `stt_kernels`, each device with its own rows of the batch.
+
+    Args:
+      kernel: which.
+      *arrays: its positional arguments, [B, ...].
+      config: names the backend.
+      encodings: of `Encodings`.
+      **sides: further arguments of the kernel, [B, ...].
+    """
+    tables = {name: value for name, value in encodings.items() if name.endswith("_table")}
+    sides |= {name: value for name, value in encodings.items() if name not in tables}
+    implementation = None if config.attention == "auto" else config.attention
+
+    def of_rows(rows: Any, tables: dict[str, jax.Array]) -> jax.Array:
+        arrays, sides = rows
+        return kernel(*arrays, implementation=implementation, **sides, **tables)
+
+    return over_rows(of_rows)((arrays, sides), tables)
 
 
 class GatedBlock(nn.Module):
@@ -92,8 +117,9 @@ class GatedBlock(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.norm, self.key_norm = nn.LayerNorm(), nn.LayerNorm()
-        self.query, self.key, self.value = (nn.Dense(config.width) for _ in range(3))
+        dtype = config.dtype
+        self.norm, self.key_norm = nn.LayerNorm(dtype=dtype), nn.LayerNorm(dtype=dtype)
+        self.query, self.key, self.value = (nn.Dense(config.width, dtype=dtype) for _ in range(3))
         self.encodings = Encodings(config, config.num_heads)
 
     def __call__(
@@ -107,13 +133,13 @@ class GatedBlock(nn.Module):
         """One block.
 
         Args:
-          queries: float32 [B, L, E].
-          keys: float32 [B, S, E] to attend to; None means the queries themselves.
+          queries: [B, L, E] in the config's dtype.
+          keys: likewise [B, S, E] to attend to; None means the queries themselves.
           geometry: when and where both are.
           deterministic: True switches dropout off.
 
         Returns:
-          float32 [B, L, E].
+          As queries.
         """
         attended_to = self.own_memory(queries) if keys is None else self.memory(keys)
         return self.attend(queries, attended_to, geometry, deterministic=deterministic)
@@ -132,23 +158,26 @@ class GatedBlock(nn.Module):
     ) -> jax.Array:
         """The block with its keys and values given, so that they can be kept: see `__call__`."""
         config = self.config
+        dense = functools.partial(nn.Dense, dtype=config.dtype)
+        norm = functools.partial(nn.LayerNorm, dtype=config.dtype)
         normed = self.norm(queries)
-        attended = spatiotemporal_attention(
+        attended = call_kernel(
+            spatiotemporal_attention,
             self._split(nn.silu(self.query(normed))),
             memory.keys,
             memory.values,
-            implementation=implementation(config),
-            **self.encodings(geometry),
+            config=config,
+            encodings=self.encodings(geometry),
         )
-        gated = nn.LayerNorm(name="attended_norm")(attended.reshape(queries.shape))
+        gated = norm(name="attended_norm")(attended.reshape(queries.shape))
         if config.use_gate:
-            gated = gated * nn.silu(nn.Dense(config.width, name="gate")(normed))
-        update = nn.Dense(config.width, name="out")(gated)
+            gated = gated * nn.silu(dense(config.width, name="gate")(normed))
+        update = dense(config.width, name="out")(gated)
         x = queries + nn.Dropout(config.dropout)(update, deterministic=deterministic)
 
-        hidden = nn.silu(nn.Dense(2 * config.width, name="wide")(nn.LayerNorm(name="mlp_norm")(x)))
+        hidden = nn.silu(dense(2 * config.width, name="wide")(norm(name="mlp_norm")(x)))
         hidden = nn.Dropout(config.dropout)(hidden, deterministic=deterministic)
-        update = nn.Dense(config.width, name="narrow")(hidden)
+        update = dense(config.width, name="narrow")(hidden)
         return x + nn.Dropout(config.dropout)(update, deterministic=deterministic)
 
     def _memory(self, normed: jax.Array) -> Memory:

@@ -15,6 +15,7 @@ Whatever else of the past a change to the model lets an event or a request see h
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,10 @@ class Cache:
 
     Attributes:
       history: every array [P, S, ...]; `segment_ids` is 1 where an event is, 0 where there is room.
-      states: float32 [P, S, E], of the last block.
+      states: [P, S, E] in the config's dtype, of the last block.
       blocks: one `Memory` [P, S, H, D] a block.
       decoder: `Memory` [P, S, H, D].
-      pointer_keys: float32 [P, S, H, D]; None without a pointer.
+      pointer_keys: [P, S, H, D]; None without a pointer.
     """
 
     history: History
@@ -65,14 +66,14 @@ def empty_cache(
     """A cache without events: P = `num_people`, S = `capacity`."""
     shape = (num_people, capacity)
 
-    def full(value: float, dtype: type, *rest: int) -> jax.Array:
+    def full(value: float, dtype: Any, *rest: int) -> jax.Array:
         return jnp.full((*shape, *rest), value, dtype)
 
     def memory() -> Memory:
         return Memory(vectors(), vectors())
 
     def vectors() -> jax.Array:
-        return full(0, jnp.float32, config.num_heads, config.width // config.num_heads)
+        return full(0, config.dtype, config.num_heads, config.width // config.num_heads)
 
     history = History(
         items=full(0, jnp.int32),
@@ -87,7 +88,7 @@ def empty_cache(
     )
     return Cache(
         history=history,
-        states=full(0, jnp.float32, config.width),
+        states=full(0, config.dtype, config.width),
         blocks=tuple(memory() for _ in range(config.num_layers)),
         decoder=memory(),
         pointer_keys=vectors() if config.use_pointer else None,

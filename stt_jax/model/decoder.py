@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stt_jax.batch import History, Requests
+from stt_jax.batch import History, Requests, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.model.block import GatedBlock, Geometry, Memory
 from stt_jax.model.embedding import GapEmbedding, TimeOfWeekEmbedding, place_features
@@ -76,27 +76,31 @@ class Decoder(nn.Module):
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """States [B, S, E], their `memory`, and requests [B, R] -> float32 [B, R, E]."""
+        """States [B, S, E], their `memory`, and requests [B, R] -> [B, R, E]."""
         config = self.config
         last = jnp.maximum(requests.last_tokens, 0)
         has_history = requests.last_tokens >= 0
         last_states = jnp.take_along_axis(states, last[..., None], axis=1)
         nobody = self.param("no_history", nn.initializers.normal(0.02), (config.width,))
-        query = jnp.where(has_history[..., None], last_states, nobody[None, None])
+        nobody = nobody[None, None].astype(config.dtype)
+        query = jnp.where(has_history[..., None], last_states, nobody)
         if config.use_person:
             people = self.param(
-                "people", nn.initializers.normal(0.02), (self.num_users + 1, config.width)
+                "people", nn.initializers.normal(0.02), (table_rows(self.num_users), config.width)
             )
-            query = query + people[requests.users]
+            query = query + people[requests.users].astype(config.dtype)
         if config.use_time:
             phases = jnp.where(requests.time_known, requests.phases, -1)
-            query = query + TimeOfWeekEmbedding(config.width, name="time_of_week")(phases)
+            query = query + TimeOfWeekEmbedding(config.width, config.dtype, name="time_of_week")(
+                phases
+            )
             waited = requests.times - jnp.take_along_axis(history.times, last, axis=1)
             gap_known = requests.time_known & has_history
             waited = jnp.where(gap_known, jnp.maximum(waited, 0), -1)
-            query = query + GapEmbedding(config.width, name="gap")(waited)
+            query = query + GapEmbedding(config.width, config.dtype, name="gap")(waited)
         if config.use_place:
             features = place_features(request_places(history, requests))
-            query = query + nn.Dense(config.width, use_bias=False, name="place")(features)
+            dense = nn.Dense(config.width, use_bias=False, dtype=config.dtype, name="place")
+            query = query + dense(features)
         query = nn.Dropout(config.dropout)(query, deterministic=deterministic)
         return self.block.attend(query, memory, geometry, deterministic=deterministic)

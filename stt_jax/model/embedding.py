@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stt_jax.batch import HOURS_PER_WEEK
+from stt_jax.batch import HOURS_PER_WEEK, Catalogue, table_rows
 
 # Wavelengths of the place encoding, metres: from a street to a continent, a factor of about 2.4
 # apart. Shorter ones would need more than float32 earth-centred metres (0.5 m) can resolve.
@@ -49,15 +49,20 @@ class ItemEmbedding(nn.Module):
     num_categories: int
     width: int
     use_place: bool
+    dtype: str
 
     def setup(self) -> None:
-        self.ids = self.param("ids", _EMBEDDING_INIT, (self.num_items + 1, self.width))
+        self.ids = self.param("ids", _EMBEDDING_INIT, (table_rows(self.num_items), self.width))
         self.categories = self.param(
             "categories", _EMBEDDING_INIT, (self.num_categories + 1, self.width)
         )
         if self.use_place:
             self.place = nn.Dense(
-                self.width, use_bias=False, kernel_init=_EMBEDDING_INIT, name="place"
+                self.width,
+                use_bias=False,
+                kernel_init=_EMBEDDING_INIT,
+                dtype=self.dtype,
+                name="place",
             )
 
     def __call__(self, item_ids: jax.Array, categories: jax.Array, coords: jax.Array) -> jax.Array:
@@ -68,9 +73,16 @@ class ItemEmbedding(nn.Module):
           coords: float32 [..., 3], earth-centred metres; NaN = unknown.
 
         Returns:
-          float32 [..., E].
+          `dtype` [..., E].
         """
-        vectors = self.ids[item_ids] + self.categories[categories]
+        return self._describe(self.ids[item_ids], categories, coords)
+
+    def catalogue_vectors(self, catalogue: Catalogue) -> jax.Array:
+        """Vectors of every row of the catalogue, `dtype` [rows, E]."""
+        return self._describe(self.ids, catalogue.categories, catalogue.coords)
+
+    def _describe(self, ids: jax.Array, categories: jax.Array, coords: jax.Array) -> jax.Array:
+        vectors = (ids + self.categories[categories]).astype(self.dtype)
         if self.use_place:
             vectors = vectors + self.place(place_features(coords))
         return vectors
@@ -80,29 +92,31 @@ class TimeOfWeekEmbedding(nn.Module):
     """Hour of the day + day of the week + hour of the week; zero where unknown."""
 
     width: int
+    dtype: str
 
     @nn.compact
     def __call__(self, phases: jax.Array) -> jax.Array:
-        """int32 [...] hour of the week, -1 = unknown -> float32 [..., E]."""
+        """int32 [...] hour of the week, -1 = unknown -> `dtype` [..., E]."""
         hours = self.param("hour_of_day", _EMBEDDING_INIT, (24, self.width))
         days = self.param("day_of_week", _EMBEDDING_INIT, (7, self.width))
         both = self.param("hour_of_week", _EMBEDDING_INIT, (HOURS_PER_WEEK, self.width))
         safe = jnp.maximum(phases, 0)
         vectors = hours[safe % 24] + days[safe // 24] + both[safe]
-        return jnp.where(phases[..., None] >= 0, vectors, 0.0)
+        return jnp.where(phases[..., None] >= 0, vectors, 0.0).astype(self.dtype)
 
 
 class GapEmbedding(nn.Module):
     """A line in log(1 + seconds); zero where there is no gap."""
 
     width: int
+    dtype: str
 
     @nn.compact
     def __call__(self, gaps_s: jax.Array) -> jax.Array:
-        """int32 [...] seconds, negative = no gap -> float32 [..., E]."""
+        """int32 [...] seconds, negative = no gap -> `dtype` [..., E]."""
         # Clipped first: log of a padding's negative gap is NaN and would survive a mask.
         logs = jnp.log1p(jnp.maximum(gaps_s, 0).astype(jnp.float32)) / 10.0
-        vectors = nn.Dense(self.width, name="line")(logs[..., None])
+        vectors = nn.Dense(self.width, dtype=self.dtype, name="line")(logs[..., None])
         return jnp.where(gaps_s[..., None] >= 0, vectors, 0.0)
 
 
@@ -123,6 +137,7 @@ class EventEmbedding(nn.Module):
     width: int
     context_sizes: tuple[tuple[str, int], ...]
     use_time: bool
+    dtype: str
 
     @nn.compact
     def __call__(
@@ -133,15 +148,18 @@ class EventEmbedding(nn.Module):
         phases: jax.Array,
         gaps_s: jax.Array,
     ) -> jax.Array:
-        """Adds what is known of the event to its item's vector, float32 [B, S, E].
+        """Adds what is known of the event to its item's vector, `dtype` [B, S, E].
 
         `previous` are the vectors of the items before, see `vectors_before`.
         """
-        vectors = item_vectors + nn.Dense(self.width, use_bias=False, name="previous")(previous)
+        dense = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="previous")
+        vectors = item_vectors + dense(previous)
         for name, size in self.context_sizes:
             table = self.param(f"context_{name}", _EMBEDDING_INIT, (size + 1, self.width))
-            vectors = vectors + table[contexts[name]]
+            vectors = vectors + table[contexts[name]].astype(self.dtype)
         if self.use_time:
-            vectors = vectors + TimeOfWeekEmbedding(self.width, name="time_of_week")(phases)
-            vectors = vectors + GapEmbedding(self.width, name="gap")(gaps_s)
+            vectors = vectors + TimeOfWeekEmbedding(self.width, self.dtype, name="time_of_week")(
+                phases
+            )
+            vectors = vectors + GapEmbedding(self.width, self.dtype, name="gap")(gaps_s)
         return vectors

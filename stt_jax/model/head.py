@@ -12,6 +12,7 @@ an attention of its own with time, distance and hour-of-week encodings.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -19,14 +20,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from stt_jax.batch import Catalogue, table_rows
 from stt_jax.config import ModelConfig
-from stt_jax.model.block import TABLE_SCALE, Encodings, Geometry, implementation
+from stt_jax.model.block import TABLE_SCALE, Encodings, Geometry, call_kernel
 from stt_kernels import attention_weights, pointer_log_mass, space_bucket
 
 # Distances to the catalogue are in units of this: earth-centred float32 metres are right to half a
 # metre, so finer buckets would be noise. The last bucket means unknown; the antipode is before it.
 DISTANCE_UNIT_M = 50.0
 NUM_DISTANCES = 40
+
+# Finite, so that a masked row can't make a NaN; exp of it is 0 next to any real logit.
+NO_ITEM = -1e9
 
 
 class PointerHead(nn.Module):
@@ -35,14 +40,15 @@ class PointerHead(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        self.query_norm = nn.LayerNorm()
-        self.key_norm = nn.LayerNorm()
-        self.query = nn.Dense(self.config.width)
-        self.key = nn.Dense(self.config.width)
+        dtype = self.config.dtype
+        self.query_norm = nn.LayerNorm(dtype=dtype)
+        self.key_norm = nn.LayerNorm(dtype=dtype)
+        self.query = nn.Dense(self.config.width, dtype=dtype)
+        self.key = nn.Dense(self.config.width, dtype=dtype)
         self.encodings = Encodings(self.config, self.config.num_heads, with_order=True)
 
     def keys(self, states: jax.Array) -> jax.Array:
-        """What is pointed at, float32 [B, S, H, D], of the encoded history [B, S, E]."""
+        """What is pointed at, [B, S, H, D], of the encoded history [B, S, E]."""
         return self._split(self.key(self.key_norm(states)))
 
     def log_mass(
@@ -54,13 +60,14 @@ class PointerHead(nn.Module):
         geometry: Geometry,
     ) -> jax.Array:
         """Log of the pointer's mass on each request's target, float32 [B, R]."""
-        return pointer_log_mass(
+        return call_kernel(
+            pointer_log_mass,
             self._split(self.query(self.query_norm(hidden))),
             keys,
+            config=self.config,
+            encodings=self.encodings(geometry),
             ids=items,
             target_ids=targets,
-            implementation=implementation(self.config),
-            **self.encodings(geometry),
         )
 
     def event_mass(self, hidden: jax.Array, keys: jax.Array, geometry: Geometry) -> jax.Array:
@@ -74,7 +81,7 @@ class PointerHead(nn.Module):
 
 
 def item_mass(event_mass: jax.Array, items: jax.Array, num_rows: int) -> jax.Array:
-    """The mass on events [B, R, S] of items [B, S] as mass on items, float32 [B, R, V + 1]."""
+    """The mass on events [B, R, S] of items [B, S] as mass on items, float32 [B, R, num_rows]."""
 
     def spread(row_mass: jax.Array, row_items: jax.Array) -> jax.Array:
         empty = jnp.zeros((row_mass.shape[0], num_rows), jnp.float32)
@@ -85,34 +92,39 @@ def item_mass(event_mass: jax.Array, items: jax.Array, num_rows: int) -> jax.Arr
 
 @struct.dataclass
 class ItemScorer:
-    """Scores the catalogue, items 1..V; a stretch of it scores that stretch.
+    """Scores the rows of the catalogue; part of it scores that part.
 
     Attributes:
-      vectors: float32 [V, E].
-      bias: float32 [V].
-      categories: int32 [V].
-      coords: float32 [V, 3], earth-centred metres, NaN = no place.
+      vectors: [rows, E] in the model's dtype.
+      bias: float32 [rows].
+      is_item: bool [rows]; the other rows, unknown and padding, have the logit `NO_ITEM`.
+      categories: int32 [rows].
+      coords: float32 [rows, 3], earth-centred metres, NaN = no place.
       distance_table: float32 [C + 1, num_distances], added by the item's category and how far it
         is from the request; None = distance is left out.
+      num_items: V, items of the whole catalogue.
     """
 
     vectors: jax.Array
     bias: jax.Array
+    is_item: jax.Array
     categories: jax.Array
     coords: jax.Array
     distance_table: jax.Array | None
+    num_items: int = struct.field(pytree_node=False)
 
     def logits(self, queries: jax.Array, places: jax.Array) -> jax.Array:
         """Unnormalised log-probabilities of generating each item.
 
         Args:
-          queries: float32 [N, E].
+          queries: [N, E] in the dtype of the vectors.
           places: float32 [N, 3], earth-centred metres, NaN = unknown.
 
         Returns:
-          float32 [N, V].
+          float32 [N, rows].
         """
-        logits = queries @ self.vectors.T + self.bias[None]
+        logits = jnp.einsum("ne,ve->nv", queries, self.vectors, preferred_element_type=jnp.float32)
+        logits = jnp.where(self.is_item[None], logits + self.bias[None], NO_ITEM)
         if self.distance_table is None:
             return logits
         num_distances = self.distance_table.shape[1]
@@ -123,38 +135,32 @@ class ItemScorer:
         entries = self.categories[None] * num_distances + space_bucket(squared, num_distances)
         return logits + self.distance_table.reshape(-1)[entries]
 
-    def stretch(self, start: jax.Array, size: int) -> ItemScorer:
-        """The scorer of `size` neighbouring items; `start` counts from 0 and may be traced."""
+    def take(self, items: jax.Array) -> ItemScorer:
+        """The scorer of the rows `items`, int32 [K]."""
+        return self.map_rows(lambda rows: rows[items])
 
-        def cut(rows: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(rows, start, size)
-
-        return self._map_items(cut)
-
-    def take(self, columns: jax.Array) -> ItemScorer:
-        """The scorer of the items in `columns`, int32 [K] counting from 0."""
-        return self._map_items(lambda rows: rows[columns])
-
-    def pair_logits(self, queries: jax.Array, places: jax.Array, columns: jax.Array) -> jax.Array:
+    def pair_logits(self, queries: jax.Array, places: jax.Array, items: jax.Array) -> jax.Array:
         """The logit of one item for each query, float32 [N].
 
         Args:
           queries, places: as in `logits`.
-          columns: int32 [N], items counting from 0.
+          items: int32 [N], rows.
         """
 
-        def one(query: jax.Array, place: jax.Array, column: jax.Array) -> jax.Array:
-            return self.take(column[None]).logits(query[None], place[None])[0, 0]
+        def one(query: jax.Array, place: jax.Array, item: jax.Array) -> jax.Array:
+            return self.take(item[None]).logits(query[None], place[None])[0, 0]
 
-        return jax.vmap(one)(queries, places, columns)
+        return jax.vmap(one)(queries, places, items)
 
-    def _map_items(self, select: Callable[[jax.Array], jax.Array]) -> ItemScorer:
-        return ItemScorer(
-            vectors=select(self.vectors),
-            bias=select(self.bias),
-            categories=select(self.categories),
-            coords=select(self.coords),
-            distance_table=self.distance_table,
+    def map_rows(self, change: Callable[[jax.Array], jax.Array]) -> ItemScorer:
+        """The scorer after `change` of every array that has one entry a row."""
+        return dataclasses.replace(
+            self,
+            vectors=change(self.vectors),
+            bias=change(self.bias),
+            is_item=change(self.is_item),
+            categories=change(self.categories),
+            coords=change(self.coords),
         )
 
 
@@ -166,9 +172,10 @@ class GenerateHead(nn.Module):
     num_categories: int
 
     def setup(self) -> None:
-        self.norm = nn.LayerNorm()
+        self.norm = nn.LayerNorm(dtype=self.config.dtype)
         self.gate = nn.Dense(1)
-        self.bias = self.param("bias", nn.initializers.zeros_init(), (self.num_items,))
+        rows = table_rows(self.num_items)
+        self.bias = self.param("bias", nn.initializers.zeros_init(), (rows,))
         if self.config.use_place:
             shape = (self.num_categories + 1, NUM_DISTANCES)
             self.distance_encodings = self.param(
@@ -176,15 +183,23 @@ class GenerateHead(nn.Module):
             )
 
     def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Hidden states [..., E] -> (queries [..., E], log-odds of generating [...])."""
+        """Hidden states [..., E] -> (queries [..., E], float32 log-odds of generating [...])."""
         queries = self.norm(hidden)
-        return queries, self.gate(queries)[..., 0]
+        return queries, self.gate(queries.astype(jnp.float32))[..., 0]
 
-    def scorer(self, vectors: jax.Array, categories: jax.Array, coords: jax.Array) -> ItemScorer:
+    def scorer(self, vectors: jax.Array, catalogue: Catalogue) -> ItemScorer:
         """What compares queries with the catalogue.
 
         Args:
-          vectors: float32 [V, E], of items 1..V; categories int32 [V], coords float32 [V, 3].
+          vectors: [rows, E] in the config's dtype, of the rows of the catalogue.
+          catalogue: what else is known of them.
         """
-        table = TABLE_SCALE * self.distance_encodings if self.config.use_place else None
-        return ItemScorer(vectors, self.bias, categories, coords, table)
+        return ItemScorer(
+            vectors,
+            self.bias,
+            catalogue.is_item,
+            catalogue.categories,
+            catalogue.coords,
+            TABLE_SCALE * self.distance_encodings if self.config.use_place else None,
+            self.num_items,
+        )

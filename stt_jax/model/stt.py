@@ -39,9 +39,9 @@ class Prediction:
     """The mixture of each request, in parts, so that a loss need not spell out the catalogue.
 
     Attributes:
-      queries: float32 [B, R, E] and
+      queries: [B, R, E] in the model's dtype and
       places: float32 [B, R, 3], what `scorer` compares the catalogue with.
-      scorer: scores of items 1..V.
+      scorer: scores of the catalogue's rows.
       gate_logits: float32 [B, R], log-odds of generating; None without a pointer.
       target_log_mass: float32 [B, R], log of the pointer's mass on the target; None without.
     """
@@ -58,7 +58,7 @@ class Answer:
     """The mixture of each request for serving, in parts, so that no catalogue is spelt out.
 
     Attributes:
-      queries: float32 [B, R, E] and
+      queries: [B, R, E] in the model's dtype and
       places: float32 [B, R, 3], what an `ItemScorer` compares the catalogue with.
       gates: float32 [B, R], probability of generating; 1 without a pointer.
       event_mass: float32 [B, R, S], the pointer's mass on each event; None without a pointer.
@@ -79,9 +79,9 @@ class SpatiotemporalTransformer(nn.Module):
     def setup(self) -> None:
         config, sizes = self.config, self.sizes
         self.items = ItemEmbedding(
-            sizes.num_items, sizes.num_categories, config.width, config.use_place
+            sizes.num_items, sizes.num_categories, config.width, config.use_place, config.dtype
         )
-        self.events = EventEmbedding(config.width, sizes.contexts, config.use_time)
+        self.events = EventEmbedding(config.width, sizes.contexts, config.use_time, config.dtype)
         self.event_dropout = nn.Dropout(config.dropout)
         self.blocks = [GatedBlock(config) for _ in range(config.num_layers)]
         self.decoder = Decoder(config, sizes.num_users)
@@ -119,10 +119,10 @@ class SpatiotemporalTransformer(nn.Module):
 
         Args:
           catalogue, history, requests: what is asked.
-          states: float32 [B, S, E], of `encode` on this history; they serve any number of requests.
+          states: [B, S, E], of `encode` on this history; they serve any number of requests.
 
         Returns:
-          float32 [B, R, V + 1], column 0 zero.
+          float32 [B, R, rows], a column a row of the catalogue; zero where that is no item.
         """
         memory = self.decoder.memory(states)
         keys = self.pointer.keys(states) if self.config.use_pointer else None
@@ -131,21 +131,27 @@ class SpatiotemporalTransformer(nn.Module):
         queries, places = answer.queries, answer.places
         logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
         generated = jax.nn.softmax(logits).reshape(*queries.shape[:2], -1)
-        generated = jnp.pad(generated, ((0, 0), (0, 0), (1, 0)))
         if answer.event_mass is None:
             return generated
         gate = answer.gates[..., None]
-        pointed = item_mass(answer.event_mass, history.items, self.sizes.num_items + 1)
-        return (gate * generated + (1 - gate) * pointed).at[..., 0].set(0.0)
+        pointed = item_mass(answer.event_mass, history.items, generated.shape[-1])
+        mixture = gate * generated + (1 - gate) * pointed
+        return jnp.where(catalogue.is_item[None, None], mixture, 0.0)
 
     def encode(self, history: History, *, deterministic: bool) -> jax.Array:
-        """States of the history, float32 [B, S, E]; row i depends on events up to i only."""
+        """States of the history, [B, S, E] in the dtype; row i depends on events up to i only."""
         vectors = self._item_vectors(history)
         x = self._embed(history, vectors, vectors_before(vectors, history.segment_ids))
         x = self.event_dropout(x, deterministic=deterministic)
         geometry = _self_geometry(self.config, history)
+
+        def run(block: GatedBlock, x: jax.Array) -> jax.Array:
+            return block(x, None, geometry, deterministic=deterministic)
+
+        if self.config.remat:
+            run = nn.remat(run)
         for block in self.blocks:
-            x = block(x, None, geometry, deterministic=deterministic)
+            x = run(block, x)
         return x
 
     def extend(
@@ -208,10 +214,8 @@ class SpatiotemporalTransformer(nn.Module):
         return self._answer(kept.states, kept.decoder, kept.pointer_keys, kept.history, requests)
 
     def item_scorer(self, catalogue: Catalogue) -> ItemScorer:
-        """Scores of items 1..V; depends on no request, so a service makes it once."""
-        ids = jnp.arange(1, self.sizes.num_items + 1)
-        categories, coords = catalogue.categories[1:], catalogue.coords[1:]
-        return self.generate.scorer(self.items(ids, categories, coords), categories, coords)
+        """Scores of the catalogue; depends on no request, so a service makes it once."""
+        return self.generate.scorer(self.items.catalogue_vectors(catalogue), catalogue)
 
     def _item_vectors(self, history: History) -> jax.Array:
         return self.items(history.items, history.categories, history.coords + history.origins)

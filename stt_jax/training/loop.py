@@ -2,44 +2,80 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import functools
+import json
 import os
 import pathlib
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+import optax
+from jax.experimental import multihost_utils
 
-from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig, WatchConfig
 from stt_jax.data.pipeline import TrainingBatches, catalogue
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import VALIDATION, PreparedLog
 from stt_jax.metrics import ranking_metrics
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.training import checkpoint, speed
 from stt_jax.training import run as runs
+from stt_jax.training.checkpoint import Progress
 from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.reporting import Reporter
+from stt_jax.training.sharding import Placement, check_rows, make_placement
 from stt_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
 
 _REPORT_EVERY = 20  # steps
+_AGREE_EVERY = 10  # steps between asking all processes whether one was told to stop
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far a run is, besides its parameters."""
+class Training:
+    """What stays the same while a run trains.
 
-    finished: bool = False
-    best_mrr: float = -1.0
-    best_step: int = 0
-    validations_since_best: int = 0
+    Attributes:
+      log, config, model: the data, how to train, and what.
+      optimizer, num_steps, batches: made from them.
+      placement: the devices; items: the catalogue on them.
+      shapes: of the state, with its shardings.
+      targets: what validations ask for.
+    """
+
+    log: PreparedLog
+    config: TrainingConfig
+    model: SpatiotemporalTransformer
+    optimizer: optax.GradientTransformation
+    num_steps: int
+    batches: TrainingBatches
+    placement: Placement
+    items: Any
+    shapes: TrainState
+    targets: Targets
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where each array of the state lives."""
+        return jax.tree.map(lambda shape: shape.sharding, self.shapes)
+
+    def put(self, batch: Any) -> Any:
+        """A batch of this process's rows, on the devices."""
+        return self.placement.put_rows(batch, self.config.batch_rows)
+
+    def initial_state(self) -> TrainState:
+        """Fresh parameters, by the seed."""
+        make = jax.jit(init_state, static_argnums=(0, 1, 5), out_shardings=self.shardings)
+        batch = self.put(self.batches[0])
+        return make(self.model, self.optimizer, self.items, *batch, self.config.seed)
 
 
 def train_model(
@@ -47,112 +83,160 @@ def train_model(
     training: TrainingConfig,
     model_config: ModelConfig | None = None,
     protocol: ProtocolConfig | None = None,
+    devices: DeviceConfig | None = None,
+    watch: WatchConfig | None = None,
 ) -> runs.Run:
     """Trains a model on the training part of a log and returns it at its best validation.
 
-    Called again with the same run directory and options it goes on from the latest checkpoint.
+    Called again with the same run directory and options it goes on from the latest checkpoint, on
+    the same devices to the same bits, on others with the same batches.
 
     Args:
       log: a prepared log.
       training: how; `training.run` is the run directory.
       model_config: which network; default `ModelConfig()`.
       protocol: what validation asks; default `ProtocolConfig()`.
+      devices: what to compute on; default `DeviceConfig()`, one device.
+      watch: what to look at besides; default `WatchConfig()`. A dry run is `inspection.describe`.
 
     Raises:
-      ValueError: no run directory given, or one that holds a run with other options or data.
+      ValueError: no run directory given, or one that holds a run with other options or data; a
+        damaged checkpoint; a mesh that does not fit; too many steps in a row without a finite loss.
+      OSError: the run directory cannot be written.
       KeyboardInterrupt: as raised by the user, after a checkpoint was written.
     """
     model_config = model_config or ModelConfig()
     protocol = protocol or ProtocolConfig()
-    directory = _open_directory(log, training, model_config, protocol)
-    model = SpatiotemporalTransformer(runs.fit_to_log(model_config, log), runs.model_sizes(log))
+    setup = set_up(log, training, model_config, protocol, devices or DeviceConfig())
+    first = jax.process_index() == 0
+    directory = _open_directory(log, training, model_config, protocol, write=first)
+    _meet("run directory")  # process 0 writes what the others read
+    owner = runs.identity(directory, runs.run_info(log))
+    with (
+        jax.set_mesh(setup.placement.mesh),
+        checkpoint.open_manager(directory, training.keep) as manager,
+    ):
+        data = iter(grain.MapDataset.source(setup.batches).to_iter_dataset(_READ_AHEAD))
+        if manager.latest_step() is None:
+            state, progress = setup.initial_state(), Progress()
+        else:
+            state, progress, position = checkpoint.restore(manager, setup.shapes, owner)
+            data.set_state(position)
+        reporter = Reporter(directory, setup.num_steps, int(state.step), enabled=first)
+        try:
+            _print_start(reporter, setup, int(state.step))
+            if not progress.finished:
+                keep = functools.partial(checkpoint.save, manager, owner)
+                _train(setup, state, progress, data, keep, reporter, watch or WatchConfig())
+                checkpoint.wait(manager)
+        finally:
+            reporter.close()
+    return runs.load_run(directory, log)
 
+
+def set_up(
+    log: PreparedLog,
+    training: TrainingConfig,
+    model_config: ModelConfig,
+    protocol: ProtocolConfig,
+    devices: DeviceConfig,
+) -> Training:
+    """Everything that a training needs, without writing or computing anything."""
+    placement = make_placement(devices)
+    check_rows(training.batch_rows, placement, training.accumulate, "--batch_rows")
+    model = SpatiotemporalTransformer(runs.fit_to_log(model_config, log), runs.model_sizes(log))
     batches = TrainingBatches(
         log,
         window=training.window,
         requests=training.requests,
         batch_rows=training.batch_rows,
         seed=training.seed,
+        local_rows=placement.local_rows(training.batch_rows),
     )
     num_steps = batches.num_steps(training.epochs)
     optimizer = make_optimizer(training, num_steps)
-    items = jax.tree.map(jax.numpy.asarray, catalogue(log))
-    state = init_state(model, optimizer, items, *batches[0], training.seed)
-    progress = Progress()
-
-    with runs.checkpoint_manager(directory, training.keep) as manager:
-        data = iter(grain.MapDataset.source(batches).to_iter_dataset(_READ_AHEAD))
-        if manager.latest_step() is not None:
-            state, progress = _restore(manager, state, data)
-        reporter = Reporter(directory, num_steps, int(state.step))
-        try:
-            _print_start(reporter, log, state, batches, num_steps)
-            if not progress.finished:
-                _train(
-                    model,
-                    optimizer,
-                    training,
-                    log,
-                    items,
-                    state,
-                    progress,
-                    data,
-                    batches,
-                    num_steps,
-                    _validation_targets(log, training, protocol),
-                    manager,
-                    reporter,
-                )
-        finally:
-            reporter.close()
-    return runs.load_run(directory, log)
+    items = placement.put_whole(catalogue(log), placement.replicated)
+    history, requests = batches[0]
+    shapes = jax.eval_shape(
+        lambda: init_state(model, optimizer, items, history, requests, training.seed)
+    )
+    params = placement.params(shapes.params)
+    shardings = dataclasses.replace(
+        jax.tree.map(lambda _: placement.replicated, shapes),
+        params=params,
+        opt_state=placement.optimizer(optimizer, shapes.opt_state, params),
+    )
+    return Training(
+        log=log,
+        config=training,
+        model=model,
+        optimizer=optimizer,
+        num_steps=num_steps,
+        batches=batches,
+        placement=placement,
+        items=items,
+        shapes=jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=sharding
+            ),
+            shapes,
+            shardings,
+        ),
+        targets=_validation_targets(log, training, protocol),
+    )
 
 
 def _train(
-    model: SpatiotemporalTransformer,
-    optimizer: Any,
-    training: TrainingConfig,
-    log: PreparedLog,
-    items: Any,
+    setup: Training,
     state: TrainState,
     progress: Progress,
     data: Any,
-    batches: TrainingBatches,
-    num_steps: int,
-    targets: Targets,
-    manager: ocp.CheckpointManager,
+    keep: Callable[..., None],
     reporter: Reporter,
+    watch: WatchConfig,
 ) -> None:
-    train_step = make_train_step(model, optimizer, training)
-    ranker = make_ranker(model)
-    validate_every = max(1, batches.num_steps(training.validation_every))
+    config = setup.config
+    train_step = make_train_step(
+        setup.model, setup.optimizer, config, setup.placement, setup.shardings
+    )
+    ranker = make_ranker(setup.model)
+    validate_every = max(1, setup.batches.num_steps(config.validation_every))
+    meter = speed.Meter(setup.model, config, setup.placement.mesh, setup.batches.fill)
     step = int(state.step)
-    clock, events = time.perf_counter(), 0
-    with _stop_requests() as stop:
-        while step < num_steps and not progress.finished:
-            history, requests = next(data)
-            state, measures = train_step(state, items, history, requests)
+    unchecked: collections.deque[Any] = collections.deque()
+    with (
+        _stop_requests() as stop,
+        contextlib.closing(
+            speed.Trace(watch.profiled(), pathlib.Path(config.run) / "profile")
+        ) as trace,
+    ):
+        while step < setup.num_steps and not progress.finished:
+            trace.at(step)
+            with meter.waiting():
+                history, requests = setup.put(next(data))
+            state, measures = train_step(state, setup.items, history, requests)
             step += 1
-            events += int(np.count_nonzero(requests.targets))
-            if step % _REPORT_EVERY == 0 or step == num_steps:
-                report = _report(measures, events, time.perf_counter() - clock)
-                reporter.write(step, "train", report)
-                reporter.advance(
-                    step, f"loss {report['loss']:.3f}, {report['events_per_s']:,.0f} events/s"
-                )
-                clock, events = time.perf_counter(), 0
-            if step % validate_every == 0 or step == num_steps:
-                metrics = _validate(ranker, state, items, log, targets, training, reporter, step)
-                progress = _next_progress(progress, metrics, step, training)
-                progress = dataclasses.replace(
-                    progress, finished=progress.finished or step == num_steps
-                )
-                _save(manager, state, data, progress, metrics)
-                clock = time.perf_counter()
-            if stop.is_set() and not progress.finished:
-                if manager.latest_step() != step:
-                    _save(manager, state, data, progress, None)
-                manager.wait_until_finished()
+            last = step == setup.num_steps
+            meter.add(measures)
+            unchecked.append((step, measures["bad_steps_in_a_row"]))
+            # The step before is done by now, so that looking at it costs no waiting.
+            while len(unchecked) > (0 if last else 1):
+                _check_bad_steps(setup, *unchecked.popleft())
+            if step % _REPORT_EVERY == 0 or last:
+                _report(reporter, step, measures, meter)
+
+            validates = step % validate_every == 0 or last
+            saves = validates or (config.checkpoint_every and step % config.checkpoint_every == 0)
+            stops = _agree(stop.is_set(), step) and not last
+            mrr = None
+            if validates:
+                mrr = _validate(setup, ranker, state, reporter, step)
+                progress = _next_progress(progress, mrr, step, config)
+                progress = dataclasses.replace(progress, finished=progress.finished or last)
+            if saves or stops:
+                keep(state, data.get_state(), progress, mrr)
+                meter.restart()
+            if stops and not progress.finished:
                 reporter.line(f"stopped at step {step}; the same command goes on from here")
                 raise KeyboardInterrupt
     if progress.best_step:
@@ -184,20 +268,62 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(known, handler)
 
 
+def _agree(wish: bool, step: int) -> bool:
+    """Whether any process was told to stop: all must stop after the same step."""
+    if jax.process_count() == 1:
+        return wish
+    if step % _AGREE_EVERY:
+        return False
+    return bool(multihost_utils.process_allgather(np.asarray(wish)).any())
+
+
+def _meet(where: str) -> None:
+    """Waits until every process is there."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def _check_bad_steps(setup: Training, step: int, in_a_row: jax.Array) -> None:
+    """Raises when too many steps in a row were left out, and writes down what was in them."""
+    count = int(in_a_row)
+    if count < setup.config.max_bad_steps:
+        return
+    log = setup.log
+    found = []
+    for index in range(step - count, step):
+        _, requests = setup.batches[index]
+        asked = requests.targets > 0
+        found.append(
+            {
+                "step": index,
+                "users": [log.user_ids[user - 1] for user in requests.users[asked] if user > 0],
+                "items": [log.item_ids[item] for item in requests.targets[asked]],
+            }
+        )
+    path = pathlib.Path(setup.config.run) / f"bad_batches_{jax.process_index()}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    raise ValueError(
+        f"loss or gradient was not finite in {count} steps in a row, up to step {step}; none of "
+        f"them changed a parameter. Their people and items are in {path}. Try a lower "
+        "--learning_rate, or go on from the last checkpoint with a higher --max_bad_steps"
+    )
+
+
 def _validate(
-    ranker: Any,
-    state: TrainState,
-    items: Any,
-    log: PreparedLog,
-    targets: Targets,
-    training: TrainingConfig,
-    reporter: Reporter,
-    step: int,
-) -> dict[str, float] | None:
-    """Mean metrics over both request modes, on people and items that training knows."""
-    if len(targets) == 0:
+    setup: Training, ranker: Any, state: TrainState, reporter: Reporter, step: int
+) -> float | None:
+    """The mean MRR over both request modes, on people and items that training knows."""
+    if len(setup.targets) == 0:
         return None
-    ranks = model_ranks(ranker, state.params, items, log, targets, window=training.window)
+    ranks = model_ranks(
+        ranker,
+        state.params,
+        setup.items,
+        setup.log,
+        setup.targets,
+        window=setup.config.window,
+        placement=setup.placement,
+    )
     by_mode = {mode: ranking_metrics(mode_ranks, (1, 10)) for mode, mode_ranks in ranks.items()}
     metrics = {
         name: float(np.mean([values[name] for values in by_mode.values()]))
@@ -209,70 +335,37 @@ def _validate(
         for mode, values in by_mode.items()
     )
     reporter.line(f"step {step}: validation with {modes}")
-    return metrics
+    return metrics["mrr"]
 
 
 def _next_progress(
-    progress: Progress, metrics: dict[str, float] | None, step: int, training: TrainingConfig
+    progress: Progress, mrr: float | None, step: int, training: TrainingConfig
 ) -> Progress:
-    if metrics is None:
+    if mrr is None:
         return progress
-    if metrics["mrr"] > progress.best_mrr:
-        return Progress(best_mrr=metrics["mrr"], best_step=step)
+    if mrr > progress.best_mrr:
+        return Progress(best_mrr=mrr, best_step=step)
     since = progress.validations_since_best + 1
     finished = 0 < training.patience <= since
     return dataclasses.replace(progress, validations_since_best=since, finished=finished)
 
 
-def _report(measures: dict[str, jax.Array], events: int, seconds: float) -> dict[str, float]:
+def _report(
+    reporter: Reporter, step: int, measures: dict[str, jax.Array], meter: speed.Meter
+) -> None:
     requests = max(1.0, float(measures["requests"]))
-    return {
-        "loss": float(measures["loss"]),
+    loss = float(measures["loss"])
+    learned = {
+        "loss": loss,
         "gradient_norm": float(measures["gradient_norm"]),
         "log_likelihood": float(measures["log_likelihood"]) / requests,
         "generating": float(measures["generating"]) / requests,
-        "events_per_s": events / seconds,
+        "bad_steps_in_a_row": int(measures["bad_steps_in_a_row"]),
     }
-
-
-def _save(
-    manager: ocp.CheckpointManager,
-    state: TrainState,
-    data: Any,
-    progress: Progress,
-    metrics: dict[str, float] | None,
-) -> None:
-    manager.save(
-        int(state.step),
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave(state.opt_state),
-            data=ocp.args.JsonSave(data.get_state()),
-            progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-        ),
-        # Never the best unless it is the only one.
-        metrics=metrics or {"mrr": -1.0},
-    )
-
-
-def _restore(
-    manager: ocp.CheckpointManager, state: TrainState, data: Any
-) -> tuple[TrainState, Progress]:
-    step = manager.latest_step()
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(state.params),
-            optimizer=ocp.args.StandardRestore(state.opt_state),
-            data=ocp.args.JsonRestore(),
-            progress=ocp.args.JsonRestore(),
-        ),
-    )
-    data.set_state(restored["data"])
-    state = TrainState(
-        jax.numpy.asarray(step, jax.numpy.int32), restored["params"], restored["optimizer"]
-    )
-    return state, Progress(**restored["progress"])
+    reporter.write(step, "train", learned)
+    found = meter.report()
+    reporter.write(step, "speed", found)
+    reporter.advance(step, f"loss {loss:.3f}, {found['events_per_s']:,.0f} events/s")
 
 
 def _validation_targets(
@@ -287,6 +380,8 @@ def _open_directory(
     training: TrainingConfig,
     model_config: ModelConfig,
     protocol: ProtocolConfig,
+    *,
+    write: bool,
 ) -> pathlib.Path:
     if not training.run:
         raise ValueError("--run is missing: name a directory for checkpoints and metrics")
@@ -306,6 +401,8 @@ def _open_directory(
                 f"--run={directory} holds a run with other options ({'; '.join(changed)}); "
                 "give the same options to go on, or another --run"
             )
+        return directory
+    if not write:
         return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -327,18 +424,15 @@ def _changes(before: Any, now: Any) -> list[str]:
     ]
 
 
-def _print_start(
-    reporter: Reporter,
-    log: PreparedLog,
-    state: TrainState,
-    batches: TrainingBatches,
-    num_steps: int,
-) -> None:
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+def _print_start(reporter: Reporter, setup: Training, step: int) -> None:
+    log, mesh = setup.log, setup.placement.mesh
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(setup.shapes.params))
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     reporter.line(
         f"{log.directory}: {log.num_train_users:,} people, {log.num_items:,} items, split "
-        f"{log.meta.split_hash[:12]}; {num_params:,} parameters; {num_steps:,} steps, "
-        f"{batches.fill:.0%} of tokens filled, on {jax.device_count()} {jax.default_backend()}"
+        f"{log.meta.split_hash[:12]}; {num_params:,} parameters; {setup.num_steps:,} steps, "
+        f"{setup.batches.fill:.0%} of tokens filled; {mesh.shape['data']} x "
+        f"{mesh.shape['model']} of {jax.device_count()} {jax.default_backend()} devices{processes}"
     )
-    if int(state.step):
-        reporter.line(f"going on from step {int(state.step)}")
+    if step:
+        reporter.line(f"going on from step {step}")

@@ -7,6 +7,7 @@ estimates the normaliser from part of the items.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stt_jax.config import TrainingConfig
+from stt_jax.mesh import MODEL, axis_size
 from stt_jax.model.head import ItemScorer
 from stt_jax.model.stt import Prediction
 
@@ -44,8 +46,8 @@ def full_softmax(
     """Log-probability of the target, and the mean over all items, under the full softmax.
 
     Args:
-      scorer: of items 1..V.
-      queries, places: float32 [N, E] and [N, 3], what it compares the items with.
+      scorer: of the catalogue's rows.
+      queries, places: [N, E] and float32 [N, 3], what it compares the items with.
       targets: int32 [N]; 0 gives a meaningless but finite number.
 
     Returns:
@@ -53,9 +55,25 @@ def full_softmax(
     """
     logits = scorer.logits(queries, places)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    columns = jnp.maximum(targets - 1, 0)[:, None]
-    target_logits = jnp.take_along_axis(logits, columns, axis=-1)[:, 0]
-    return target_logits - log_normalizer, logits.mean(-1) - log_normalizer
+    rows = jnp.arange(logits.shape[1], dtype=jnp.int32)
+    target_logits, logit_sums = _target_and_sum(scorer, logits, targets, rows)
+    return target_logits - log_normalizer, logit_sums / scorer.num_items - log_normalizer
+
+
+def _target_and_sum(
+    scorer: ItemScorer, logits: jax.Array, targets: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The logit of each query's target (0 if it is elsewhere) and the sum over the items."""
+    target_logits = jnp.where(_hits(targets, rows), logits, 0.0).sum(-1)
+    return target_logits, jnp.where(scorer.is_item[None], logits, 0.0).sum(-1)
+
+
+def _hits(targets: jax.Array, rows: jax.Array) -> jax.Array:
+    """Where the target's column is, bool [N, rows].
+
+    A mask, because a gather along a dimension that is split over devices would fetch all of it.
+    """
+    return (targets[:, None] == rows[None]) & (rows > 0)[None]
 
 
 def chunked_softmax(
@@ -69,123 +87,136 @@ def chunked_softmax(
     """As `full_softmax`, holding the logits of `chunk_items` items at a time.
 
     The backward pass makes each chunk's logits again: memory is that of one chunk and of the
-    gradients, time one more forward product.
+    gradients, time one more forward product. Where the catalogue is split over devices, every
+    chunk is a piece of each device's part.
 
     Source: the running maximum and sum of Milakov and Gimelshein, "Online normalizer calculation
     for softmax" (2018), algorithm 3. Differs from it: nothing.
     """
-    num_items = scorer.bias.shape[0]
+    chunks, rows = _chunks(scorer, chunk_items)
     log_normalizer, target_logits, logit_sums = _catalogue_sums(
-        scorer, queries, places, targets - 1, min(chunk_items, num_items)
+        chunks, rows, queries, places, targets
     )
-    return target_logits - log_normalizer, logit_sums / num_items - log_normalizer
+    return target_logits - log_normalizer, logit_sums / scorer.num_items - log_normalizer
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _chunks(scorer: ItemScorer, chunk_items: int) -> tuple[ItemScorer, jax.Array]:
+    """The catalogue in chunks: every array [chunks, rows of a chunk, ...], and the row numbers."""
+    parts = axis_size(MODEL)
+    part_rows = scorer.bias.shape[0] // parts
+    num_chunks = -(-scorer.bias.shape[0] // chunk_items)
+    chunk_rows = -(-part_rows // num_chunks)
+
+    def cut(array: jax.Array) -> jax.Array:
+        rest = array.shape[1:]
+        array = array.reshape(parts, part_rows, *rest)
+        padding = num_chunks * chunk_rows - part_rows
+        array = jnp.pad(array, ((0, 0), (0, padding), *((0, 0) for _ in rest)))
+        array = array.reshape(parts, num_chunks, chunk_rows, *rest)
+        return jnp.moveaxis(array, 1, 0).reshape(num_chunks, parts * chunk_rows, *rest)
+
+    # The padding has is_item False and, like the unknown item, row number 0.
+    return scorer.map_rows(cut), cut(jnp.arange(scorer.bias.shape[0], dtype=jnp.int32))
+
+
+@jax.custom_vjp
 def _catalogue_sums(
-    scorer: ItemScorer,
+    chunks: ItemScorer,
+    rows: jax.Array,
     queries: jax.Array,
     places: jax.Array,
-    columns: jax.Array,
-    chunk_items: int,
+    targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logsumexp of each query's logits, the logit in its column (0 if outside), and their sum."""
+    """Logsumexp of each query's logits, the logit of its target (0: none), and their sum."""
 
-    def add_chunk(sums: Any, first: jax.Array) -> tuple[Any, None]:
+    def add_chunk(sums: Any, chunk_rows: Any) -> tuple[Any, None]:
         largest, exponentials, target_logits, logit_sums = sums
-        start, new_items = _chunk(scorer, first, chunk_items)
-        logits = scorer.stretch(start, chunk_items).logits(queries, places)
-        new_logits = jnp.where(new_items, logits, 0.0)
-        masked = jnp.where(new_items, logits, -jnp.inf)
-        larger = jnp.maximum(largest, masked.max(-1))
+        chunk, numbers = _one_chunk(chunks, chunk_rows)
+        logits = chunk.logits(queries, places)
+        larger = jnp.maximum(largest, logits.max(-1))
         exponentials = exponentials * jnp.exp(largest - larger)
-        exponentials = exponentials + jnp.exp(masked - larger[:, None]).sum(-1)
-        hits = _hits(columns, start, chunk_items)
-        target_logits = target_logits + jnp.where(hits, new_logits, 0.0).sum(-1)
-        return (larger, exponentials, target_logits, logit_sums + new_logits.sum(-1)), None
+        exponentials = exponentials + jnp.exp(logits - larger[:, None]).sum(-1)
+        new_targets, new_sums = _target_and_sum(chunk, logits, targets, numbers)
+        return (larger, exponentials, target_logits + new_targets, logit_sums + new_sums), None
 
     zeros = jnp.zeros(queries.shape[0], jnp.float32)
     sums = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros)
-    firsts = _firsts(scorer, chunk_items)
-    (largest, exponentials, target_logits, logit_sums), _ = jax.lax.scan(add_chunk, sums, firsts)
+    (largest, exponentials, target_logits, logit_sums), _ = jax.lax.scan(
+        add_chunk, sums, (_per_row(chunks), rows)
+    )
     return largest + jnp.log(exponentials), target_logits, logit_sums
 
 
 def _catalogue_sums_forward(
-    scorer: ItemScorer,
+    chunks: ItemScorer,
+    rows: jax.Array,
     queries: jax.Array,
     places: jax.Array,
-    columns: jax.Array,
-    chunk_items: int,
+    targets: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[Any, ...]]:
-    sums = _catalogue_sums(scorer, queries, places, columns, chunk_items)
-    return sums, (scorer, queries, places, columns, sums[0])
+    sums = _catalogue_sums(chunks, rows, queries, places, targets)
+    return sums, (chunks, rows, queries, places, targets, sums[0])
 
 
 def _catalogue_sums_backward(
-    chunk_items: int, saved: tuple[Any, ...], cotangents: tuple[jax.Array, ...]
+    saved: tuple[Any, ...], cotangents: tuple[jax.Array, ...]
 ) -> tuple[Any, ...]:
-    scorer, queries, places, columns, log_normalizer = saved
+    chunks, rows, queries, places, targets, log_normalizer = saved
     for_normalizer, for_target, for_sum = (cotangent[:, None] for cotangent in cotangents)
 
-    def add_chunk(sums: Any, first: jax.Array) -> tuple[Any, None]:
-        query_sums, table_sums, vector_grads, bias_grads = sums
-        start, new_items = _chunk(scorer, first, chunk_items)
-        chunk = scorer.stretch(start, chunk_items)
+    def add_chunk(sums: Any, chunk_rows: Any) -> tuple[Any, Any]:
+        query_sums, table_sums = sums
+        chunk, numbers = _one_chunk(chunks, chunk_rows)
 
         def chunk_logits(
             queries: jax.Array, table: jax.Array | None, vectors: jax.Array, bias: jax.Array
         ) -> jax.Array:
-            part = chunk.replace(distance_table=table, vectors=vectors, bias=bias)
+            part = dataclasses.replace(chunk, distance_table=table, vectors=vectors, bias=bias)
             return part.logits(queries, places)
 
         logits, pull_back = jax.vjp(
             chunk_logits, queries, chunk.distance_table, chunk.vectors, chunk.bias
         )
-        logit_grads = for_normalizer * jnp.exp(logits - log_normalizer[:, None]) + for_sum
-        logit_grads = logit_grads + jnp.where(_hits(columns, start, chunk_items), for_target, 0.0)
-        of_query, of_table, of_vectors, of_bias = pull_back(jnp.where(new_items, logit_grads, 0.0))
+        logit_grads = for_normalizer * jnp.exp(logits - log_normalizer[:, None])
+        logit_grads = logit_grads + jnp.where(_hits(targets, numbers), for_target, 0.0)
+        logit_grads = logit_grads + jnp.where(chunk.is_item[None], for_sum, 0.0)
+        of_query, of_table, of_vectors, of_bias = pull_back(logit_grads)
         if table_sums is not None:
             table_sums = table_sums + of_table
-        return (
-            query_sums + of_query,
-            table_sums,
-            _add_at(vector_grads, of_vectors, start),
-            _add_at(bias_grads, of_bias, start),
-        ), None
+        query_sums = query_sums + of_query.astype(jnp.float32)
+        return (query_sums, table_sums), (of_vectors, of_bias)
 
-    zeros = jax.tree.map(
-        jnp.zeros_like, (queries, scorer.distance_table, scorer.vectors, scorer.bias)
+    zeros = (
+        jnp.zeros(queries.shape, jnp.float32),
+        jax.tree.map(jnp.zeros_like, chunks.distance_table),
     )
-    grads, _ = jax.lax.scan(add_chunk, zeros, _firsts(scorer, chunk_items))
-    of_queries, of_table, of_vectors, of_bias = grads
+    (of_queries, of_table), (of_vectors, of_bias) = jax.lax.scan(
+        add_chunk, zeros, (_per_row(chunks), rows)
+    )
     # Distances enter through integer buckets: places and coords have no gradient.
-    of_scorer = scorer.replace(
-        vectors=of_vectors, bias=of_bias, categories=None, coords=None, distance_table=of_table
+    of_chunks = dataclasses.replace(
+        chunks,
+        vectors=of_vectors,
+        bias=of_bias,
+        is_item=None,
+        categories=None,
+        coords=None,
+        distance_table=of_table,
     )
-    return of_scorer, of_queries, None, None
+    return of_chunks, None, of_queries.astype(queries.dtype), None, None
 
 
 _catalogue_sums.defvjp(_catalogue_sums_forward, _catalogue_sums_backward)
 
 
-def _firsts(scorer: ItemScorer, chunk_items: int) -> jax.Array:
-    return jnp.arange(0, scorer.bias.shape[0], chunk_items, dtype=jnp.int32)
+def _per_row(chunks: ItemScorer) -> ItemScorer:
+    """What a loop over the chunks takes apart: all but the table that they share."""
+    return dataclasses.replace(chunks, distance_table=None)
 
 
-def _chunk(scorer: ItemScorer, first: jax.Array, chunk_items: int) -> tuple[jax.Array, jax.Array]:
-    """Where a chunk starts and which of its items, [1, chunk], are new: the last reaches back."""
-    start = jnp.minimum(first, scorer.bias.shape[0] - chunk_items)
-    return start, (start + jnp.arange(chunk_items) >= first)[None]
-
-
-def _hits(columns: jax.Array, start: jax.Array, chunk_items: int) -> jax.Array:
-    return columns[:, None] == (start + jnp.arange(chunk_items))[None]
-
-
-def _add_at(rows: jax.Array, new_rows: jax.Array, start: jax.Array) -> jax.Array:
-    old_rows = jax.lax.dynamic_slice_in_dim(rows, start, new_rows.shape[0])
-    return jax.lax.dynamic_update_slice_in_dim(rows, old_rows + new_rows, start, axis=0)
+def _one_chunk(chunks: ItemScorer, chunk_rows: Any) -> tuple[ItemScorer, jax.Array]:
+    chunk, numbers = chunk_rows
+    return dataclasses.replace(chunk, distance_table=chunks.distance_table), numbers
 
 
 def sampled_softmax(
@@ -221,23 +252,22 @@ def sampled_softmax(
     (RecSys 2019). Differs from them: drawn without replacement, one item a stratum, so that
     probabilities are exact; batch items are certain and need no estimate of their frequency.
     """
-    num_items = scorer.bias.shape[0]
+    num_items = scorer.num_items
     edges = strata(num_items, min(num_negatives, num_items), log_uniform=log_uniform)
     starts, ends = jnp.asarray(edges[:-1]), jnp.asarray(edges[1:])
-    columns = jax.random.randint(key, starts.shape, starts, ends)
+    items = 1 + jax.random.randint(key, starts.shape, starts, ends)
     log_weights = jnp.log((ends - starts).astype(jnp.float32))
-    counted = jnp.ones(columns.shape, bool)
+    counted = jnp.ones(items.shape, bool)
     if in_batch:
         # Sorted, so that 0 (no target) comes first where there is one, and pads the rest.
         batch = jnp.unique(targets, size=min(len(targets), num_items + 1), fill_value=0)
-        counted = jnp.concatenate([~jnp.isin(columns + 1, batch), batch > 0])
-        columns = jnp.concatenate([columns, jnp.maximum(batch - 1, 0)])
+        counted = jnp.concatenate([~jnp.isin(items, batch), batch > 0])
+        items = jnp.concatenate([items, batch])
         log_weights = jnp.concatenate([log_weights, jnp.zeros(batch.shape, jnp.float32)])
 
-    target_columns = jnp.maximum(targets - 1, 0)
-    target_logits = scorer.pair_logits(queries, places, target_columns)
-    logits = scorer.take(columns).logits(queries, places)
-    counted = counted[None] & (columns[None] != target_columns[:, None])
+    target_logits = scorer.pair_logits(queries, places, targets)
+    logits = scorer.take(items).logits(queries, places)
+    counted = counted[None] & (items[None] != targets[:, None])
     corrected = jnp.where(counted, logits + log_weights[None], -jnp.inf)
     log_normalizer = jax.nn.logsumexp(
         jnp.concatenate([target_logits[:, None], corrected], axis=1), axis=1

@@ -9,13 +9,16 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from stt_jax.batch import Catalogue, History, Requests
+from stt_jax.batch import Catalogue, History, Requests, table_rows
 from stt_jax.data.pipeline import target_batches
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import PreparedLog
+from stt_jax.mesh import DATA
 from stt_jax.metrics import MISS, target_ranks
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.training.sharding import Placement
 
 MODES = ("unknown", "known")
 _MAX_SCORES = 1 << 25  # scores held at once, 128 MiB
@@ -47,7 +50,8 @@ def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
                     variables, catalogue, history, asked, states, method=model.item_probabilities
                 ),
             )
-            flat = probabilities.reshape(-1, probabilities.shape[-1])
+            scores = jnp.where(catalogue.is_item[None, None], probabilities, -jnp.inf)
+            flat = scores.reshape(-1, scores.shape[-1])
             flat_ranks = target_ranks(flat, requests.targets.reshape(-1))
             found[mode] = flat_ranks.reshape(requests.targets.shape)
         return found
@@ -73,6 +77,7 @@ def model_ranks(
     *,
     modes: tuple[str, ...] = MODES,
     window: int,
+    placement: Placement | None = None,
 ) -> dict[str, np.ndarray]:
     """Ranks every target.
 
@@ -82,6 +87,8 @@ def model_ranks(
       log, targets: what to predict.
       modes: request modes, of `MODES`.
       window: tokens of history that a request sees at most.
+      placement: where params and catalogue live; rows of batches are shared out over its devices.
+        None = one device.
 
     Returns:
       mode -> int32 [T], 1 = best, `MISS` where the target is not in the vocabulary.
@@ -93,11 +100,17 @@ def model_ranks(
         targets.history_ends - targets.history_starts
     )
     row_requests = int(np.clip(window // max(1, np.minimum(lengths, window).mean()), 1, 32))
-    batch_rows = int(np.clip(_MAX_SCORES // (row_requests * (log.num_items + 1)), 1, 32))
+    batch_rows = int(np.clip(_MAX_SCORES // (row_requests * table_rows(log.num_items)), 1, 32))
+    if placement is not None:
+        shared = placement.mesh.shape[DATA]
+        batch_rows = -(-batch_rows // shared) * shared
     for history, requests, index in target_batches(
         log, targets, window=window, row_requests=row_requests, batch_rows=batch_rows
     ):
+        if placement is not None:
+            history, requests = placement.put_whole((history, requests), placement.by_row)
         filled = index >= 0
         for mode, found in ranker(params, catalogue, history, requests, modes).items():
-            ranks[mode][index[filled]] = np.asarray(found)[filled]
+            whole = multihost_utils.process_allgather(found, tiled=True)
+            ranks[mode][index[filled]] = np.asarray(whole)[filled]
     return ranks

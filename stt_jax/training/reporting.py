@@ -15,17 +15,35 @@ import tensorboardX
 class Reporter:
     """Writes measures to `metrics.jsonl` and `tensorboard/`, and shows progress on a terminal."""
 
-    def __init__(self, directory: pathlib.Path, num_steps: int, first_step: int) -> None:
-        self._console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(
+        self, directory: pathlib.Path, num_steps: int, first_step: int, *, enabled: bool = True
+    ) -> None:
+        """Goes on after `first_step`: later reports of an earlier start are dropped.
+
+        Args:
+          directory: of the run.
+          num_steps: of the whole training.
+          first_step: of the checkpoint that training goes on from, or 0.
+          enabled: False says and writes nothing: of several processes, one reports.
+        """
+        self._enabled = enabled
+        self._console = rich.console.Console(
+            stderr=True, highlight=False, soft_wrap=True, quiet=not enabled
+        )
         self._jsonl_path = directory / "metrics.jsonl"
-        self._tensorboard = tensorboardX.SummaryWriter(str(directory / "tensorboard"))
+        self._tensorboard = None
+        if enabled:
+            _drop_lines_after(self._jsonl_path, first_step)
+            self._tensorboard = tensorboardX.SummaryWriter(
+                str(directory / "tensorboard"), purge_step=first_step + 1
+            )
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.fields[measures]}"),
             rich.progress.TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (enabled and self._console.is_terminal),
             transient=True,
         )
         self._progress.start()
@@ -49,6 +67,8 @@ class Reporter:
           kind: "train" or "validation".
           measures: name -> number.
         """
+        if self._tensorboard is None:
+            return
         record = {"step": step, "kind": kind, "time_s": round(time.time(), 3), **measures}
         with self._jsonl_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -58,4 +78,24 @@ class Reporter:
     def close(self) -> None:
         """Ends the progress bar and closes TensorBoard's file."""
         self._progress.stop()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _drop_lines_after(path: pathlib.Path, step: int) -> None:
+    """Drops what a killed process reported after its last checkpoint, and a line cut in two."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) < len(lines):
+        aside = path.with_name(path.name + ".new")
+        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        aside.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

@@ -2,29 +2,27 @@
 
 run.flags        every option, ready for --flagfile
 run.json         format version, hashes of the data, sizes of the vocabularies, versions
-checkpoints/     orbax: parameters, optimiser, position in the data, progress
+checkpoints/     parameters, optimiser, position in the data, progress: `training.checkpoint`
 metrics.jsonl    one line a report;  tensorboard/ the same for TensorBoard
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
-
 from stt_jax import command
 from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.store import PreparedLog
 from stt_jax.model.stt import ModelSizes, SpatiotemporalTransformer
+from stt_jax.training import checkpoint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FLAG_GROUPS = {"training": TrainingConfig, "model": ModelConfig, "validation": ProtocolConfig}
 _PACKAGES = ("stt_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -93,10 +91,24 @@ def write_run_files(
     model: ModelConfig,
     protocol: ProtocolConfig,
 ) -> None:
-    """Writes run.flags and run.json."""
+    """Writes run.flags, then run.json: a directory with a run.json holds a run."""
     (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (directory / "run.flags").write_text(command.to_flagfile(training, model, protocol))
-    (directory / "run.json").write_text(json.dumps(dataclasses.asdict(info), indent=1) + "\n")
+    _write(directory / "run.flags", command.to_flagfile(training, model, protocol))
+    _write(directory / "run.json", json.dumps(dataclasses.asdict(info), indent=1) + "\n")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all, whenever the process may be killed."""
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def identity(directory: pathlib.Path, info: RunInfo) -> str:
+    """A short name of what a run is: its data and options, but not where they lie."""
+    lines = (directory / "run.flags").read_text().splitlines()
+    options = [line for line in lines if not line.startswith(("--run=", "--data="))]
+    return hashlib.sha256("\n".join([info.data_hash, *options]).encode()).hexdigest()[:16]
 
 
 def read_run_files(directory: pathlib.Path) -> tuple[RunInfo, dict[str, Any]]:
@@ -127,46 +139,20 @@ def read_run_files(directory: pathlib.Path) -> tuple[RunInfo, dict[str, Any]]:
     return info, command.from_flagfile(directory / "run.flags", FLAG_GROUPS)
 
 
-def checkpoint_manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-    """Keeps the latest `keep` checkpoints and the one with the best validation MRR."""
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(max(1, keep)),
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["mrr"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        ),
-        best_fn=lambda metrics: metrics["mrr"],
-        cleanup_tmp_directories=True,
-    )
-    return ocp.CheckpointManager(
-        os.path.abspath(directory / "checkpoints"),
-        options=options,
-        item_names=("params", "optimizer", "data", "progress"),
-    )
-
-
 def load_run(directory: str | os.PathLike, log: PreparedLog) -> Run:
     """Loads the best checkpoint of a run (the latest where nothing was validated).
 
     Raises:
-      ValueError: no run, no checkpoint, another format version, or a run of another log.
+      ValueError: no run, no checkpoint or a damaged one, another format version, or a run of
+        another log.
     """
     directory = pathlib.Path(directory)
     info, configs = read_run_files(directory)
     check_same_log(directory, info, log)
     model_config = fit_to_log(configs["model"], log)
     model = SpatiotemporalTransformer(model_config, info.sizes)
-    with checkpoint_manager(directory, configs["training"].keep) as manager:
-        step = manager.best_step()
-        step = manager.latest_step() if step is None else step
-        if step is None:
-            raise ValueError(f"--run={directory} holds no checkpoint yet; train it first")
-        restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
+    with checkpoint.open_manager(directory, configs["training"].keep) as manager:
+        params, step = checkpoint.restore_params(manager, identity(directory, info))
     return Run(
         directory,
         configs["training"],
@@ -174,7 +160,7 @@ def load_run(directory: str | os.PathLike, log: PreparedLog) -> Run:
         configs["validation"],
         info,
         model,
-        jax.tree.map(jax.numpy.asarray, restored["params"]),
+        params,
         step,
     )
 

@@ -15,15 +15,25 @@ from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import TrainingConfig
 from stt_jax.model.stt import Prediction, SpatiotemporalTransformer
 from stt_jax.training.losses import make_softmax, mixture_loss
+from stt_jax.training.sharding import Placement
 
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes."""
+    """All that a step changes.
+
+    Attributes:
+      step: int32, steps so far.
+      params, opt_state: float32, and what the optimiser keeps of them.
+      bad_steps: int32, steps that were left out because loss or gradient was not finite.
+      bad_steps_in_a_row: int32, how many of the last ones.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    bad_steps: jax.Array
+    bad_steps_in_a_row: jax.Array
 
 
 def make_optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
@@ -51,14 +61,12 @@ def init_state(
     requests: Requests,
     seed: int,
 ) -> TrainState:
-    """Fresh parameters, by the seed; the batch gives shapes only."""
-
-    @jax.jit
-    def initialise(key: jax.Array) -> TrainState:
-        params = model.init(key, catalogue, history, requests, deterministic=True)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    return initialise(jax.random.key(seed))
+    """Fresh parameters, by the seed; the batch gives shapes only. To be traced by `jax.jit`."""
+    params = model.init(jax.random.key(seed), catalogue, history, requests, deterministic=True)[
+        "params"
+    ]
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), zero, zero)
 
 
 def hide(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests:
@@ -83,16 +91,28 @@ def make_train_step(
     model: SpatiotemporalTransformer,
     optimizer: optax.GradientTransformation,
     config: TrainingConfig,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    placement: Placement | None = None,
+    shardings: Any = None,
+) -> Any:
     """The jitted step `(state, catalogue, history, requests) -> (state, measures)`.
 
     Randomness of step n comes from (seed, n), so a run that stops and goes on draws the same.
-    The state is donated.
+    A loss or gradient that is not finite changes nothing but the counts of bad steps. The state is
+    donated.
+
+    Args:
+      model, optimizer, config: what to train, and how.
+      placement: the devices; None = one.
+      shardings: of the new state; None leaves them to the compiler.
     """
 
-    def loss_fn(
+    def total_loss(
         params: Any, catalogue: Catalogue, history: History, requests: Requests, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if placement is not None and placement.fsdp:
+            # Fetch the parts of each parameter: left to itself the compiler moves activations.
+            whole = dataclasses.replace(placement, fsdp=False).params(params)
+            params = jax.lax.with_sharding_constraint(params, whole)
         prediction = cast(
             Prediction,
             model.apply(
@@ -104,12 +124,14 @@ def make_train_step(
                 rngs={"dropout": key},
             ),
         )
-        return mixture_loss(
+        loss, sums = mixture_loss(
             prediction,
             requests.targets,
             label_smoothing=config.label_smoothing,
             softmax=make_softmax(config, jax.random.fold_in(key, 1)),
         )
+        total = loss * sums["requests"]
+        return total, {"loss": total, **sums}
 
     def train_step(
         state: TrainState, catalogue: Catalogue, history: History, requests: Requests
@@ -117,17 +139,65 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         hide_key, dropout_key = jax.random.split(key)
         requests = hide(requests, hide_key, config)
-        (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, catalogue, history, requests, dropout_key
-        )
+
+        def of_part(part: Any, key: jax.Array) -> Any:
+            differentiate = jax.grad(total_loss, has_aux=True)
+            return differentiate(state.params, catalogue, *part, key)
+
+        grads, sums = _over_parts(of_part, (history, requests), dropout_key, config.accumulate)
+        num_requests = jnp.maximum(sums["requests"], 1.0)
+        grads = jax.tree.map(lambda grad: grad / num_requests, grads)
+        measures = {
+            **sums,
+            "loss": sums["loss"] / num_requests,
+            "gradient_norm": optax.global_norm(grads),
+        }
         # optax mixes int32 counts with floats: only here is promotion left to the library.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        measures = {"loss": loss, "gradient_norm": optax.global_norm(grads), **sums}
-        return TrainState(state.step + 1, params, opt_state), measures
 
-    return jax.jit(train_step, donate_argnums=0)
+        good = jnp.isfinite(measures["loss"]) & jnp.isfinite(measures["gradient_norm"])
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        bad = 1 - good.astype(jnp.int32)
+        bad_in_a_row = bad * (state.bad_steps_in_a_row + 1)
+        measures["bad_steps_in_a_row"] = bad_in_a_row
+        new_state = TrainState(
+            state.step + 1, params, opt_state, state.bad_steps + bad, bad_in_a_row
+        )
+        return new_state, measures
+
+    out_shardings = None if shardings is None else (shardings, None)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _over_parts(
+    of_part: Callable[[Any, jax.Array], Any], batch: Any, key: jax.Array, num_parts: int
+) -> Any:
+    """The sum of `of_part(part, key of the part)` over the parts of a batch, one after the other.
+
+    Part i holds rows i, i + num_parts, ...: some of every device's, where devices share the rows.
+    """
+    if num_parts == 1:
+        return of_part(batch, key)
+
+    def split(array: jax.Array) -> jax.Array:
+        return jnp.moveaxis(array.reshape(-1, num_parts, *array.shape[1:]), 1, 0)
+
+    def add_part(sums: Any, part_and_index: Any) -> tuple[Any, None]:
+        part, index = part_and_index
+        new = of_part(part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, sums, new), None
+
+    parts = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda array: array[0], parts), key)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    sums, _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(num_parts)))
+    return sums
 
 
 def _decayed(params: Any) -> Any:

@@ -82,8 +82,8 @@ def test_scores_are_probabilities_and_the_loss_sees_the_same_ones(change):
     prediction = predict(model, params, history, requests)
     queries, places = prediction.queries.reshape(-1, 16), prediction.places.reshape(-1, 3)
     generated = jax.nn.softmax(prediction.scorer.logits(queries, places))
-    columns = jnp.maximum(requests.targets - 1, 0)
-    target = jnp.take_along_axis(generated, columns.reshape(-1, 1), axis=-1).reshape(columns.shape)
+    targets = requests.targets
+    target = jnp.take_along_axis(generated, targets.reshape(-1, 1), axis=-1).reshape(targets.shape)
     if model.config.use_pointer:
         gate = jax.nn.sigmoid(prediction.gate_logits)
         target = gate * target + (1 - gate) * jnp.exp(prediction.target_log_mass)

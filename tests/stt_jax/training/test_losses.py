@@ -26,12 +26,15 @@ def prediction(pointer=True, V=V, distances=True):
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
+    rows = V + 3  # the unknown item in front, two of padding behind
     scorer = ItemScorer(
-        vectors=normal(V, E),
-        bias=normal(V),
-        categories=jnp.asarray(rng.integers(0, 3, V), jnp.int32),
-        coords=1000 * normal(V, 3),
+        vectors=normal(rows, E),
+        bias=normal(rows),
+        is_item=jnp.asarray((np.arange(rows) >= 1) & (np.arange(rows) <= V)),
+        categories=jnp.asarray(rng.integers(0, 3, rows), jnp.int32),
+        coords=1000 * normal(rows, 3),
         distance_table=normal(3, NUM_DISTANCES) if distances else None,
+        num_items=V,
     )
     log_mass = jnp.log(jnp.asarray(rng.random((B, R)), jnp.float32))
     gate = normal(B, R)
@@ -49,7 +52,7 @@ def test_loss_is_the_mixture_of_the_docstring():
     targets = jnp.asarray(np.random.default_rng(1).integers(0, V + 1, (B, R)), jnp.int32)
     loss, sums = mixture_loss(p, targets, label_smoothing=0.2)
     logits = p.scorer.logits(p.queries.reshape(-1, E), p.places.reshape(-1, 3))
-    log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    log_probs = np.asarray(jax.nn.log_softmax(logits[:, 1 : V + 1]), np.float64)
     gates = 1 / (1 + np.exp(-np.asarray(p.gate_logits, np.float64))).reshape(-1)
     mass = np.exp(np.asarray(p.target_log_mass, np.float64)).reshape(-1)
     terms = []
@@ -84,14 +87,15 @@ def test_without_a_pointer_it_is_cross_entropy():
     targets = jnp.ones((B, R), jnp.int32)
     logits = p.scorer.logits(p.queries.reshape(-1, E), p.places.reshape(-1, 3))
     loss, _ = mixture_loss(p, targets, label_smoothing=0.0)
-    np.testing.assert_allclose(loss, -jax.nn.log_softmax(logits)[:, 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, -jax.nn.log_softmax(logits)[:, 1].mean(), rtol=1e-5)
 
 
 def test_an_unknown_place_uses_the_last_distance():
     scorer = prediction().scorer
     unknown = scorer.logits(jnp.zeros((1, E)), jnp.full((1, 3), jnp.nan))
     expected = scorer.bias + scorer.distance_table[scorer.categories, -1]
-    np.testing.assert_allclose(unknown[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(unknown[0, 1 : V + 1], expected[1 : V + 1], rtol=1e-6)
+    assert np.all(np.asarray(unknown)[0, [0, V + 1, V + 2]] < -1e8)
 
 
 def some_targets(num_items):
@@ -152,7 +156,8 @@ def temporary_bytes(num_items, softmax, *, num_requests=512, width=8):
         return jax.ShapeDtypeStruct(dims, dtype)
 
     def loss(queries, vectors, bias, table, categories, coords, places, targets):
-        scorer = ItemScorer(vectors, bias, categories, coords, table)
+        is_item = jnp.arange(num_items) > 0
+        scorer = ItemScorer(vectors, bias, is_item, categories, coords, table, num_items - 1)
         p = Prediction(queries, places, scorer, None, None)
         return mixture_loss(p, targets, label_smoothing=0.1, softmax=softmax)[0]
 
@@ -206,7 +211,7 @@ def test_the_sampled_normalizer_and_mean_are_right_on_average(in_batch, log_unif
     """Averaged over draws: exp(logit - log p) is the sum of the exponentials of all logits."""
     p, targets = prediction(V=60), some_targets(60).reshape(-1)
     queries, places = p.queries.reshape(-1, E), p.places.reshape(-1, 3)
-    target_logits = p.scorer.pair_logits(queries, places, jnp.maximum(targets - 1, 0))
+    target_logits = p.scorer.pair_logits(queries, places, targets)
 
     def normalizer_and_mean(key):
         log_probs, mean_log_probs = sampled_softmax(
@@ -223,11 +228,11 @@ def test_the_sampled_normalizer_and_mean_are_right_on_average(in_batch, log_unif
         return jnp.exp(log_normalizer), mean_log_probs + log_normalizer
 
     draws = jax.jit(jax.vmap(normalizer_and_mean))(jax.random.split(jax.random.key(0), 1000))
-    logits = p.scorer.logits(queries, places)
+    logits = p.scorer.logits(queries, places)[:, 1:61]
     for drawn, true in zip(draws, (jnp.exp(logits).sum(-1), logits.mean(-1)), strict=True):
         error = np.asarray(drawn).mean(0) - np.asarray(true)
         deviation = np.asarray(drawn).std(0) / np.sqrt(1000)
-        assert np.all(np.abs(error) < 4.5 * deviation + 1e-5)
+        assert np.all((np.abs(error) < 4.5 * deviation + 1e-5)[np.asarray(targets) > 0])
 
 
 @pytest.mark.parametrize("log_uniform", [False, True])

@@ -32,7 +32,7 @@ def quick_compiling():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def train(num_steps=3, model=MODEL, **changes):
+def train(num_steps=3, model=MODEL, change=lambda number, batch: batch, **changes):
     """A few steps from fresh parameters: the state, and the measures of each step."""
     config = dataclasses.replace(TRAINING, **changes)
     batches = TrainingBatches(
@@ -45,11 +45,12 @@ def train(num_steps=3, model=MODEL, **changes):
     module = SpatiotemporalTransformer(model, model_sizes(LOG))
     optimizer = make_optimizer(config, 10)
     items = jax.tree.map(jax.numpy.asarray, catalogue(LOG))
-    state = init_state(module, optimizer, items, *batches[0], config.seed)
+    initialise = jax.jit(init_state, static_argnums=(0, 1, 5))
+    state = initialise(module, optimizer, items, *batches[0], config.seed)
     step = make_train_step(module, optimizer, config)
     measures = []
     for number in range(num_steps):
-        state, of_step = step(state, items, *batches[number])
+        state, of_step = step(state, items, *change(number, batches[number]))
         measures.append(jax.tree.map(float, of_step))
     return state, measures
 
@@ -115,3 +116,51 @@ def test_chunked_training_follows_full_training(plain):
 def test_sampled_training_with_every_item_drawn_follows_full_training(plain):
     _, measures = train(loss="sampled", num_negatives=100)
     np.testing.assert_allclose(losses(measures), losses(plain[1]), rtol=1e-5)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    """Parts have unequal numbers of requests; without dropout there is nothing else to differ."""
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    _, whole = train(model=model)
+    _, parts = train(model=model, accumulate=4)
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-5)
+    np.testing.assert_allclose(
+        [of_step["gradient_norm"] for of_step in parts],
+        [of_step["gradient_norm"] for of_step in whole],
+        rtol=1e-4,
+    )
+
+
+def test_a_poisoned_batch_changes_nothing_and_is_counted():
+    def poison(number, batch):
+        history, requests = batch
+        if number in (1, 2):
+            history = history.replace(origins=np.full_like(history.origins, np.inf))
+        return history, requests
+
+    poisoned, measures = train(num_steps=3, change=poison)
+    before, _ = train(num_steps=1)
+    assert [bool(np.isfinite(loss)) for loss in losses(measures)] == [True, False, False]
+    assert [int(of_step["bad_steps_in_a_row"]) for of_step in measures] == [0, 1, 2]
+    assert int(poisoned.bad_steps) == 2
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (poisoned.params, poisoned.opt_state),
+        (before.params, before.opt_state),
+    )
+    _, measures = train(num_steps=4, change=poison)
+    assert int(measures[3]["bad_steps_in_a_row"]) == 0
+    assert np.isfinite(measures[3]["loss"])
+
+
+def test_rematerialised_blocks_give_the_same_gradients(plain):
+    _, measures = train(model=dataclasses.replace(MODEL, remat=True))
+    np.testing.assert_allclose(losses(measures), losses(plain[1]), rtol=1e-5)
+
+
+def test_bfloat16_activations_follow_float32_and_parameters_stay_float32(plain):
+    with jax.numpy_dtype_promotion("standard"):  # Flax's norms mix both inside
+        state, measures = train(model=dataclasses.replace(MODEL, dtype="bfloat16"))
+    np.testing.assert_allclose(losses(measures), losses(plain[1]), rtol=3e-2)  # 8 bits of mantissa
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    assert losses(measures) != losses(plain[1])
