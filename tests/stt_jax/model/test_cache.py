@@ -66,11 +66,11 @@ def from_cache(model, variables, cache, rows, requests):
     answer = model.apply(variables, cache, rows, requests, method=model.answer)
     scorer = model.apply(variables, ITEMS, method=model.item_scorer)
     logits = scorer.logits(answer.queries[:, 0], answer.places[:, 0])
-    mixture = answer.gates * jnp.pad(jax.nn.softmax(logits), ((0, 0), (1, 0)))
+    mixture = answer.gates * jax.nn.softmax(logits)
     if answer.event_mass is not None:
-        pointed = item_mass(answer.event_mass, cache.of(rows).history.items, LOG.num_items + 1)
+        pointed = item_mass(answer.event_mass, cache.of(rows).history.items, len(ITEMS.is_item))
         mixture = mixture + (1 - answer.gates) * pointed[:, 0]
-    return mixture.at[:, 0].set(0.0)
+    return jnp.where(ITEMS.is_item[None], mixture, 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
