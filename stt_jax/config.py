@@ -499,12 +499,19 @@ class RequestConfig:
     radius_km: float = option(
         0.0, "Only items within this distance of the request or else the last place; 0 = all."
     )
+    categories: tuple[str, ...] = option((), "Only items of these categories; empty = all.")
     max_per_category: int = option(0, "Most items of one category in the list; 0 = any number.")
+    diversity: float = option(
+        0.0,
+        "How much unlike each other the items of the list are to be, in 0..1 (maximal marginal "
+        "relevance); 0 = by probability alone.",
+    )
 
     def __post_init__(self) -> None:
         check(self.k > 0, f"--k={self.k} must be positive")
         check(self.radius_km >= 0, f"--radius_km={self.radius_km} must not be negative")
         check(self.max_per_category >= 0, "--max_per_category must not be negative")
+        check(0 <= self.diversity <= 1, f"--diversity={self.diversity} must be in 0..1")
         check(
             (self.latitude == "") == (self.longitude == ""),
             "--latitude and --longitude go together; give both or none",
@@ -517,6 +524,38 @@ class RequestConfig:
                 value == "" or (_is_number(value) and abs(float(value)) <= limit),
                 f"--{name}={value} must be degrees between -{limit:g} and {limit:g}",
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """How a run is served over HTTP."""
+
+    run: str = option("", "Directory of the run.")
+    data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    host: str = option("127.0.0.1", "Address to listen on; any but this machine needs a token.")
+    port: int = option(8000, "Port to listen on; 0 = any free one, printed.")
+    store: str = option(
+        "",
+        "SQLAlchemy URL of the event log, e.g. postgresql+psycopg://user@host/name; empty = "
+        "SQLite, events.db in the run directory.",
+    )
+    api_token_file: str = option(
+        "", "File with the token that callers send as 'Authorization: Bearer TOKEN'; empty = none."
+    )
+    state_megabytes: int = option(256, "Memory for live states of people.")
+    max_batch: int = option(32, "Most requests that are answered in one call.")
+    max_waiting: int = option(512, "Requests that may wait; more are answered 429.")
+    timeout_s: float = option(5.0, "A request that waited longer is answered 429.")
+    max_body_bytes: int = option(1 << 20, "Largest request body; a larger one is answered 413.")
+    receive_s: float = option(10.0, "Seconds in which a client has to send a whole request.")
+    swap_seconds: float = option(10.0, "How often to look for a newer checkpoint.")
+
+    def __post_init__(self) -> None:
+        for name in ("state_megabytes", "max_batch", "max_waiting", "max_body_bytes"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+        for name in ("timeout_s", "receive_s", "swap_seconds"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+        check(0 <= self.port < 65536, f"--port={self.port} must be in 0..65535")
 
 
 def _is_number(text: str) -> bool:

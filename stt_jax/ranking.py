@@ -1,29 +1,33 @@
-"""Scores -> a list for this person: top-k with names and distances, under the caller's rules."""
+"""Scores -> a list for this person: the best items with names and distances, under rules."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
-from typing import Any, cast
+from collections.abc import Callable
 
-import jax
 import numpy as np
 
-from stt_jax.batch import Catalogue, History, Requests
+from stt_jax import session
 from stt_jax.config import RequestConfig
-from stt_jax.data.pipeline import (
-    EARTH_RADIUS_M,
-    catalogue,
-    earth_coords,
-    gather_history,
-    hour_of_week,
-    model_users,
+from stt_jax.data.pipeline import EARTH_RADIUS_M, catalogue, earth_coords, model_users
+from stt_jax.data.store import PreparedLog
+from stt_jax.histories import (
+    Events,
+    Question,
+    Tokens,
+    anchor,
+    history_rows,
+    log_events,
+    request_rows,
 )
-from stt_jax.data.store import UNKNOWN_E7, PreparedLog
-from stt_jax.data.windows import Windows
-from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.training.run import Run
+
+_SPARE = 4  # candidates a place of the list that rules may pass over, before more are fetched
+_MOST_VARIED = 256  # candidates that diversity compares with each other
+
+# The k best allowed items and their probabilities, fewer if fewer are allowed.
+Best = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,125 @@ class Recommendation:
     distance_km: float | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a list may hold; items and categories are rows of the vocabularies.
+
+    Attributes:
+      k: length of the list.
+      excluded: items that are left out.
+      categories: only items of these; None = all.
+      radius_km: only items within this distance, 0 = all; an item without a place is out.
+      max_per_category: most items of one known category, 0 = any number.
+      diversity: in 0..1; 0 = by probability alone, see `pick`.
+    """
+
+    k: int = 10
+    excluded: np.ndarray | None = None
+    categories: np.ndarray | None = None
+    radius_km: float = 0.0
+    max_per_category: int = 0
+    diversity: float = 0.0
+
+
+def allowed_items(
+    rules: Rules, item_categories: np.ndarray, distances_km: np.ndarray | None
+) -> np.ndarray | None:
+    """bool [V + 1], what the rules let into a list; None = everything.
+
+    Args:
+      rules: see `Rules`.
+      item_categories: int32 [V + 1].
+      distances_km: float64 [V + 1], NaN = unknown; needed for a radius only.
+    """
+    excluded = rules.excluded is not None and len(rules.excluded) > 0
+    if not excluded and rules.categories is None and not rules.radius_km:
+        return None
+    allowed = np.arange(len(item_categories)) > 0
+    if rules.excluded is not None:
+        allowed[rules.excluded] = False
+    if rules.categories is not None:
+        allowed &= np.isin(item_categories, rules.categories)
+    if rules.radius_km:
+        assert distances_km is not None
+        allowed &= distances_km <= rules.radius_km  # False where the item's place is unknown
+    return allowed
+
+
+def num_candidates(rules: Rules, num_items: int) -> int:
+    """How many of the best items to fetch first, so that the rules seldom need more."""
+    if rules.diversity:
+        return min(max(_MOST_VARIED, rules.k), num_items)
+    return min(rules.k * (_SPARE if rules.max_per_category else 1), num_items)
+
+
+def pick(
+    best: Best, rules: Rules, item_categories: np.ndarray, item_vectors: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The list: (items, probabilities), at most `rules.k`.
+
+    Without diversity the most probable items that the cap allows, ties by row. With diversity d
+    one after the other the item with the largest
+
+        (1 - d) p / p_max - d max(cosine to those that are in the list)
+
+    among the most probable 256 (maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998).
+
+    Args:
+      best: fetches candidates; called again for more where the cap passes over many.
+      rules: see `Rules`.
+      item_categories: int32 [V + 1].
+      item_vectors: float32 [rows, E], rows of the catalogue; needed for diversity only.
+    """
+    wanted = num_candidates(rules, len(item_categories) - 1)
+    while True:
+        items, probabilities = best(wanted)
+        chosen = _choose(items, probabilities, rules, item_categories, item_vectors)
+        # Fewer than asked for means that there are no more.
+        if len(chosen) == rules.k or len(items) < wanted or wanted == len(item_categories) - 1:
+            return items[chosen], probabilities[chosen]
+        wanted = min(8 * wanted, len(item_categories) - 1)
+
+
+def _choose(
+    items: np.ndarray,
+    probabilities: np.ndarray,
+    rules: Rules,
+    item_categories: np.ndarray,
+    item_vectors: np.ndarray | None,
+) -> np.ndarray:
+    """Positions among the candidates."""
+    order = np.lexsort((items, -probabilities))
+    if not rules.max_per_category and not rules.diversity:
+        return order[: rules.k]
+    relevance = probabilities[order] / max(float(probabilities.max(initial=0)), 1e-30)
+    vectors = None
+    similarity = np.zeros(len(order))
+    if rules.diversity:
+        assert item_vectors is not None
+        vectors = item_vectors[items[order]]
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    left = np.ones(len(order), bool)
+    chosen: list[int] = []
+    taken: dict[int, int] = {}
+    while len(chosen) < rules.k and left.any():
+        scores = relevance
+        if vectors is not None:
+            scores = (1 - rules.diversity) * relevance - rules.diversity * similarity
+        at = int(np.argmax(np.where(left, scores, -np.inf)))
+        left[at] = False
+        category = int(item_categories[items[order[at]]])
+        if rules.max_per_category and category:
+            if taken.get(category, 0) >= rules.max_per_category:
+                continue
+            taken[category] = taken.get(category, 0) + 1
+        if vectors is not None:
+            near = vectors @ vectors[at]
+            similarity = np.maximum(similarity, near) if chosen else near
+        chosen.append(at)
+    return order[chosen]
+
+
 def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[Recommendation]:
     """The k most probable next items of a person.
 
@@ -56,85 +179,129 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
       At most `request.k` items, most probable first; fewer if the rules leave fewer.
 
     Raises:
-      ValueError: an unknown person, a time that cannot be read or that a log without times
-        cannot use, or a radius where no place is known.
+      ValueError: an unknown person or category, a time that cannot be read or that a log without
+        times cannot use, or a radius where no place is known.
     """
     row = _user_row(log, request.user)
     time_s, utc_offset_s = _request_time(log, row, request.time)
-    first, end = log.user_offsets[row], log.user_offsets[row + 1]
+    first, end = int(log.user_offsets[row]), int(log.user_offsets[row + 1])
     if time_s is not None:
-        end = first + np.searchsorted(log.times[first:end], time_s, side="right")
-    context = (int(max(first, end - run.training.window)), int(end))
-    history, requests = _batch(run, log, row, context, (time_s, utc_offset_s), request)
-    scored = np.asarray(_score(run.model, run.params, catalogue(log), history, requests))
-    probabilities = scored[: log.num_items + 1]
-
-    distances_km = _distances_km(log, np.arange(*context), request)
-    allowed = np.arange(log.num_items + 1) > 0
-    if request.exclude_seen:
-        allowed[log.items[first:end]] = False
-    if request.radius_km > 0:
-        if distances_km is None:
-            raise ValueError(
-                "--radius_km needs a place: give --latitude and --longitude, or a person with a "
-                "known place in the log"
-            )
-        allowed &= distances_km <= request.radius_km  # False where the item's place is unknown
-    chosen = _top(probabilities, allowed, log.item_categories, request.k, request.max_per_category)
-    return [
-        Recommendation(
-            log.item_ids[item],
-            log.item_names[item],
-            log.category_values[log.item_categories[item]],
-            float(probabilities[item]),
-            None
-            if distances_km is None or np.isnan(distances_km[item])
-            else float(distances_km[item]),
+        end = first + int(np.searchsorted(log.times[first:end], time_s, side="right"))
+    start = first + session.window_start(
+        end - first, run.training.window, session.window_hop(run.training)
+    )
+    encoded = log_events(log, start, end)
+    place_e7 = _place_e7(request)
+    here = request_place(encoded, place_e7)
+    if request.radius_km and here is None:
+        raise ValueError(
+            "--radius_km needs a place: give --latitude and --longitude, or a person with a "
+            "known place in the log"
         )
-        for item in chosen
+    distances_km = None if here is None else item_distances_km(item_coords(log), here)
+    rules = Rules(
+        k=min(request.k, log.num_items),
+        excluded=np.unique(log.items[first:end]) if request.exclude_seen else None,
+        categories=_category_rows(log, request.categories),
+        radius_km=request.radius_km,
+        max_per_category=request.max_per_category,
+        diversity=request.diversity,
+    )
+    question = Question(
+        user=int(model_users(log, np.array(row))),
+        time_s=time_s,
+        utc_offset_s=utc_offset_s,
+        place_e7=place_e7,
+        num_events=len(encoded),
+        anchor=anchor(encoded),
+    )
+    before = int(log.times[start - 1]) if start > first else None
+    allowed = allowed_items(rules, log.item_categories, distances_km)
+    scorer = session.item_scorer(run.model, run.params, catalogue(log))
+    best = _ask(run, scorer, Tokens(encoded, before, question.anchor), question, allowed, log)
+    items, probabilities = pick(best, rules, log.item_categories, np.asarray(scorer.vectors))
+    return [
+        describe(log, int(item), float(probability), distances_km)
+        for item, probability in zip(items, probabilities, strict=True)
     ]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score(
-    model: SpatiotemporalTransformer,
-    params: Any,
-    items: Catalogue,
-    history: History,
-    requests: Requests,
-) -> jax.Array:
-    """float32 [rows], p(item) of the only request."""
-    variables = {"params": params}
-    states = model.apply(variables, history, deterministic=True, method=model.encode)
-    probabilities = model.apply(
-        variables, items, history, requests, states, method=model.item_probabilities
+def describe(
+    log: PreparedLog, item: int, probability: float, distances_km: np.ndarray | None
+) -> Recommendation:
+    """An item of a list as it is shown."""
+    unknown = distances_km is None or np.isnan(distances_km[item])
+    return Recommendation(
+        log.item_ids[item],
+        log.item_names[item],
+        log.category_values[log.item_categories[item]],
+        probability,
+        None if unknown or distances_km is None else float(distances_km[item]),
     )
-    return cast(jax.Array, probabilities)[0, 0]
 
 
-def _top(
-    probabilities: np.ndarray,
-    allowed: np.ndarray,
-    categories: np.ndarray,
-    k: int,
-    max_per_category: int,
-) -> list[int]:
-    """The best allowed items, ties by item id, at most so many of one known category."""
-    order = np.argsort(-np.where(allowed, probabilities, -1.0), kind="stable")
-    order = order[: np.count_nonzero(allowed)]
-    if not max_per_category:
-        return order[:k].tolist()
-    chosen: list[int] = []
-    taken: dict[int, int] = {}
-    for item in order.tolist():
-        category = int(categories[item])
-        if category and taken.get(category, 0) >= max_per_category:
-            continue
-        taken[category] = taken.get(category, 0) + 1
-        chosen.append(item)
-        if len(chosen) == k:
-            break
-    return chosen
+def item_coords(log: PreparedLog) -> np.ndarray:
+    """float64 [V + 1, 3], earth-centred metres, NaN = no place."""
+    return earth_coords(log.item_latitudes_e7, log.item_longitudes_e7)
+
+
+def request_place(events: Events, place_e7: tuple[int, int] | None) -> np.ndarray | None:
+    """float64 [3], where a request is, or else the last known place of the events; None = unknown.
+
+    Distances and radii count from here.
+    """
+    if place_e7 is not None:
+        return earth_coords(*(np.asarray(degrees, np.int64) for degrees in place_e7))
+    coords = events.coords
+    known = np.flatnonzero(~np.isnan(coords[:, 0]))
+    return coords[known[-1]] if len(known) else None
+
+
+def item_distances_km(coords: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """float64 [V + 1], great-circle distances of `item_coords` from a place, NaN = unknown."""
+    chords = np.linalg.norm(coords - here, axis=-1)
+    return 2 * EARTH_RADIUS_M * np.arcsin(np.minimum(chords / (2 * EARTH_RADIUS_M), 1)) / 1000
+
+
+def _ask(
+    run: Run,
+    scorer: session.ItemScorer,
+    tokens: Tokens,
+    question: Question,
+    allowed: np.ndarray | None,
+    log: PreparedLog,
+) -> Best:
+    cache = session.new_cache(run.model, 1, run.training.window)
+    rows = np.zeros(1, np.int32)
+    if len(tokens.events):
+        history = history_rows([tokens], 1, run.training.window, has_times=log.meta.has_times)
+        cache = session.start(run.model, run.params, cache, rows, history)
+    requests = request_rows([question], 1)
+    mask = None if allowed is None else allowed[None]
+
+    def best(k: int) -> tuple[np.ndarray, np.ndarray]:
+        ranked = session.score(run.model, run.params, scorer, cache, rows, requests, mask, k=k)
+        items = np.asarray(ranked.items)[0]
+        return items[items > 0], np.asarray(ranked.probabilities)[0][items > 0]
+
+    return best
+
+
+def _category_rows(log: PreparedLog, names: tuple[str, ...]) -> np.ndarray | None:
+    if not names:
+        return None
+    rows = {name: row for row, name in enumerate(log.category_values) if row}
+    unknown = [name for name in names if name not in rows]
+    if unknown:
+        near = ", ".join(list(rows)[:5]) or "none"
+        raise ValueError(f"--categories: {unknown[0]!r} is none of the log's; it has e.g. {near}")
+    return np.array([rows[name] for name in names])
+
+
+def _place_e7(request: RequestConfig) -> tuple[int, int] | None:
+    if not request.latitude:
+        return None
+    return round(float(request.latitude) * 1e7), round(float(request.longitude) * 1e7)
 
 
 def _user_row(log: PreparedLog, user: str) -> int:
@@ -166,63 +333,3 @@ def _request_time(log: PreparedLog, row: int, text: str) -> tuple[int | None, in
         # "08:30" is half past eight where the person lives.
         moment = moment.replace(tzinfo=datetime.timezone(datetime.timedelta(seconds=last_offset_s)))
     return int(moment.timestamp()), last_offset_s
-
-
-def _batch(
-    run: Run,
-    log: PreparedLog,
-    row: int,
-    context: tuple[int, int],
-    when: tuple[int | None, int],
-    request: RequestConfig,
-) -> tuple[History, Requests]:
-    """A batch of one row: the person's events in `context`, and this request."""
-    first, end = np.array([context[0]]), np.array([context[1]])
-    windows = Windows(np.array([row]), first, first, first, end, end, end)
-    history, layout = gather_history(log, windows, [np.array([0])], row_tokens=run.training.window)
-    time_s, utc_offset_s = when
-    coords = np.full(3, np.nan)
-    if request.latitude:
-        coords = earth_coords(*_e7(request)) - layout.place_origins[0]
-    known = time_s is not None
-    seconds = time_s - layout.time_origins[0] if known else 0
-    phase = hour_of_week(np.array(time_s), utc_offset_s) if known else -1
-
-    def one(value: object, dtype: type) -> np.ndarray:
-        return np.asarray(value, dtype)[None, None]
-
-    requests = Requests(
-        users=one(model_users(log, np.array(row)), np.int32),
-        times=one(np.clip(seconds, -(2**31) + 1, 2**31 - 1), np.int32),
-        phases=one(phase, np.int32),
-        time_known=one(known, np.bool_),
-        coords=one(coords, np.float32),
-        origins=one(layout.place_origins[0], np.float32),
-        last_tokens=one(context[1] - context[0] - 1, np.int32),
-        segment_ids=one(1, np.int32),
-        targets=one(0, np.int32),
-    )
-    return history, requests
-
-
-def _distances_km(
-    log: PreparedLog, context: np.ndarray, request: RequestConfig
-) -> np.ndarray | None:
-    """float64 [V + 1] from the request's place or else the last known one; None = no place."""
-    if request.latitude:
-        here = earth_coords(*_e7(request))
-    else:
-        known = context[log.latitudes_e7[context] != UNKNOWN_E7]
-        if len(known) == 0:
-            return None
-        here = earth_coords(log.latitudes_e7[known[-1]], log.longitudes_e7[known[-1]])
-    items = earth_coords(log.item_latitudes_e7, log.item_longitudes_e7)
-    chords = np.linalg.norm(items - here, axis=-1)
-    return 2 * EARTH_RADIUS_M * np.arcsin(np.minimum(chords / (2 * EARTH_RADIUS_M), 1)) / 1000
-
-
-def _e7(request: RequestConfig) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        np.asarray(round(float(request.latitude) * 1e7), np.int64),
-        np.asarray(round(float(request.longitude) * 1e7), np.int64),
-    )

@@ -23,7 +23,7 @@ from flax import struct
 from stt_jax.batch import Catalogue, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.model.block import TABLE_SCALE, Encodings, Geometry, call_kernel
-from stt_kernels import attention_weights, pointer_log_mass, space_bucket
+from stt_kernels import attention_weights, pointer_log_mass, space_bucket, time_bucket
 
 # Distances to the catalogue are in units of this: earth-centred float32 metres are right to half a
 # metre, so finer buckets would be noise. The last bucket means unknown; the antipode is before it.
@@ -74,6 +74,21 @@ class PointerHead(nn.Module):
         """The pointer's mass on every event of the history, float32 [B, R, S]."""
         queries = self._split(self.query(self.query_norm(hidden)))
         return attention_weights(queries, keys, **self.encodings(geometry)).mean(axis=1)
+
+    def contributions(self, geometry: Geometry) -> dict[str, jax.Array]:
+        """What time gap and distance add to the pointer's logits, mean over heads, [B, R, S]."""
+        arguments = self.encodings(geometry)
+        found = {}
+        if geometry.times is not None and geometry.query_times is not None:
+            table = arguments["time_table"].mean(axis=0)
+            gaps = geometry.query_times[:, :, None] - geometry.times[:, None]
+            found["time"] = table[time_bucket(gaps, table.shape[0])]
+        if geometry.coords is not None and geometry.query_coords is not None:
+            table = arguments["space_table"].mean(axis=0)
+            offsets = geometry.query_coords[:, :, None] - geometry.coords[:, None]
+            squared = jnp.sum(jnp.square(offsets), axis=-1)
+            found["distance"] = table[space_bucket(squared, table.shape[0])]
+        return found
 
     def _split(self, vectors: jax.Array) -> jax.Array:
         heads = self.config.num_heads

@@ -213,6 +213,17 @@ class SpatiotemporalTransformer(nn.Module):
         kept = cache.of(rows)
         return self._answer(kept.states, kept.decoder, kept.pointer_keys, kept.history, requests)
 
+    def explain(
+        self, cache: Cache, rows: jax.Array, requests: Requests
+    ) -> tuple[Answer, dict[str, jax.Array]]:
+        """`answer`, and what time and distance contribute to each event's mass, [B, R, S]."""
+        answer = self.answer(cache, rows, requests)
+        if not self.config.use_pointer:
+            return answer, {}
+        history = jax.tree.map(lambda kept: kept[rows], cache.history)
+        geometry = request_geometry(self.config, history, requests)
+        return answer, self.pointer.contributions(geometry)
+
     def item_scorer(self, catalogue: Catalogue) -> ItemScorer:
         """Scores of the catalogue; depends on no request, so a service makes it once."""
         return self.generate.scorer(self.items.catalogue_vectors(catalogue), catalogue)

@@ -1,0 +1,209 @@
+"""Events of single people, on the host: from integer columns to the arrays that a model takes.
+
+The same numbers as `stt_jax.data.pipeline` lays out for training, for people whose events are not
+(or not all) in a prepared log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stt_jax.batch import History, Requests
+from stt_jax.data.pipeline import earth_coords, hour_of_week
+from stt_jax.data.store import UNKNOWN_E7, PreparedLog
+
+_INT32_MAX = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """Events of one person in the order of their time; columns as in `PreparedLog`, [N] each."""
+
+    items: np.ndarray
+    times: np.ndarray
+    utc_offsets_s: np.ndarray
+    latitudes_e7: np.ndarray
+    longitudes_e7: np.ndarray
+    categories: np.ndarray
+    contexts: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, selection: slice | np.ndarray) -> Events:
+        columns = {name: getattr(self, name)[selection] for name in _COLUMNS}
+        return Events(**columns, contexts={n: c[selection] for n, c in self.contexts.items()})
+
+    @property
+    def coords(self) -> np.ndarray:
+        """float64 [N, 3], earth-centred metres, NaN = unknown."""
+        return earth_coords(self.latitudes_e7, self.longitudes_e7)
+
+
+_COLUMNS = tuple(f.name for f in dataclasses.fields(Events) if f.name != "contexts")
+
+
+def log_events(log: PreparedLog, first: int, end: int) -> Events:
+    """The events `first..end` of a prepared log."""
+    columns = {name: np.asarray(getattr(log, name)[first:end]) for name in _COLUMNS}
+    return Events(**columns, contexts={n: c[first:end] for n, c in log.contexts.items()})
+
+
+def join_events(parts: Sequence[Events]) -> Events:
+    """Events one after the other; at least one part."""
+    columns = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS}
+    names = parts[0].contexts
+    contexts = {name: np.concatenate([p.contexts[name] for p in parts]) for name in names}
+    return Events(**columns, contexts=contexts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+    """Where the times and coords of encoded events count from.
+
+    Attributes:
+      time_s: unix seconds of the first event.
+      place: float64 [3], earth-centred metres of the first known place; zero where none is known.
+      has_place: False as long as none is known.
+    """
+
+    time_s: int
+    place: np.ndarray
+    has_place: bool
+
+    def seeing(self, events: Events) -> Anchor:
+        """The same, with the first known place of `events` if none was known before."""
+        if self.has_place:
+            return self
+        coords = events.coords
+        known = np.flatnonzero(~np.isnan(coords[:, 0]))
+        return Anchor(self.time_s, coords[known[0]], True) if len(known) else self
+
+
+def anchor(events: Events) -> Anchor:
+    """The anchor of events that are encoded from the first of them on."""
+    time_s = int(events.times[0]) if len(events) else 0
+    return Anchor(time_s, np.zeros(3), False).seeing(events)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Events of one person that are to be encoded.
+
+    Attributes:
+      events: oldest first.
+      time_before_s: unix seconds of the event before the first; None = there is none.
+      anchor: of the person's encoded events.
+    """
+
+    events: Events
+    time_before_s: int | None
+    anchor: Anchor
+
+
+def history_rows(
+    tokens: Sequence[Tokens], num_rows: int, num_tokens: int, *, has_times: bool
+) -> History:
+    """A `History` [num_rows, num_tokens], numpy: one person a row, then rows of padding.
+
+    Raises:
+      ValueError: a person has more events than `num_tokens`.
+    """
+    lengths = np.array([len(one.events) for one in tokens], np.int64)
+    if len(tokens) > num_rows or np.max(lengths, initial=0) > num_tokens:
+        raise ValueError(
+            f"{len(tokens)} people with up to {np.max(lengths, initial=0)} events do not fit "
+            f"[{num_rows}, {num_tokens}]"
+        )
+    events = join_events([one.events for one in tokens])
+    people = np.repeat(np.arange(len(tokens)), lengths)
+    slots = np.arange(len(events)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    time_origins = np.array([one.anchor.time_s for one in tokens], np.int64)[people]
+    origins = np.stack([one.anchor.place for one in tokens])[people]
+
+    gaps = np.diff(events.times, prepend=0)
+    for row, one in enumerate(tokens):
+        if lengths[row]:
+            first = np.flatnonzero(people == row)[0]
+            before = one.time_before_s
+            gaps[first] = -1 if before is None else events.times[first] - before
+
+    def put(values: np.ndarray, fill: float = 0) -> np.ndarray:
+        out = np.full((num_rows, num_tokens, *values.shape[1:]), fill, values.dtype)
+        out[people, slots] = values
+        return out
+
+    phases = np.full(len(events), -1, np.int32)
+    if has_times:
+        phases = hour_of_week(events.times, events.utc_offsets_s)
+    return History(
+        items=put(events.items),
+        categories=put(events.categories),
+        contexts={name: put(column) for name, column in events.contexts.items()},
+        times=put(int32_seconds(events.times - time_origins)),
+        gaps_s=put(int32_seconds(gaps), -1),
+        phases=put(phases, -1),
+        coords=put((events.coords - origins).astype(np.float32), np.nan),
+        origins=put(origins.astype(np.float32)),
+        segment_ids=put(np.ones(len(events), np.int32)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One request to one person's encoded events.
+
+    Attributes:
+      user: the model's id of the person, 0 = unknown to it.
+      time_s: unix seconds; None = unknown.
+      utc_offset_s: local time = time_s + utc_offset_s.
+      place_e7: (latitude, longitude) in 1e-7 degrees; None = unknown.
+      num_events: events of the person that are encoded.
+      anchor: what they count from.
+    """
+
+    user: int
+    time_s: int | None
+    utc_offset_s: int
+    place_e7: tuple[int, int] | None
+    num_events: int
+    anchor: Anchor
+
+
+def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
+    """`Requests` [num_rows, 1], numpy: one question a row, then rows of padding."""
+    count = len(questions)
+
+    def put(values: Any, dtype: type, fill: float = 0) -> np.ndarray:
+        array: np.ndarray = np.asarray(values, dtype)
+        out = np.full((num_rows, 1, *array.shape[1:]), fill, dtype)
+        out[:count, 0] = array
+        return out
+
+    known = [q.time_s is not None for q in questions]
+    times = np.array([0 if q.time_s is None else q.time_s for q in questions], np.int64)
+    offsets = np.array([q.utc_offset_s for q in questions], np.int64)
+    origins = np.stack([q.anchor.place for q in questions])
+    places_e7 = np.array([q.place_e7 or (UNKNOWN_E7, UNKNOWN_E7) for q in questions], np.int64)
+    coords = earth_coords(places_e7[:, 0], places_e7[:, 1]) - origins
+    since = times - np.array([q.anchor.time_s for q in questions], np.int64)
+    return Requests(
+        users=put([q.user for q in questions], np.int32),
+        times=put(int32_seconds(np.where(known, since, 0)), np.int32),
+        phases=put(np.where(known, hour_of_week(times, offsets), -1), np.int32, -1),
+        time_known=put(known, np.bool_),
+        coords=put(coords, np.float32, np.nan),
+        origins=put(origins, np.float32),
+        last_tokens=put([q.num_events - 1 for q in questions], np.int32, -1),
+        segment_ids=put(np.ones(count), np.int32),
+        targets=put(np.zeros(count), np.int32),
+    )
+
+
+def int32_seconds(seconds: np.ndarray) -> np.ndarray:
+    """Clips seconds to what int32 holds, 68 years."""
+    return np.clip(seconds, -_INT32_MAX, _INT32_MAX).astype(np.int32)
