@@ -219,7 +219,9 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
     allowed = allowed_items(rules, log.item_categories, distances_km)
     scorer = session.item_scorer(run.model, run.params, catalogue(log))
     best = _ask(run, scorer, Tokens(encoded, before, question.anchor), question, allowed, log)
-    items, probabilities = pick(best, rules, log.item_categories, np.asarray(scorer.vectors))
+    items, probabilities = pick(
+        best, rules, log.item_categories, np.asarray(scorer.vectors, np.float32)
+    )
     return [
         describe(log, int(item), float(probability), distances_km)
         for item, probability in zip(items, probabilities, strict=True)

@@ -169,10 +169,10 @@ def score(
     pointed = item_mass(answer.event_mass, items, num_rows)[:, 0]
     own = pointed > 0
     best, log_norm = _best_generated(scorer, answer, allowed, own, k, chunk_items)
-    mine = _own_items(scorer, answer, allowed, items, pointed, log_norm)
+    mine = own_items(scorer, answer, allowed, items, pointed, log_norm)
     ids = jnp.concatenate([best.items, mine.items], axis=1)
     probabilities = jnp.concatenate([best.probabilities, mine.probabilities], axis=1)
-    return _best_of(ids, probabilities, k)
+    return best_of(ids, probabilities, k)
 
 
 @struct.dataclass
@@ -251,7 +251,7 @@ def _best_generated(
     return Ranked(ids, probabilities), log_norm
 
 
-def _own_items(
+def own_items(
     scorer: ItemScorer,
     answer: Answer,
     allowed: jax.Array | None,
@@ -278,7 +278,8 @@ def _own_items(
     return Ranked(jnp.where(keep, items, 0), jnp.where(keep, probabilities, 0.0))
 
 
-def _best_of(ids: jax.Array, probabilities: jax.Array, k: int) -> Ranked:
+def best_of(ids: jax.Array, probabilities: jax.Array, k: int) -> Ranked:
+    """The k best of candidates [B, N]; id 0 is no candidate."""
     # An absent item goes behind one of probability 0 that is there.
     _, best = jax.lax.top_k(jnp.where(ids > 0, probabilities, -1.0), k)
     return Ranked(*(jnp.take_along_axis(values, best, axis=1) for values in (ids, probabilities)))

@@ -34,8 +34,12 @@ class Progress:
     validations_since_best: int = 0
 
 
-def open_manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+def open_manager(
+    directory: pathlib.Path, keep: int, *, read_only: bool = False
+) -> ocp.CheckpointManager:
     """Keeps the latest `keep` checkpoints and the one with the best validation MRR.
+
+    A reader says `read_only`, so that it does not clear away what a training run is writing.
 
     Raises:
       ValueError: the folder of checkpoints cannot be read.
@@ -52,7 +56,8 @@ def open_manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
             ]
         ),
         best_fn=lambda metrics: metrics["mrr"],
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
     )
     folder = directory / "checkpoints"
     try:

@@ -151,7 +151,7 @@ def load_run(directory: str | os.PathLike, log: PreparedLog) -> Run:
     check_same_log(directory, info, log)
     model_config = fit_to_log(configs["model"], log)
     model = SpatiotemporalTransformer(model_config, info.sizes)
-    with checkpoint.open_manager(directory, configs["training"].keep) as manager:
+    with checkpoint.open_manager(directory, configs["training"].keep, read_only=True) as manager:
         params, step = checkpoint.restore_params(manager, identity(directory, info))
     return Run(
         directory,

@@ -1,0 +1,256 @@
+"""How long does one more event and a new top-10 take, from a live state and by a full recompute?
+
+    nice -n 19 python -m benchmarks.bench_realtime            all shapes, about ten minutes
+    nice -n 19 python -m benchmarks.bench_realtime --quick    the smallest, to see that it runs
+
+Before it is timed, every live answer is compared with the recomputed one. Both end in the same
+scoring of the whole catalogue, so the ratio is what a caller sees. Parameters are random: time does
+not depend on them. The approximate index is measured on random vectors, its hardest case: trained
+item vectors lie in clusters, which a graph finds more easily.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import timing
+from stt_jax import approximate, session
+from stt_jax.batch import Catalogue, table_rows
+from stt_jax.config import ModelConfig
+from stt_jax.data.schema import UNKNOWN_E7
+from stt_jax.histories import (
+    Events,
+    Question,
+    Tokens,
+    anchor,
+    history_rows,
+    request_rows,
+)
+from stt_jax.model.stt import ModelSizes, SpatiotemporalTransformer
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "realtime.json"
+HISTORIES = (128, 512, 1024, 4096)
+CATALOGUES = (10_000, 1_000_000)
+BATCH = 32
+K = 10
+
+
+class Setup:
+    """A model, a catalogue, and one person or many with `length - 1` events."""
+
+    def __init__(self, num_items: int, length: int, num_people: int = 1) -> None:
+        rng = np.random.default_rng(0)
+        sizes = ModelSizes(num_items, 100, 10, ())
+        self.model = SpatiotemporalTransformer(ModelConfig(), sizes)
+        rows = table_rows(num_items)
+        places = rng.uniform((40.5, -74.2), (41.0, -73.7), (rows, 2)) * 1e7
+        numbers = np.arange(rows)
+        self.events = [_events(rng, num_items, places, length) for _ in range(num_people)]
+        self.anchors = [anchor(events) for events in self.events]
+        catalogue = Catalogue(
+            (numbers > 0) & (numbers <= num_items),
+            rng.integers(1, 101, rows).astype(np.int32),
+            _coords(places),
+        )
+        self.people = np.arange(num_people, dtype=np.int32)
+        self.history = self._tokens(0, length - 1, length)
+        self.whole = self._tokens(0, length, length)
+        self.event = self._tokens(length - 1, length, 1)
+        self.starts = np.full(num_people, length - 1, np.int32)
+        self.requests = request_rows(
+            [
+                Question(1, int(events.times[-1]) + 3600, 0, None, length, its_anchor)
+                for events, its_anchor in zip(self.events, self.anchors, strict=True)
+            ],
+            num_people,
+        )
+        self.params = _random_params(self.model, catalogue, self.whole, self.requests)
+        self.scorer = session.item_scorer(self.model, self.params, catalogue)
+        self.length = length
+
+    def _tokens(self, first: int, end: int, num_tokens: int):
+        tokens = [
+            Tokens(events[first:end], int(events.times[first - 1]) if first else None, its_anchor)
+            for events, its_anchor in zip(self.events, self.anchors, strict=True)
+        ]
+        rows = history_rows(tokens, len(tokens), num_tokens, has_times=True)
+        return jax.tree.map(jnp.asarray, rows)
+
+    def cache(self):
+        """A cache with the history without its last event."""
+        empty = session.new_cache(self.model, len(self.people), self.length)
+        return session.start(self.model, self.params, empty, self.people, self.history)
+
+    def append(self, cache):
+        """The last event; done again it writes the same."""
+        return session.append(self.model, self.params, cache, self.people, self.starts, self.event)
+
+    def score(self, cache):
+        """Top-10 of every person."""
+        return session.score(
+            self.model, self.params, self.scorer, cache, self.people, self.requests, None, k=K
+        )
+
+
+def _events(rng, num_items: int, places: np.ndarray, length: int) -> Events:
+    items = rng.integers(1, num_items + 1, length).astype(np.int32)
+    times = 1_333_324_800 + np.cumsum(rng.integers(60, 40_000, length))
+    here = np.where(rng.random((length, 1)) < 0.1, UNKNOWN_E7, places[items])
+    return Events(
+        items=items,
+        times=times.astype(np.int64),
+        utc_offsets_s=np.zeros(length, np.int32),
+        latitudes_e7=here[:, 0].astype(np.int32),
+        longitudes_e7=here[:, 1].astype(np.int32),
+        categories=rng.integers(1, 101, length).astype(np.int32),
+        contexts={},
+    )
+
+
+def _coords(places_e7: np.ndarray) -> np.ndarray:
+    from stt_jax.data.pipeline import earth_coords
+
+    return earth_coords(*places_e7.astype(np.int64).T).astype(np.float32)
+
+
+def _random_params(model, catalogue, history, requests):
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), catalogue, history, requests, deterministic=True)
+    )["params"]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)), shapes
+    )
+
+
+def one_event(num_items: int, length: int, num_rounds: int) -> dict[str, Any]:
+    """One appended event and top-10, live and recomputed."""
+    setup = Setup(num_items, length)
+    holder = {"live": setup.cache(), "whole": session.new_cache(setup.model, 1, length)}
+
+    def live():
+        holder["live"] = setup.append(holder["live"])
+        return setup.score(holder["live"])
+
+    def recompute():
+        holder["whole"] = session.start(
+            setup.model, setup.params, holder["whole"], setup.people, setup.whole
+        )
+        return setup.score(holder["whole"])
+
+    found, expected = live(), recompute()
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    times = timing.alternate({"live": live, "recompute": recompute}, num_rounds)
+    extra = timing.alternate({"live": live}, max(0, 200 - num_rounds), 0)["live"].times_ms
+    return {
+        "question": "one event and top-10",
+        "num_items": num_items,
+        "history": length,
+        "live_ms": _percentiles(times["live"].times_ms + extra),
+        "recompute_ms": _percentiles(times["recompute"].times_ms),
+        "speedup": 1 / times["live"].ratio_to(times["recompute"]),
+        "largest_difference": float(
+            np.abs(np.asarray(found.probabilities) - np.asarray(expected.probabilities)).max()
+        ),
+        **timing.environment(),
+    }
+
+
+def batched(num_items: int, length: int, num_rounds: int) -> dict[str, Any]:
+    """Events and requests of many people at once."""
+    setup = Setup(num_items, length, BATCH)
+    holder = {"live": setup.cache()}
+
+    def append():
+        holder["live"] = setup.append(holder["live"])
+        return holder["live"].states
+
+    times = timing.alternate(
+        {"append": append, "score": lambda: setup.score(holder["live"])}, num_rounds
+    )
+    return {
+        "question": "many people at once",
+        "num_items": num_items,
+        "history": length,
+        "batch": BATCH,
+        "events_per_s": 1e3 * BATCH / times["append"].median_ms,
+        "requests_per_s": 1e3 * BATCH / times["score"].median_ms,
+        **timing.environment(),
+    }
+
+
+def approximation(num_items: int, num_rounds: int) -> dict[str, Any]:
+    """Top-10 by an approximate index: recall and time."""
+    setup = Setup(num_items, 128, BATCH)
+    cache = setup.append(setup.cache())
+    start = time.perf_counter()
+    index = approximate.ItemIndex(setup.scorer)
+    build_s = time.perf_counter() - start
+    exact = np.asarray(setup.score(cache).items)
+    rows = []
+    for num_candidates in (64, 256, 1024):
+
+        def search(num_candidates: int = num_candidates) -> session.Ranked:
+            return approximate.score(
+                setup.model, setup.params, setup.scorer, index, cache, setup.people,
+                setup.requests, k=K, num_candidates=num_candidates,
+            )  # fmt: skip
+
+        found = np.asarray(search().items)
+        pairs = zip(exact, found, strict=True)
+        recall = np.mean([len(set(one) & set(other)) / K for one, other in pairs])
+        candidates: dict[str, Callable] = {"exact": lambda: setup.score(cache), "index": search}
+        times = timing.alternate(candidates, num_rounds, 1)
+        rows.append(
+            {
+                "num_candidates": num_candidates,
+                "recall@10": float(recall),
+                "ms_per_request": times["index"].median_ms / BATCH,
+                "exact_ms_per_request": times["exact"].median_ms / BATCH,
+            }
+        )
+    return {
+        "question": "approximate index",
+        "num_items": num_items,
+        "build_s": build_s,
+        "rows": rows,
+        **timing.environment(),
+    }
+
+
+def _percentiles(times_ms: tuple[float, ...]) -> dict[str, float]:
+    values = np.percentile(times_ms, [50, 95, 99])
+    return {"n": len(times_ms)} | dict(zip(("p50", "p95", "p99"), values.tolist(), strict=True))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
+    options = parser.parse_args(argv)
+    if options.quick:
+        rows = [one_event(1000, 64, 2), batched(1000, 64, 2), approximation(1000, 1)]
+    else:
+        rows = [one_event(CATALOGUES[0], length, 20) for length in HISTORIES]
+        rows.append(one_event(CATALOGUES[1], 1024, 20))
+        rows.append(batched(CATALOGUES[0], 128, 20))
+        rows.append(batched(CATALOGUES[0], 1024, 20))
+        rows.append(approximation(CATALOGUES[1], 5))
+    for row in rows:
+        print(json.dumps(row))
+    timing.write_rows(options.output, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,191 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+import threading
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import fastapi
+import numpy as np
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from stt_jax.service import schemas
+from stt_jax.service.batcher import BusyError
+from stt_jax.service.guards import Guard
+from stt_jax.service.service import Service
+from stt_jax.service.store import StoreError, now_s
+
+_PAGE = pathlib.Path(__file__).with_name("page.html")
+_LAST_EVENTS = 1000
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.Problem, "description": text}
+    for status, text in {
+        400: "The body is no JSON.",
+        401: "The token is missing or wrong.",
+        413: "The body is too large.",
+        422: "The request is not as described here.",
+        429: "Too many requests are waiting; try again in a second.",
+        503: "The event log or the model is not available now.",
+    }.items()
+}
+UserId = Annotated[schemas.Text, fastapi.Path(description="Id of the person.")]
+
+
+def create_app(service: Service, *, token: str = "", load: bool = True) -> Any:
+    """The ASGI application.
+
+    Args:
+      service: not yet loaded, if `load`: the model is then loaded beside the first requests.
+      token: what callers have to send; "" = nothing.
+      load: False leaves loading to the caller.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
+        if load:
+            threading.Thread(target=service.load, name="load", daemon=True).start()
+        yield
+        await run_in_threadpool(service.stop)
+
+    app = fastapi.FastAPI(
+        title="stt_jax",
+        summary="What comes next, for a person, a time and a place.",
+        lifespan=lifespan,
+        responses=_PROBLEMS,
+    )
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(BusyError, _busy)
+    app.add_exception_handler(StoreError, _unavailable)
+    app.include_router(_data_routes(service))
+    app.include_router(_state_routes(service))
+    limit = service.config.max_body_bytes
+    return Guard(app, service.metrics, token=token, max_body_bytes=limit)
+
+
+def _data_routes(service: Service) -> fastapi.APIRouter:
+    routes = fastapi.APIRouter()
+
+    @routes.post("/events")
+    async def add_events(body: schemas.Event | schemas.Events) -> schemas.Stored:
+        """Stores one event or many: when the answer comes they are on the disk."""
+        sent = body.events if isinstance(body, schemas.Events) else [body]
+        clock_s = now_s()
+        try:
+            events = [event.stored(event.user, clock_s, event.event_id) for event in sent]
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        num_new = await asyncio.wrap_future(service.add(events))
+        return schemas.Stored(stored=num_new, duplicates=len(events) - num_new)
+
+    @routes.post("/recommend")
+    async def recommend(body: schemas.RecommendBody) -> schemas.Recommended:
+        """The items that come next most probably, under the caller's rules."""
+        step = service.model.run.step
+        try:
+            answer = await asyncio.wrap_future(service.recommend(body.ask(now_s())))
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        return schemas.Recommended.of(answer, step)
+
+    @routes.get("/users/{user:path}", responses={404: _PROBLEMS[400] | {"description": "Unknown."}})
+    def get_user(user: UserId) -> schemas.User:
+        """What is known of a person."""
+        known = service.known(user)
+        if known is None:
+            raise HTTPException(404, "nothing is known of this person")
+        return schemas.User(
+            user=user,
+            in_training=known.in_training,
+            num_log_events=known.num_log_events,
+            num_events=len(known.events),
+            events=[
+                schemas.KnownEvent(
+                    event_id=event.event_id,
+                    item=event.item,
+                    time=schemas.iso_time(event.time_s, event.utc_offset_s),
+                    latitude=None if event.latitude_e7 is None else event.latitude_e7 / 1e7,
+                    longitude=None if event.longitude_e7 is None else event.longitude_e7 / 1e7,
+                    category=event.category,
+                    context=event.contexts,
+                )
+                for event in known.events[-_LAST_EVENTS:]
+            ],
+        )
+
+    @routes.delete("/users/{user:path}")
+    def forget_user(user: UserId) -> schemas.Forgotten:
+        """Forgets a person: deletes their events, and uses none of the prepared log any more."""
+        return schemas.Forgotten(deleted_events=service.forget(user))
+
+    return routes
+
+
+def _state_routes(service: Service) -> fastapi.APIRouter:
+    routes = fastapi.APIRouter(include_in_schema=False)
+
+    @routes.get("/healthz")
+    async def healthz() -> PlainTextResponse:
+        return PlainTextResponse("alive\n")
+
+    @routes.get("/readyz")
+    def readyz() -> PlainTextResponse:
+        reason = service.not_ready
+        return PlainTextResponse(f"{reason or 'ready'}\n", 503 if reason else 200)
+
+    @routes.get("/metrics")
+    def metrics() -> PlainTextResponse:
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @routes.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+
+    @routes.get("/map")
+    def map_data(limit: Annotated[int, fastapi.Query(ge=1, le=20_000)] = 5000) -> JSONResponse:
+        """The most frequent items and some people, for the page."""
+        log, coords = service.model.log, service.model.coords
+        rows = np.flatnonzero(~np.isnan(coords[:, 0]))[:limit]
+        places = np.stack([log.item_latitudes_e7[rows], log.item_longitudes_e7[rows]], 1) / 1e7
+        items = [
+            [log.item_ids[row], log.item_names[row], log.category_values[log.item_categories[row]]]
+            for row in rows.tolist()
+        ]
+        people = list(log.user_ids[: min(100, log.num_train_users)])
+        return JSONResponse({"items": items, "places": places.tolist(), "people": people})
+
+    @routes.get("/trail/{user:path}")
+    def trail(user: UserId) -> JSONResponse:
+        """A person's last events, of the prepared log and of the service, for the page."""
+        return JSONResponse(service.trail(user))
+
+    return routes
+
+
+async def _invalid(_: fastapi.Request, error: Any) -> JSONResponse:
+    # What was sent is not sent back: it may be personal, or no text at all.
+    found = "; ".join(
+        f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()
+    )
+    detail = found.encode("utf-8", "replace").decode()[:2000]
+    return JSONResponse({"detail": detail}, 422)
+
+
+async def _http_problem(_: fastapi.Request, error: Any) -> JSONResponse:
+    return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _busy(_: fastapi.Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 429, {"retry-after": "1"})
+
+
+async def _unavailable(_: fastapi.Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 503, {"retry-after": "5"})

@@ -1,0 +1,116 @@
+"""A request for recommendations, as it leaves the API, and its answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stt_jax.histories import Events
+from stt_jax.ranking import Recommendation, Rules
+from stt_jax.service.store import StoredEvent
+
+if TYPE_CHECKING:
+    from stt_jax.service.models import ServedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One request.
+
+    Attributes:
+      user: id; None = nobody that is known.
+      trail: events to take for the person's, in the order of their time; None = the stored ones.
+      time_s: unix seconds, or local seconds where `time_is_local`; None = unknown, after the last
+        event. Events after it are not used.
+      utc_offset_s: local time of somebody without events; others live where their last event was.
+      place_e7: (latitude, longitude), 1e-7 degrees; None = unknown.
+      why: whether to explain the list.
+      k, exclude_seen, exclude_items, categories, radius_km, max_per_category, diversity: as in
+        `ranking.Rules`, by names.
+    """
+
+    user: str | None
+    trail: tuple[StoredEvent, ...] | None = None
+    time_s: int | None = None
+    time_is_local: bool = False
+    utc_offset_s: int = 0
+    place_e7: tuple[int, int] | None = None
+    why: bool = False
+    k: int = 10
+    exclude_seen: bool = False
+    exclude_items: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    radius_km: float = 0.0
+    max_per_category: int = 0
+    diversity: float = 0.0
+
+    def when(self, events: Events) -> tuple[int | None, int]:
+        """Unix seconds (None = unknown) and UTC offset of the request of a person's events."""
+        offset_s = int(events.utc_offsets_s[-1]) if len(events) else self.utc_offset_s
+        if self.time_s is None:
+            return None, offset_s
+        return self.time_s - (offset_s if self.time_is_local else 0), offset_s
+
+    def seen(self, events: Events) -> int:
+        """How many of a person's events the request may use."""
+        time_s, _ = self.when(events)
+        if time_s is None:
+            return len(events)
+        return int(np.searchsorted(events.times, time_s, side="right"))
+
+    def rules(self, served: ServedModel, events: Events) -> Rules:
+        """The rules in rows of the model's vocabularies.
+
+        Raises:
+          ValueError: a category that the model does not know.
+        """
+        excluded = [served.item_rows[i] for i in self.exclude_items if i in served.item_rows]
+        if self.exclude_seen:
+            excluded += np.unique(events.items).tolist()
+        unknown = [name for name in self.categories if name not in served.category_rows]
+        if unknown:
+            raise ValueError(f"categories: {unknown[0]!r} is none of the model's")
+        rows = [served.category_rows[name] for name in self.categories]
+        return Rules(
+            k=min(self.k, served.log.num_items),
+            excluded=np.array(excluded, np.int64),
+            categories=np.array(rows, np.int64) if rows else None,
+            radius_km=self.radius_km,
+            max_per_category=self.max_per_category,
+            diversity=self.diversity,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """An event that a recommendation points at.
+
+    Attributes:
+      time_s: of the event.
+      share: of the whole answer's probability, that points at this event.
+      effects: what the time gap and the distance to it add to its logit.
+    """
+
+    time_s: int
+    share: float
+    effects: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The list of one request.
+
+    Attributes:
+      items: in the order of the list.
+      reasons: for each item the events that it points at; None where not asked for.
+      num_events: events of the person that were used.
+      time_s, utc_offset_s: of the request; None = unknown.
+    """
+
+    items: list[Recommendation]
+    reasons: list[list[Reason]] | None
+    num_events: int
+    time_s: int | None
+    utc_offset_s: int

@@ -1,0 +1,178 @@
+"""What stands before every route: the token, the size of bodies, slow clients, log and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import time
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from stt_jax.service.metrics import Metrics
+
+_log = logging.getLogger("stt_jax.service")
+_DRAINED_BYTES = 64 << 20  # of a body that is too large, so that its sender reads the answer
+OPEN_PATHS = ("/", "/healthz", "/readyz")  # nothing of anybody is there
+
+
+class Guard:
+    """An ASGI application around another."""
+
+    def __init__(self, app: Any, metrics: Metrics, *, token: str, max_body_bytes: int) -> None:
+        """`token` "" lets everybody in."""
+        self._app, self._metrics = app, metrics
+        self._token, self._max_body_bytes = token.encode(), max_body_bytes
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        """Passes a request on, or refuses it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 500
+
+        async def watched_send(message: dict) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._guarded(scope, receive, watched_send)
+        except Exception as error:
+            # The message of an exception may hold what a person sent: only where it was is logged.
+            _log.error("error", extra={"fields": {"where": _where(error)}})
+            if status == 500:
+                detail = "the service has an error; it is in its log"
+                await _answer(watched_send, 500, detail)
+        finally:
+            seconds = time.perf_counter() - start
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(seconds)
+            fields = {"route": route, "status": status, "ms": round(seconds * 1e3, 2)}
+            _log.info("request", extra={"fields": fields})
+
+    async def _guarded(self, scope: dict, receive: Any, send: Any) -> None:
+        headers = dict(scope["headers"])
+        if not self._may_enter(scope["path"], headers):
+            await _answer(send, 401, "send the service's token as 'Authorization: Bearer TOKEN'")
+            return
+        length = headers.get(b"content-length", b"0")
+        body = _Body(receive, self._max_body_bytes)
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            await body.drain()
+            await _answer(send, 413, body.too_large)
+            return
+
+        async def send_if_whole(message: dict) -> None:
+            # Whoever reads the body may take the error for one of their own and answer it.
+            if not body.exceeded:
+                await send(message)
+
+        with contextlib.suppress(_TooLargeError):
+            await self._app(scope, body.receive, send_if_whole)
+        if body.exceeded:
+            await body.drain()
+            await _answer(send, 413, body.too_large)
+
+    def _may_enter(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        if not self._token or path in OPEN_PATHS:
+            return True
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._token)
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class _Body:
+    """Counts the bytes of a body as they come."""
+
+    def __init__(self, receive: Any, limit: int) -> None:
+        self._receive, self._limit = receive, limit
+        self._num_bytes, self._more = 0, True
+        self.exceeded = False
+        self.too_large = f"the body is larger than {limit} bytes; send fewer events at a time"
+
+    async def receive(self) -> dict:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._num_bytes += len(message.get("body", b""))
+            self._more = message.get("more_body", False)
+            if self._num_bytes > self._limit:
+                self.exceeded = True
+                raise _TooLargeError
+        return message
+
+    async def drain(self) -> None:
+        while self._more and self._num_bytes < _DRAINED_BYTES:
+            message = await self._receive()
+            self._num_bytes += len(message.get("body", b""))
+            self._more = message.get("more_body", False)
+
+
+async def _answer(send: Any, status: int, detail: str) -> None:
+    body = json.dumps({"detail": detail}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _where(error: BaseException) -> str:
+    """Type and places of an exception, innermost last, without its message."""
+    places, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return f"{type(error).__name__} at {' '.join(places[-6:])}"
+
+
+def impatient_protocol(receive_s: float) -> type[H11Protocol]:
+    """HTTP/1.1 that hangs up on a client which takes longer than that to send a request."""
+
+    class ImpatientProtocol(H11Protocol):
+        _hang_up: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+                if self._hang_up is None:
+                    self._wait()
+            else:
+                self._relax()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self._relax()
+            super().connection_lost(error)
+
+        def _wait(self) -> None:
+            self._hang_up = self.loop.call_later(receive_s, self._close)
+
+        def _relax(self) -> None:
+            if self._hang_up is not None:
+                self._hang_up.cancel()
+                self._hang_up = None
+
+        def _close(self) -> None:
+            self._hang_up = None
+            if not self.transport.is_closing():
+                self.transport.abort()
+
+    return ImpatientProtocol

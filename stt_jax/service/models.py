@@ -1,0 +1,102 @@
+"""The model that answers: loading a run with its log, and noticing a newer one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from stt_jax import session
+from stt_jax.data.pipeline import catalogue
+from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.model.head import ItemScorer
+from stt_jax.ranking import item_coords
+from stt_jax.training.run import Run, load_run, read_run_files
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A run with everything that is made of it once.
+
+    Attributes:
+      run, log: the run and the log it was trained on.
+      scorer: the catalogue's side of the scores, on the device.
+      identity: of the run's files when they were loaded, see `model_identity`.
+    """
+
+    run: Run
+    log: PreparedLog
+    scorer: ItemScorer
+    identity: str
+
+    @property
+    def checkpoint(self) -> tuple[str, int]:
+        """Tells trained models apart."""
+        return self.identity.split("/")[0], self.run.step
+
+    @functools.cached_property
+    def coords(self) -> np.ndarray:
+        """float64 [V + 1, 3], places of the items."""
+        return item_coords(self.log)
+
+    @functools.cached_property
+    def item_vectors(self) -> np.ndarray:
+        """float32 [rows, E], of the rows of the catalogue."""
+        return np.asarray(self.scorer.vectors, np.float32)
+
+    @functools.cached_property
+    def item_rows(self) -> dict[str, int]:
+        """Row of every item of the vocabulary."""
+        return _rows(self.log.item_ids)
+
+    @functools.cached_property
+    def category_rows(self) -> dict[str, int]:
+        """Row of every category."""
+        return _rows(self.log.category_values)
+
+    @functools.cached_property
+    def context_rows(self) -> dict[str, dict[str, int]]:
+        """Row of every value of every context column."""
+        return {name: _rows(values) for name, values in self.log.context_values.items()}
+
+    def user_row(self, user: str) -> int | None:
+        """The person's row in the prepared log; None = not in there."""
+        try:
+            return self.log.user_row(user)
+        except ValueError:
+            return None
+
+
+def load_model(directory: pathlib.Path, data: str) -> ServedModel:
+    """Loads the best checkpoint of a run.
+
+    Raises:
+      ValueError: no run, no checkpoint, or another log.
+    """
+    identity = model_identity(directory)
+    _, configs = read_run_files(directory)
+    log = open_log(data or configs["training"].data)
+    run = load_run(directory, log)
+    items = jax.tree.map(jax.numpy.asarray, catalogue(log))
+    return ServedModel(run, log, session.item_scorer(run.model, run.params, items), identity)
+
+
+def model_identity(directory: pathlib.Path) -> str:
+    """Changes whenever `load_model` might load something else: a new run or a new checkpoint.
+
+    Raises:
+      ValueError: there is no run.
+    """
+    read_run_files(directory)
+    changed = (directory / "run.json").stat().st_mtime_ns
+    folder = directory / "checkpoints"
+    # A checkpoint gets its number for a name when it is whole.
+    steps = [path.name for path in folder.iterdir() if path.name.isdigit()]
+    return f"{changed}/{','.join(sorted(steps, key=int))}"
+
+
+def _rows(values) -> dict[str, int]:
+    return {value: row for row, value in enumerate(values) if row > 0}

@@ -1,0 +1,255 @@
+"""The service without HTTP: a store, a model with its live states, and the threads between them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import logging
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stt_jax.config import ServeConfig
+from stt_jax.data.store import UNKNOWN_E7
+from stt_jax.service.asks import Answer, Ask
+from stt_jax.service.batcher import Batcher
+from stt_jax.service.events import base_events, live_events, merge_events
+from stt_jax.service.metrics import Metrics
+from stt_jax.service.models import ServedModel, load_model, model_identity
+from stt_jax.service.people import LiveTable
+from stt_jax.service.store import EventStore, StoredEvent, StoreError, default_url
+
+_log = logging.getLogger("stt_jax.service")
+_MAX_WRITES = 256  # requests with events in one commit
+_SHOWN_EVENTS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What the service knows of a person.
+
+    Attributes:
+      in_training: the model was trained with the person, and they were not forgotten since.
+      num_log_events: events in the prepared log that are used.
+      events: those that came to the service, oldest first.
+    """
+
+    in_training: bool
+    num_log_events: int
+    events: list[StoredEvent]
+
+
+class Service:
+    """Everything that runs between `start` and `stop`."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Opens the event log; the model comes with `start`.
+
+        Raises:
+          ValueError: no run at `config.run`.
+          StoreError: the event log cannot be opened.
+        """
+        if not config.run:
+            raise ValueError("--run is missing: name the directory of a trained run")
+        self.config = config
+        self.metrics = Metrics()
+        self._directory = pathlib.Path(config.run)
+        model_identity(self._directory)  # says at once if there is no run
+        self.store = EventStore(config.store or default_url(config.run))
+        self._table: LiveTable | None = None
+        self.failure = ""
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="models", daemon=True)
+        self._asks: Batcher[Ask, Answer] = Batcher(
+            "recommend",
+            self._answer,
+            max_batch=config.max_batch,
+            max_waiting=config.max_waiting,
+            timeout_s=config.timeout_s,
+        )
+        self._writes: Batcher[Sequence[StoredEvent], int] = Batcher(
+            "store",
+            self._write,
+            max_batch=_MAX_WRITES,
+            max_waiting=config.max_waiting,
+            timeout_s=config.timeout_s,
+        )
+        self.metrics.add(_Gauges(self))
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that answers.
+
+        Raises:
+          StoreError: none is loaded yet.
+        """
+        if self._table is None:
+            raise StoreError("the model is being loaded; try again later")
+        return self._table.served
+
+    @property
+    def not_ready(self) -> str:
+        """Why the service cannot answer now; empty = it can."""
+        try:
+            self.model  # noqa: B018
+            self.store.check()
+        except StoreError as error:
+            return str(error)
+        return ""
+
+    def load(self) -> None:
+        """Loads and warms the model, in the calling thread, and begins to look for newer ones."""
+        try:
+            self._table = self._table_for(load_model(self._directory, self.config.data))
+        except Exception as error:
+            # Nothing to serve: the process is to end, and to say why.
+            self.failure = str(error)
+            signal.raise_signal(signal.SIGTERM)
+            return
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Finishes what was accepted and closes the event log."""
+        self._stopping.set()
+        self._asks.stop()
+        self._writes.stop()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        self.store.close()
+
+    def recommend(self, ask: Ask) -> concurrent.futures.Future[Answer]:
+        """Answers an ask; BusyError where too many wait."""
+        self.model  # noqa: B018
+        return self._asks.submit(ask)
+
+    def add(self, events: Sequence[StoredEvent]) -> concurrent.futures.Future[int]:
+        """Stores events: the future's number, of the new ones, means that they are durable."""
+        return self._writes.submit(events)
+
+    def known(self, user: str) -> Known | None:
+        """What is known of a person; None = nothing."""
+        forgotten = self.store.versions([user])[user].forgotten
+        events = self.store.read([user])[user]
+        log = self.model.log
+        row = None if forgotten else self.model.user_row(user)
+        if row is None:
+            return Known(False, 0, events) if events else None
+        num_log_events = int(log.user_offsets[row + 1] - log.user_offsets[row])
+        return Known(row < log.num_train_users, num_log_events, events)
+
+    def trail(self, user: str) -> list[dict[str, Any]]:
+        """The last events that a request of a person sees, oldest first, to be shown."""
+        served = self.model
+        forgotten = self.store.versions([user])[user].forgotten
+        base = base_events(served.log, None if forgotten else served.user_row(user))
+        live = live_events(self.store.read([user])[user], served, base)
+        events = merge_events(base, live, has_times=served.log.meta.has_times)
+        events = events[max(0, len(events) - _SHOWN_EVENTS) :]
+        return [
+            {
+                "item": served.log.item_ids[item],
+                "name": served.log.item_names[item] if item else "unknown to the model",
+                "time_s": time_s,
+                "utc_offset_s": offset_s,
+                "place": None if latitude == UNKNOWN_E7 else [latitude / 1e7, longitude / 1e7],
+            }
+            for item, time_s, offset_s, latitude, longitude in zip(
+                events.items.tolist(),
+                events.times.tolist(),
+                events.utc_offsets_s.tolist(),
+                events.latitudes_e7.tolist(),
+                events.longitudes_e7.tolist(),
+                strict=True,
+            )
+        ]
+
+    def forget(self, user: str) -> int:
+        """Forgets a person: events are deleted, the prepared log's are not used any more."""
+        return self.store.forget(user)
+
+    def _answer(self, asks: Sequence[Ask]) -> Sequence[Answer | Exception]:
+        table = self._table
+        assert table is not None
+        self.metrics.batch_sizes.labels("recommend").observe(len(asks))
+        try:
+            return table.ask(asks)
+        except StoreError:
+            raise
+        except Exception:
+            # Rows may be half written: no answer is better than somebody else's.
+            table.reset()
+            raise
+
+    def _write(self, batches: Sequence[Sequence[StoredEvent]]) -> Sequence[int | Exception]:
+        events = [event for batch in batches for event in batch]
+        self.metrics.batch_sizes.labels("store").observe(len(events))
+        new = self.store.add(events)
+        self.metrics.events.labels("stored").inc(len(new))
+        self.metrics.events.labels("duplicate").inc(len(events) - len(new))
+        counts: list[int | Exception] = []
+        for batch in batches:
+            mine = {(event.user, event.event_id) for event in batch} & new
+            new -= mine
+            counts.append(len(mine))
+        return counts
+
+    def _table_for(self, served: ServedModel) -> LiveTable:
+        table = LiveTable(
+            served,
+            self.store,
+            state_bytes=self.config.state_megabytes << 20,
+            max_batch=self.config.max_batch,
+        )
+        table.warm_up()
+        _log.info("model", extra={"fields": {"outcome": "loaded", "step": served.run.step}})
+        return table
+
+    def _watch(self) -> None:
+        looked_at = self.model.identity
+        while not self._stopping.wait(self.config.swap_seconds):
+            try:
+                identity = model_identity(self._directory)
+                if identity == looked_at:
+                    continue
+                looked_at = identity
+                served = load_model(self._directory, self.config.data)
+                if served.checkpoint == self.model.checkpoint:
+                    continue  # what is new is not the best
+                self._table = self._table_for(served)
+                self.metrics.swaps.labels("loaded").inc()
+            except Exception as error:
+                # Half a run, another log, a model of NaNs: the one that answers goes on.
+                self.metrics.swaps.labels("refused").inc()
+                fields = {"outcome": "refused", "reason": " ".join(str(error).split())}
+                _log.warning("model", extra={"fields": fields})
+
+
+class _Gauges(Collector):
+    """What is read off a service when the metrics are asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service = self._service
+        waiting = GaugeMetricFamily("stt_waiting", "Jobs that wait.", labels=["work"])
+        waiting.add_metric(["recommend"], service._asks.num_waiting)
+        waiting.add_metric(["store"], service._writes.num_waiting)
+        yield waiting
+        table = service._table
+        yield GaugeMetricFamily(
+            "stt_model_loaded", "1 if a model answers.", value=table is not None
+        )
+        if table is None:
+            return
+        yield GaugeMetricFamily("stt_live_people", "People with a live state.", table.num_people)
+        yield GaugeMetricFamily("stt_model_step", "Step of the checkpoint.", table.served.run.step)
+        done = CounterMetricFamily("stt_states", "What was done to states.", labels=["done"])
+        for name, count in sorted(table.counts.items()):
+            done.add_metric([name], count)
+        yield done

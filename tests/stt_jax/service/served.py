@@ -1,0 +1,132 @@
+"""A small run on disk that no training made, and a service over it."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import threading
+
+import httpx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stt_jax.config import ModelConfig, ProtocolConfig, ServeConfig, TrainingConfig
+from stt_jax.data.pipeline import TrainingBatches, catalogue
+from stt_jax.data.store import open_log, write_log
+from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.service.api import create_app
+from stt_jax.service.service import Service
+from stt_jax.training import checkpoint
+from stt_jax.training import run as runs
+from stt_jax.training.step import TrainState
+from tests.stt_jax.tiny_logs import random_log
+
+MODEL = ModelConfig(width=8, num_heads=1, num_layers=1, attention="reference")
+
+
+def write_run(folder: pathlib.Path) -> pathlib.Path:
+    """A prepared log and a run with random parameters at step 1."""
+    log = dataclasses.replace(random_log(num_users=6, seed=5), directory=folder / "prepared")
+    write_log(log, "")
+    training = TrainingConfig(
+        data=str(folder / "prepared"), run=str(folder / "run"), window=16, requests=8
+    )
+    log = open_log(folder / "prepared")
+    directory = folder / "run"
+    runs.write_run_files(directory, runs.run_info(log), training, MODEL, ProtocolConfig())
+    add_checkpoint(directory, step=1, mrr=0.1)
+    return directory
+
+
+@functools.cache
+def _params(seed: int):
+    log = random_log(num_users=6, seed=5)
+    model = SpatiotemporalTransformer(MODEL, runs.model_sizes(log))
+    batch = TrainingBatches(log, window=16, requests=8, batch_rows=1, seed=0)[0]
+    init = jax.jit(model.init, static_argnames="deterministic")
+    params = init(jax.random.key(0), catalogue(log), *batch, deterministic=True)["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: (leaf + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float32),
+        jax.device_get(params),
+    )
+
+
+def add_checkpoint(directory: pathlib.Path, *, step: int, mrr: float, broken: bool = False) -> None:
+    """Parameters drawn by the step; `broken`: none of them is a number."""
+    info, configs = runs.read_run_files(directory)
+    params = jax.tree.map(jnp.asarray, _params(step))
+    if broken:
+        params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(jnp.asarray(step, jnp.int32), params, {"nothing": zero}, zero, zero)
+    with checkpoint.open_manager(directory, configs["training"].keep) as manager:
+        owner = runs.identity(directory, info)
+        checkpoint.save(manager, owner, state, {}, checkpoint.Progress(), mrr)
+        checkpoint.wait(manager)
+
+
+def config(directory: pathlib.Path, **options) -> ServeConfig:
+    """Small sizes: every size is compiled."""
+    small = {"state_megabytes": 1, "max_batch": 4, "swap_seconds": 3600.0}
+    return ServeConfig(run=str(directory), **(small | options))
+
+
+class Client:
+    """Calls the application in this process, without sockets."""
+
+    def __init__(self, service: Service, token: str = ""):
+        self.service = service
+        self.app = create_app(service, token=token, load=False)
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+
+    def __call__(self, method: str, path: str, **options) -> httpx.Response:
+        import asyncio
+
+        async def send():
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://service", headers=self._headers
+            ) as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(send())
+
+    def events(self, *events: dict) -> dict:
+        """Posts events that have to be taken."""
+        answer = self("POST", "/events", json={"events": list(events)})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def recommend(self, **body) -> dict:
+        """A list that has to come."""
+        answer = self("POST", "/recommend", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@contextlib.contextmanager
+def serving(directory: pathlib.Path, *, token: str = "", **options):
+    """A client of a loaded service."""
+    service = Service(config(directory, **options))
+    try:
+        service.load()
+        yield Client(service, token)
+    finally:
+        service.stop()
+
+
+def together(calls):
+    """The results of calls made at the same time."""
+    results = [None] * len(calls)
+
+    def run(index):
+        results[index] = calls[index]()
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results

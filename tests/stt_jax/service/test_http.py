@@ -1,0 +1,298 @@
+"""What the service does with callers that are wrong, hostile or too many."""
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import uvicorn
+
+from stt_jax import serve
+from stt_jax.config import ServeConfig
+from stt_jax.service.api import create_app
+from stt_jax.service.batcher import Batcher, BusyError
+from stt_jax.service.guards import impatient_protocol
+from stt_jax.service.logs import JsonLines
+from stt_jax.service.service import Service
+from tests.stt_jax.service.served import Client, config, write_run
+
+TOKEN = "a-token-of-this-test"
+EVENT = {"user": "u", "item": "i1", "time": "2012-05-01T08:30Z"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture
+def client(run, tmp_path):
+    """A service that has not loaded its model: events can be stored already."""
+    service = Service(config(run, store=f"sqlite:///{tmp_path}/events.db"))
+    yield Client(service, TOKEN)
+    service.stop()
+
+
+def test_only_who_has_the_token_comes_in(client):
+    for header in ("", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer ü"):
+        headers = {"authorization": header.encode("latin-1")}
+        for method, path in (
+            ("POST", "/events"),
+            ("GET", "/users/u"),
+            ("GET", "/metrics"),
+            ("GET", "/docs"),
+        ):
+            answer = client(method, path, headers=headers, json=EVENT)
+            assert answer.status_code == 401, (header, path)
+            assert answer.headers["www-authenticate"] == "Bearer"
+    assert client("GET", "/healthz", headers={"authorization": ""}).text == "alive\n"
+    assert "<canvas" in client("GET", "/", headers={"authorization": ""}).text
+    assert client("POST", "/events", json=EVENT).status_code == 200
+    assert client(
+        "POST", "/events", json=EVENT, headers={"authorization": f"bearer {TOKEN}"}
+    ).is_success
+
+
+WRONG_BODIES = {
+    "no json": b"{",
+    "empty": b"",
+    "not utf-8": b'{"user": "\xff", "item": "i"}',
+    "lone surrogate": b'{"user": "\\ud800", "item": "i"}',
+    "control character": b'{"user": "a\\u0000b", "item": "i"}',
+    "nan": b'{"user": "u", "item": "i", "latitude": NaN, "longitude": 1}',
+    "deep": b"[" * 100_000,
+    "long number": b'{"user": "u", "item": "i", "time": ' + b"9" * 5000 + b"}",
+    "far number": b'{"user": "u", "item": "i", "time": 99999999999}',
+    "fraction": b'{"user": "u", "item": "i", "time": 1.5}',
+    "not a time": b'{"user": "u", "item": "i", "time": "yesterday"}',
+    "no zone": b'{"user": "u", "item": "i", "time": "2012-05-01T08:30"}',
+    "next year": b'{"user": "u", "item": "i", "time": "2099-05-01T08:30Z"}',
+    "half a place": b'{"user": "u", "item": "i", "latitude": 4}',
+    "no such place": b'{"user": "u", "item": "i", "latitude": 91, "longitude": 0}',
+    "misspelt": b'{"user": "u", "item": "i", "tyme": 4}',
+    "no item": b'{"user": "u"}',
+    "empty id": b'{"user": "", "item": "i"}',
+    "long id": b'{"item": "i", "user": "' + b"u" * 300 + b'"}',
+    "no events": b'{"events": []}',
+    "too many events": b'{"events": ['
+    + b'{"user":"u","item":"i"},' * 1000
+    + b'{"user":"u","item":"i"}]}',
+}
+
+
+@pytest.mark.parametrize("name", WRONG_BODIES)
+def test_a_wrong_body_gets_a_clear_answer_and_stores_nothing(client, name):
+    headers = {"content-type": "application/json"}
+    answer = client("POST", "/events", content=WRONG_BODIES[name], headers=headers)
+    assert answer.status_code in (400, 422), answer.text
+    assert 10 < len(answer.json()["detail"]) < 2001
+    assert client("GET", "/users/u").status_code == 503  # no model yet
+    assert client.service.store.read(["u"]) == {"u": []}
+
+
+def test_what_was_sent_is_not_sent_back(client):
+    body = {"user": "secret-person", "item": "i", "latitude": 1}
+    assert "secret" not in client("POST", "/events", json=body).text
+
+
+def test_large_bodies_are_refused_however_they_come(client):
+    large = b'{"user": "' + b"u" * (10 << 20) + b'", "item": "i"}'
+
+    async def parts():
+        for first in range(0, len(large), 1 << 16):
+            yield large[first : first + (1 << 16)]
+
+    for content in (large, parts()):
+        answer = client("POST", "/events", content=content)
+        assert answer.status_code == 413
+        assert "larger than 1048576 bytes" in answer.json()["detail"]
+
+
+def test_without_a_model_events_are_taken_and_requests_told_to_wait(client):
+    assert client("POST", "/events", json=EVENT).json() == {"stored": 1, "duplicates": 0}
+    answer = client("POST", "/recommend", json={"user": "u"})
+    assert answer.status_code == 503
+    assert "being loaded" in answer.json()["detail"]
+    assert answer.headers["retry-after"]
+    ready = client("GET", "/readyz")
+    assert ready.status_code == 503
+    assert "being loaded" in ready.text
+    metrics = client("GET", "/metrics").text
+    assert 'stt_requests_total{route="/events",status="200"} 1.0' in metrics
+    assert 'stt_events_total{outcome="stored"} 1.0' in metrics
+    assert "stt_model_loaded 0.0" in metrics
+
+
+def test_a_log_that_breaks_is_told_and_does_not_stop_the_service(client):
+    with client.service.store._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE events RENAME TO gone")
+    answer = client("POST", "/events", json=EVENT)
+    assert answer.status_code == 503
+    assert "not stored" in answer.json()["detail"]
+    with client.service.store._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE gone RENAME TO events")
+    assert client("POST", "/events", json=EVENT).json() == {"stored": 1, "duplicates": 0}
+
+
+def test_logs_name_nobody(client, caplog):
+    caplog.set_level(logging.INFO, "stt_jax")
+    client("POST", "/events", json=EVENT | {"user": "secret-person", "item": "secret-item"})
+    client("DELETE", "/users/secret-person")
+    client("GET", "/trail/secret-person")
+    client.service.forget = lambda user: {}[user]  # an error whose message quotes the person
+    assert client("DELETE", "/users/secret-person").status_code == 500
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    assert {"/events", "/users/{user:path}"} <= {line.get("route") for line in lines}
+    assert any("KeyError at" in line.get("where", "") for line in lines)
+    assert "secret" not in json.dumps(lines)
+
+
+def test_a_clock_that_goes_back_does_no_harm(client, monkeypatch):
+    from stt_jax.service import api
+
+    for number, clock_s in enumerate((1_700_000_000, 1_600_000_000, 1_650_000_000)):
+        monkeypatch.setattr(api, "now_s", lambda clock_s=clock_s: clock_s)
+        sent = {"user": "u", "item": f"i{number}"}
+        assert client("POST", "/events", json=sent).json()["stored"] == 1
+    assert [e.item for e in client.service.store.read(["u"])["u"]] == ["i1", "i2", "i0"]
+
+
+def test_jobs_that_wait_are_done_together_and_too_many_are_refused():
+    started, go = threading.Event(), threading.Event()
+    batches = []
+
+    def work(jobs):
+        batches.append(list(jobs))
+        started.set()
+        go.wait(10)
+        if "all" in jobs:
+            raise OSError("for all")
+        return [KeyError(job) if job == "bad" else job.upper() for job in jobs]
+
+    batcher = Batcher("test", work, max_batch=3, max_waiting=4, timeout_s=30)
+    first = batcher.submit("a")
+    started.wait(10)
+    waiting = [batcher.submit(job) for job in ("b", "bad", "c", "all")]
+    gone = batcher.num_waiting
+    with pytest.raises(BusyError, match="too many"):
+        batcher.submit("d")
+    go.set()
+    assert first.result(10) == "A"
+    assert waiting[0].result(10) == "B"
+    with pytest.raises(KeyError):
+        waiting[1].result(10)
+    assert waiting[2].result(10) == "C"
+    with pytest.raises(OSError, match="for all"):
+        waiting[3].result(10)
+    assert gone == 4
+    assert batches == [["a"], ["b", "bad", "c"], ["all"]]
+    last = batcher.submit("z")
+    batcher.stop()
+    assert last.result(0) == "Z"
+    with pytest.raises(BusyError, match="stopping"):
+        batcher.submit("late")
+
+
+def test_a_job_that_waited_too_long_is_not_begun():
+    go = threading.Event()
+    batcher = Batcher(
+        "test", lambda jobs: go.wait(10) and jobs, max_batch=1, max_waiting=9, timeout_s=0.05
+    )
+    first, second = batcher.submit("a"), batcher.submit("b")
+    time.sleep(0.2)
+    go.set()
+    assert first.result(10) == "a"
+    with pytest.raises(BusyError, match="waited too long"):
+        second.result(10)
+    batcher.stop()
+
+
+def test_a_full_service_says_429(client):
+    def busy(_):
+        raise BusyError("too many requests are waiting")
+
+    client.service.add = busy
+    answer = client("POST", "/events", json=EVENT)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+
+
+@contextlib.contextmanager
+def listening(app, receive_s):
+    """The address of a real server of this application."""
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=impatient_protocol(receive_s), log_config=None, lifespan="off")
+        )
+        thread = threading.Thread(target=server.run, args=([port],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield port.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_slow_clients_are_hung_up_on_and_bother_nobody(client):
+    app = create_app(client.service, load=False)
+    with listening(app, receive_s=0.5) as address:
+        slow = [socket.create_connection(address) for _ in range(60)]
+        texts = (
+            b"",
+            b"GET /healthz HTTP/1.1\r\nx-slow: ",
+            b"POST /events HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{",
+        )
+        for number, one in enumerate(slow):
+            one.sendall(texts[number % 3])
+        with httpx.Client(base_url="http://{}:{}".format(*address)) as fast:
+            for _ in range(5):
+                assert fast.get("/healthz").text == "alive\n"
+            assert fast.post("/events", json=EVENT).is_success
+            # A quick client may be silent between two requests for longer than a request may take.
+            time.sleep(0.8)
+            assert fast.get("/healthz").text == "alive\n"
+        for one in slow:
+            one.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(10) == b""
+            one.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "--run is missing"),
+        ({"run": "nowhere"}, "holds no run"),
+        ({"host": "0.0.0.0"}, "a token is needed"),
+        ({"host": "example.org"}, "a token is needed"),
+        ({"api_token_file": "missing"}, "missing"),
+        ({"api_token_file": "short"}, "16 or more"),
+        ({"store": "sqlite:////nowhere/at/all/events.db", "run": "RUN"}, "--store: the event log"),
+        ({"port": -1}, "--port=-1"),
+        ({"max_batch": 0}, "--max_batch=0"),
+    ],
+)
+def test_wrong_use_gets_one_line(run, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short").write_text("secret\n")
+    options = {name: str(run) if value == "RUN" else value for name, value in options.items()}
+    flags = [f"--{name}={value}" for name, value in ({"port": 0} | options).items()]
+    assert serve.main(["serve", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_loopback_needs_no_token_and_a_file_gives_one(tmp_path):
+    for host in ("127.0.0.1", "::1", "localhost"):
+        assert serve.read_token(ServeConfig(host=host)) == ""
+    (tmp_path / "token").write_text("0123456789abcdef\n")
+    given = ServeConfig(host="0.0.0.0", api_token_file=str(tmp_path / "token"))
+    assert serve.read_token(given) == "0123456789abcdef"

@@ -1,0 +1,204 @@
+"""Events in, recommendations out: what a caller of the service is promised."""
+
+import numpy as np
+import pytest
+
+from stt_jax.config import RequestConfig
+from stt_jax.data.store import open_log
+from stt_jax.ranking import recommend_items
+from stt_jax.training.run import load_run
+from tests.stt_jax.service.served import add_checkpoint, serving, together, write_run
+
+MONDAY = 1_333_324_800
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def client(run, tmp_path_factory):
+    store = f"sqlite:///{tmp_path_factory.mktemp('store')}/events.db"
+    with serving(run, store=store) as client:
+        yield client
+
+
+def event(user, item, day, **more):
+    return {"user": user, "item": item, "time": MONDAY + 86_400 * day, **more}
+
+
+def names(answer):
+    return [item["item"] for item in answer["items"]]
+
+
+def probabilities(answer):
+    return {item["item"]: item["probability"] for item in answer["items"]}
+
+
+def test_a_person_of_the_log_is_answered_as_by_the_command_line(run, client):
+    log = open_log(run.parent / "prepared")
+    loaded = load_run(run, log)
+    for user in ("u0", "u2", "u4", "u5"):
+        for options in ({}, {"time": "2012-05-01T08:30"}, {"latitude": 40.7, "longitude": -74.0}):
+            texts = {name: str(value) for name, value in options.items()}
+            expected = recommend_items(loaded, log, RequestConfig(user=user, k=11, **texts))
+            answer = client.recommend(user=user, k=11, **options)
+            assert names(answer) == [item.item_id for item in expected]
+            for found, item in zip(answer["items"], expected, strict=True):
+                assert found["probability"] == pytest.approx(item.probability, abs=1e-5)
+                assert found["distance_km"] == pytest.approx(item.distance_km)
+
+
+def test_events_one_by_one_all_at_once_and_in_another_order_give_the_same_answers(client):
+    days = [0, 1, 1, 3, 4, 7, 8, 8, 9, 12, 13, 14, 15, 16, 17, 18, 20, 22]
+    events = [
+        event("?", f"i{1 + (3 * i) % 11}", day, latitude=40.7 + 0.001 * i, longitude=-74.0)
+        for i, day in enumerate(days)
+    ]
+    for one in events:
+        client.events(one | {"user": "slow"})
+        one_by_one = client.recommend(user="slow", k=11)
+    client.events(*(one | {"user": "fast"} for one in events))
+    # The events of a day in their order: ties stay as they came.
+    order = np.random.default_rng(0).permutation(sorted(set(days)))
+    for day in order:
+        client.events(
+            *(one | {"user": "mixed"} for one in events if one["time"] == MONDAY + 86_400 * day)
+        )
+        client.recommend(user="mixed")
+    at_once = client.recommend(user="fast", k=11)
+    assert at_once["num_events"] == len(events)
+    assert names(one_by_one) == names(at_once) == names(client.recommend(user="mixed", k=11))
+    assert probabilities(one_by_one) == pytest.approx(probabilities(at_once), abs=1e-5)
+
+
+def test_an_event_changes_the_next_answer(client):
+    before = client.recommend(user="u1", k=11)
+    client.events(event("u1", names(before)[-1], 400))
+    after = client.recommend(user="u1", k=11)
+    assert after["num_events"] == before["num_events"] + 1
+    assert probabilities(after) != probabilities(before)
+
+
+def test_an_event_is_stored_once(client):
+    first = event("once", "i1", 0, event_id="a")
+    assert client.events(first) == {"stored": 1, "duplicates": 0}
+    assert client.events(first, event("once", "i2", 9, event_id="a")) == {
+        "stored": 0,
+        "duplicates": 2,
+    }
+    equal = event("once", "i3", 1)
+    assert client.events(equal, equal) == {"stored": 1, "duplicates": 1}
+    assert client.events(equal | {"user": "other"}) == {"stored": 1, "duplicates": 0}
+    known = client("GET", "/users/once").json()
+    assert [one["item"] for one in known["events"]] == ["i1", "i3"]
+
+
+def test_what_is_known_is_told_and_forgotten_for_good(client):
+    client.events(event("u3", "i1", 401))
+    known = client("GET", "/users/u3").json()
+    assert known["in_training"]
+    assert known["num_log_events"] > 0
+    assert known["num_events"] == 1
+    assert client("DELETE", "/users/u3").json() == {"deleted_events": 1}
+    assert client("GET", "/users/u3").status_code == 404
+    nobody = client.recommend(user="nobody at all", k=11)
+    assert client.recommend(user="u3", k=11) == nobody
+    assert client.recommend(k=11) == nobody
+    client.events(event("u3", "i1", 402))
+    assert client.recommend(user="u3")["num_events"] == 1
+    assert not client("GET", "/users/u3").json()["in_training"]
+
+
+def test_unknown_items_are_kept_and_count_as_context(client):
+    client.events(event("explorer", "brand new", 0), event("explorer", "i2", 1))
+    assert client.recommend(user="explorer")["num_events"] == 2
+    assert client("GET", "/users/explorer").json()["events"][0]["item"] == "brand new"
+
+
+def test_the_list_obeys_its_rules(client):
+    whole = client.recommend(user="u4", k=11)
+    assert len(whole["items"]) == 11
+    fresh = client.recommend(user="u4", k=11, exclude_items=["i3", "never heard of"])
+    assert names(fresh) == [item for item in names(whole) if item != "i3"]
+    only = client.recommend(user="u4", k=11, categories=["a", "b"])
+    assert {item["category"] for item in only["items"]} == {"a", "b"}
+    capped = client.recommend(user="u4", k=6, max_per_category=2)
+    known = [item["category"] for item in capped["items"] if item["category"]]
+    assert max(known.count(category) for category in known) == 2
+    near = client.recommend(user="u4", k=11, radius_km=0.2, latitude=40.7, longitude=-74.0)
+    assert 0 < len(near["items"]) < 11
+    assert all(item["distance_km"] <= 0.2 for item in near["items"])
+    seen = {one["item"] for one in client("GET", "/trail/u4").json()}
+    assert not seen & set(names(client.recommend(user="u4", k=11, exclude_seen=True)))
+    varied = client.recommend(user="u4", k=11, diversity=0.9)
+    assert names(varied)[0] == names(whole)[0]
+    assert sorted(names(varied)) == sorted(names(whole))
+    assert names(varied) != names(whole)
+    assert client("POST", "/recommend", json={"user": "u4", "categories": ["z"]}).status_code == 422
+    alone = {"radius_km": 1, "user": "nobody"}
+    assert "needs a place" in client("POST", "/recommend", json=alone).json()["detail"]
+
+
+def test_time_and_place_and_trail_are_heard(client):
+    now = client.recommend(user="u4", k=11, time="2012-06-01T08:30")
+    assert now["time"] == "2012-06-01T08:30:00-04:00"
+    assert client.recommend(user="u4", k=11, time="2012-06-01T12:30Z")["items"] == now["items"]
+    later = client.recommend(user="u4", k=11, time="2012-06-01T20:30")
+    there = client.recommend(user="u4", k=11, latitude=40.9, longitude=-74.2)
+    assert len({str(a["items"]) for a in (now, later, there)}) == 3
+    early = client.recommend(user="u4", time=MONDAY)
+    assert early["num_events"] < now["num_events"]
+    trail = [{"item": "i4", "time": MONDAY + 60 * i} for i in range(3)]
+    drawn = client.recommend(trail=trail, k=11)
+    assert drawn["num_events"] == 3
+    client.events(*({"user": "drawn"} | one for one in trail))
+    assert probabilities(client.recommend(user="drawn", k=11)) == pytest.approx(
+        probabilities(drawn), abs=1e-5
+    )
+
+
+def test_the_list_says_why(client):
+    answer = client.recommend(user="u4", k=11, why=True)
+    reasons = [reason for item in answer["items"] for reason in item["why"]]
+    assert reasons
+    assert 0 < sum(reason["share"] for reason in reasons) <= 1 + 1e-5
+    assert all({"time", "distance"} == set(reason["effects"]) for reason in reasons)
+
+
+def test_people_who_ask_at_once_get_their_own_answers(client):
+    """More people than states fit, all at the same time, each with other events."""
+    users = [f"crowd{i}" for i in range(40)]
+    client.events(*(event(u, f"i{1 + i % 11}", i) for i, u in enumerate(users)))
+    client.events(*(event(u, f"i{1 + i % 7}", 50 + i) for i, u in enumerate(users)))
+    alone = [client.recommend(user=user, k=11) for user in users]
+    for _ in range(2):
+        answers = together([lambda user=user: client.recommend(user=user, k=11) for user in users])
+        for found, expected in zip(answers, alone, strict=True):
+            assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-5)
+
+
+def test_a_newer_checkpoint_is_taken_without_a_failed_request_and_a_broken_one_is_not(
+    tmp_path,
+):
+    run = write_run(tmp_path)
+    with serving(run, swap_seconds=0.2) as client:
+        client.events(event("u4", "brand new", 400))
+        before = client.recommend(user="u4", k=11)
+        add_checkpoint(run, step=2, mrr=0.3, broken=True)
+        _wait(lambda: b'outcome="refused"} 1.0' in client.service.metrics.text(), client)
+        assert client.recommend(user="u4", k=11) == before
+        add_checkpoint(run, step=3, mrr=0.5)
+        _wait(lambda: client.recommend(user="u4")["model_step"] == 3, client)
+        after = client.recommend(user="u4", k=11)
+        assert after["num_events"] == before["num_events"]
+        assert probabilities(after) != probabilities(before)
+
+
+def _wait(condition, client):
+    for _ in range(1000):
+        if condition():
+            return
+        client.recommend(user="u4")
+    raise AssertionError("it did not come")
