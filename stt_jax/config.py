@@ -65,7 +65,18 @@ class InputOptions:
     encoding: str = option("utf-8", "Encoding of text files, e.g. latin-1.")
     output: str = option("", "Folder for the prepared log; made if missing.")
     overwrite: bool = option(False, "Replace a prepared log that --output already holds.")
-    threads: int = option(0, "Threads of the table engine; 0 takes all cores.")
+    threads: int = option(0, "Threads of the duckdb engine; 0 takes all cores.")
+    engine: str = option(
+        "duckdb",
+        "Table engine: duckdb in this process, or Spark (pip install 'stt_jax[spark]', Java 17). "
+        "Both write the same bytes.",
+        choices=("duckdb", "spark"),
+    )
+    spark_master: str = option(
+        "local[2]",
+        "engine=spark: the master, e.g. local[2] or spark://host:7077. Tables between two steps "
+        "lie in the folder that TMPDIR names, which a cluster must share.",
+    )
 
     def __post_init__(self) -> None:
         """Refuses a missing input or output."""
@@ -96,7 +107,13 @@ class ColumnOptions:
     context: tuple[str, ...] = option(
         (), "Further categorical columns of the event, e.g. device,country."
     )
+    numeric: tuple[str, ...] = option(
+        (), "Numeric columns of the event, e.g. price,quantity; what is no number is unknown."
+    )
     session: str = option("", "Column with the log's own session or trajectory id.")
+    session_gap_h: float = option(
+        0.0, "Instead of --session: a pause of more than so many hours begins a new one."
+    )
     items_key: str = option("", "Column of --items with the item id; empty: named as --item.")
     time_format: str = option(
         "",
@@ -106,12 +123,19 @@ class ColumnOptions:
     utc_offset_column: str = option(
         "", "Column with the offset of local time from UTC, minutes, e.g. -300 in New York."
     )
-    timezone: str = option("", "Time zone of all events, e.g. America/New_York.")
+    zone_column: str = option(
+        "", "Column with the name of the event's time zone, e.g. America/New_York."
+    )
+    timezone: str = option(
+        "",
+        "Time zone of all events, e.g. America/New_York; places: looked up by the coordinates "
+        "(pip install 'stt_jax[zones]').",
+    )
     utc_offset_minutes: int = option(0, "Offset of local time from UTC of all events, minutes.")
     unzoned_times: str = option(
         "auto",
-        "What a written time without zone is; auto: local if --timezone or --utc_offset_minutes "
-        "is given, else UTC.",
+        "What a written time without zone is; auto: local if --timezone=NAME, --zone_column or "
+        "--utc_offset_minutes is given, else UTC.",
         choices=("auto", "utc", "local"),
     )
 
@@ -131,10 +155,28 @@ class ColumnOptions:
             len(set(self.context)) == len(self.context),
             f"--context={','.join(self.context)} names a column twice",
         )
-        zones = [self.utc_offset_column, self.timezone, self.utc_offset_minutes]
+        check(
+            len(set(self.numeric)) == len(self.numeric),
+            f"--numeric={','.join(self.numeric)} names a column twice",
+        )
+        check(self.session_gap_h >= 0, "--session_gap_h must be 0 or more")
+        check(
+            not (self.session and self.session_gap_h),
+            f"give one of --session={self.session} and --session_gap_h={self.session_gap_h}",
+        )
+        zones = [
+            self.utc_offset_column,
+            self.zone_column,
+            self.timezone,
+            self.utc_offset_minutes,
+        ]
         check(
             sum(map(bool, zones)) <= 1,
-            "give one of --utc_offset_column, --timezone and --utc_offset_minutes",
+            "give one of --utc_offset_column, --zone_column, --timezone and --utc_offset_minutes",
+        )
+        check(
+            self.timezone != "places" or (bool(self.latitude) and self.unzoned_times != "local"),
+            "--timezone=places needs --latitude and --longitude, and times in UTC",
         )
         check(
             abs(self.utc_offset_minutes) <= 18 * 60,
@@ -156,6 +198,21 @@ class CleaningOptions:
     keep_duplicates: bool = option(
         False, "Keep rows that equal an earlier row of their part in every column in use."
     )
+    dedupe_window_s: float = option(
+        0.0, "Drop an event less than so many seconds after the user's last one at the same item."
+    )
+    time_from: str = option("", "Drop events before this UTC time (ISO 8601).")
+    time_to: str = option("", "Drop events at this UTC time (ISO 8601) or later.")
+    max_events_per_day: int = option(
+        0,
+        "Take a user for a bot from the first event on that is one more than this on its local "
+        "day: that event and all later ones go; 0: no limit.",
+    )
+    max_speed_kmh: float = option(
+        0.0,
+        "Drop an event that its user could reach from the last one kept only faster than this, "
+        "km/h; 0: no limit.",
+    )
     min_user_events: int = option(0, "Keep users with this many events or more (k-core).")
     min_item_events: int = option(0, "Keep items with this many events or more (k-core).")
     strict: bool = option(False, "Stop at the first broken value instead of counting it.")
@@ -165,12 +222,71 @@ class CleaningOptions:
 
     def __post_init__(self) -> None:
         """Refuses impossible limits."""
-        for name in ("min_user_events", "min_item_events"):
+        for name in (
+            "dedupe_window_s",
+            "max_events_per_day",
+            "max_speed_kmh",
+            "min_user_events",
+            "min_item_events",
+        ):
             check(getattr(self, name) >= 0, f"--{name} must be 0 or more")
         check(
             0 <= self.max_broken_fraction <= 1,
             f"--max_broken_fraction must be in 0..1; got {self.max_broken_fraction}",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueOptions:
+    """What is done to values, after the split and fitted to the training part, in this order."""
+
+    outliers: tuple[str, ...] = option(
+        (),
+        "Make outliers of numeric columns unknown: price:mad:5 is further from the median than 5 "
+        "robust standard deviations, price:quantile:0.001 beyond these two quantiles.",
+    )
+    fill: tuple[str, ...] = option(
+        (),
+        "Fill unknown values, one rule after the other: COLUMN:METHOD with constant:VALUE, mean, "
+        "median, mode (also mean_item, mode_user, ...), interpolate (in time within a user) or "
+        "model (boosted trees; pip install 'stt_jax[impute]'). Of categorical columns: constant, "
+        "mode, model; of a coordinate, meaning both: interpolate, median, model.",
+    )
+    smooth: tuple[str, ...] = option(
+        (),
+        "Smooth numeric columns along each user's past: price:median:5 (last 5 events), "
+        "price:exponential:0.3 (weight of the new value); a coordinate, meaning both: "
+        "latitude:kalman:20 (error of a fix, metres).",
+    )
+    features: tuple[str, ...] = option(
+        (),
+        "Further columns: gap_h and step_km (since the user's last event and place), centre_km "
+        "(from the user's median place), hour, weekday (as points on a circle), scenario (home, "
+        "work, other by the user's nights and office hours).",
+    )
+    cells: tuple[str, ...] = option(
+        (), "Resolutions of H3 cells to add as categorical columns, e.g. 7,9; 'stt_jax[cells]'."
+    )
+    transform: tuple[str, ...] = option(
+        (), "Change the shape of numeric columns: price:log1p, price:boxcox or price:quantile."
+    )
+    normalise: tuple[str, ...] = option(
+        (), "Bring numeric columns to one scale: price:zscore, price:minmax or price:robust."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses unknown features and resolutions."""
+        known = ("gap_h", "step_km", "centre_km", "hour", "weekday", "scenario")
+        for name in self.features:
+            check(name in known, f"--features={name} is not known; give {', '.join(known)}")
+        for name in self.cells:
+            check(
+                name.isdigit() and int(name) <= 15,
+                f"--cells={name} is no resolution of H3; give numbers of 0 (large) to 15 (small)",
+            )
+        for flag in ("features", "cells"):
+            names = getattr(self, flag)
+            check(len(set(names)) == len(names), f"--{flag}={','.join(names)} names one twice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,12 +324,12 @@ class SplitOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig(SplitOptions, CleaningOptions, ColumnOptions, InputOptions):
-    """Everything about one preparation; the command line shows its four parts as groups."""
+class PrepareConfig(ValueOptions, SplitOptions, CleaningOptions, ColumnOptions, InputOptions):
+    """Everything about one preparation; the command line shows its five parts as groups."""
 
     def __post_init__(self) -> None:
         """Checks the parts, then what they ask of each other."""
-        for part in (InputOptions, ColumnOptions, CleaningOptions, SplitOptions):
+        for part in (InputOptions, ColumnOptions, CleaningOptions, SplitOptions, ValueOptions):
             part.__post_init__(self)
         given = bool(self.validation_input or self.test_input)
         check(
@@ -223,6 +339,32 @@ class PrepareConfig(SplitOptions, CleaningOptions, ColumnOptions, InputOptions):
         check(
             not (self.untimed or self.format == "sequences") or self.split != "time",
             "--split=time needs times; for a log without times give --split=leave_one_out",
+        )
+        for name in (
+            "dedupe_window_s",
+            "time_from",
+            "time_to",
+            "max_events_per_day",
+            "session_gap_h",
+        ):
+            check(
+                bool(self.time) or not getattr(self, name),
+                f"--{name} needs times; name their column by --time",
+            )
+        placed, timed = bool(self.latitude), bool(self.time)
+        for name in (*self.features, *(f"cells={cell}" for cell in self.cells)):
+            needs_place = name in ("step_km", "centre_km") or name.startswith("cells=")
+            flag = name if name.startswith("cells=") else f"features={name}"
+            check(placed or not needs_place, f"--{flag} needs places; name them by --latitude")
+            check(timed or needs_place, f"--{flag} needs times; name their column by --time")
+        made = {"gap_h", "step_km", "centre_km", "scenario", "hour_sin", "hour_cos"}
+        made |= {"weekday_sin", "weekday_cos", *(f"cell_{cell}" for cell in self.cells)}
+        taken = made & {*self.numeric, *self.context} if self.features or self.cells else set()
+        check(not taken, f"column {', '.join(sorted(taken))}: the name is that of a made feature")
+        check(
+            bool(self.time and self.latitude) or not self.max_speed_kmh,
+            "--max_speed_kmh needs times and places; name their columns by --time, --latitude and "
+            "--longitude",
         )
 
 

@@ -14,6 +14,7 @@ from stt_jax.config import (
     InputOptions,
     PrepareConfig,
     SplitOptions,
+    ValueOptions,
 )
 from stt_jax.data.schema import PART_NAMES, StepCount
 
@@ -26,6 +27,7 @@ GROUPS = {
     "columns": ColumnOptions,
     "cleaning": CleaningOptions,
     "split": SplitOptions,
+    "values": ValueOptions,
 }
 
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(**groups: Any) -> None:
     """Prepares the log that the option groups describe and prints the report."""
     # The table engine is slow to import; --help and wrong flags need none of it.
-    from stt_jax.data.assembly import iso_time
+    from stt_jax.data.findings import iso_time
     from stt_jax.data.preparation import prepare_log
 
     options = {

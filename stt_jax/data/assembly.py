@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ibis
@@ -15,18 +15,15 @@ from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data import store, vocabulary
+from stt_jax.data.findings import describe_log, find_warnings
 from stt_jax.data.schema import (
     EVENT_DTYPES,
     PART_NAMES,
-    TEST,
     UNKNOWN_E7,
-    VALIDATION,
-    StepCount,
 )
 from stt_jax.data.split import Cuts
-
-# Logs of behaviour from before 1990 or after 2100 are likelier to be misread than real.
-EARLY_S, LATE_S = 631_152_000, 4_102_444_800
+from stt_jax.data.steps import Steps
+from stt_jax.data.values import Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,32 +35,28 @@ class Clock:
 
 
 def assemble_log(
-    table: ir.Table,
-    connection: ibis.BaseBackend,
-    config: PrepareConfig,
-    clock: Clock,
-    cuts: Cuts | None,
-    counts: Sequence[StepCount],
+    steps: Steps, config: PrepareConfig, clock: Clock, cuts: Cuts | None, refined: Values
 ) -> store.PreparedLog:
     """Numbers users, items, categories, contexts and sessions, and lays the events out by user.
 
     Args:
-      table: one row an event: source_row, part, user, item, time_s, time_us, utc_offset_s,
-        latitude_e7, longitude_e7; text or null category, name, session, context_0, context_1, ...
-      connection: the engine that holds `table`.
-      config: names the context columns and the output folder.
+      steps: its table has one row an event: source_row, part, user, item, time_s, time_us,
+        utc_offset_s, latitude_e7, longitude_e7; text or null category, name, session, and the
+        columns of `refined`.
+      config: names the output folder.
       clock: words for the times.
       cuts: where a split by time has cut, for the statistics.
-      counts: what the steps did.
+      refined: the context and numeric columns.
     """
-    users = connection.create_table("users", vocabulary.number_users(table))
-    fields = ["item", "category", *(f"context_{i}" for i in range(len(config.context)))]
+    table, engine = steps.table, steps.engine
+    users = engine.store("users", vocabulary.number_users(table))
+    fields = ["item", "category", *refined.contexts.values()]
     values = {
-        field: connection.create_table(f"{field}_rows", vocabulary.number_values(table, field))
+        field: engine.store(f"{field}_rows", vocabulary.number_values(table, field))
         for field in fields
     }
-    events = connection.create_table("ordered_events", _order_events(table, users))
-    event_columns = _encode_events(events, values)
+    events = engine.store("ordered_events", _order_events(table, users))
+    event_columns = _encode_events(events, values, refined)
     arrays = {name: _array(event_columns, name, dtype) for name, dtype in EVENT_DTYPES.items()}
     meta = store.LogMeta(
         format_version=store.FORMAT_VERSION,
@@ -73,15 +66,23 @@ def assemble_log(
         has_places=bool((arrays["latitudes_e7"] != UNKNOWN_E7).any()),
         time_format=clock.time_format,
         local_time=clock.local_time,
-        steps=tuple(counts),
+        steps=tuple(steps.counts),
         statistics={},
         warnings=(),
+        numerics=refined.stages,
     )
     columns: dict[str, Any] = {
         **arrays,
         **_describe_users(users, _array(event_columns, "user_row", np.int64)),
         **_describe_items(table, values),
-        **_describe_contexts(event_columns, values, config.context),
+        **_describe_contexts(event_columns, values, refined.contexts),
+        "numbers": {
+            name: _array(event_columns, column, np.float32)
+            for name, column in refined.numbers.items()
+        },
+        "was_missing": {
+            name: _array(event_columns, column, np.int8) for name, column in refined.flags.items()
+        },
     }
     # Without a known category of its own, an event has its item's.
     columns["categories"] = np.where(
@@ -89,6 +90,8 @@ def assemble_log(
     )
     log = store.PreparedLog(directory=pathlib.Path(config.output), meta=meta, **columns)
     statistics = describe_log(log) | (dataclasses.asdict(cuts) if cuts else {})
+    if refined.num_missing:
+        statistics["num_missing"] = refined.num_missing
     meta = dataclasses.replace(meta, statistics=statistics, warnings=find_warnings(log))
     return dataclasses.replace(log, meta=meta)
 
@@ -110,7 +113,7 @@ def _hash_lines(lines: ir.Table) -> str:
     return digest.hexdigest()
 
 
-def _encode_events(events: ir.Table, values: Mapping[str, ir.Table]) -> pa.Table:
+def _encode_events(events: ir.Table, values: Mapping[str, ir.Table], refined: Values) -> pa.Table:
     """The numeric columns of the events in stored order."""
     sessions = vocabulary.number_sessions(events)
     coded = events.drop("user", "name", "source_row", "time_us")
@@ -124,6 +127,8 @@ def _encode_events(events: ir.Table, values: Mapping[str, ir.Table]) -> pa.Table
             "user_row",
             "sessions",
             *(f"{field}_row" for field in values if field.startswith("context_")),
+            *refined.numbers.values(),
+            *refined.flags.values(),
             items="item_row",
             categories="category_row",
             times="time_s",
@@ -147,15 +152,14 @@ def _describe_users(users: ir.Table, user_rows: np.ndarray) -> dict[str, Any]:
 
 
 def _describe_contexts(
-    event_columns: pa.Table, values: Mapping[str, ir.Table], names: Sequence[str]
+    event_columns: pa.Table, values: Mapping[str, ir.Table], names: Mapping[str, str]
 ) -> dict[str, Any]:
     return {
         "category_values": _texts(values["category"]),
         "contexts": {
-            name: _array(event_columns, f"context_{i}_row", np.int32)
-            for i, name in enumerate(names)
+            name: _array(event_columns, f"{column}_row", np.int32) for name, column in names.items()
         },
-        "context_values": {name: _texts(values[f"context_{i}"]) for i, name in enumerate(names)},
+        "context_values": {name: _texts(values[column]) for name, column in names.items()},
     }
 
 
@@ -185,67 +189,3 @@ def _array(table: pa.Table, name: str, dtype: Any) -> np.ndarray:
 
 def _texts(values: ir.Table) -> list[str]:
     return ["", *values.order_by("row").to_pyarrow()["value"].to_pylist()]
-
-
-def iso_time(time_s: int) -> str:
-    """Unix seconds for people to read."""
-    moment = np.datetime64(int(time_s), "s")
-    return f"{moment}Z"
-
-
-def describe_log(log: store.PreparedLog) -> dict[str, Any]:
-    """Numbers about a log: sizes by part, and how much of each part training has seen."""
-    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
-    known = (users < log.num_train_users) & (log.items > 0)
-    statistics: dict[str, Any] = {
-        "num_events": log.num_events,
-        "num_users": log.num_users,
-        "num_train_users": log.num_train_users,
-        "num_items": log.num_items,
-        "num_categories": log.num_categories,
-        "num_contexts": {name: len(texts) - 1 for name, texts in log.context_values.items()},
-        "num_sessions": int(log.sessions.max()),
-        "median_user_events": float(np.median(np.diff(log.user_offsets))),
-        "events_without_place": int(np.count_nonzero(log.latitudes_e7 == UNKNOWN_E7)),
-        "events_without_category": int(np.count_nonzero(log.categories == 0)),
-    }
-    for part, name in enumerate(PART_NAMES):
-        mask = log.parts == part
-        statistics[f"{name}_events"] = int(np.count_nonzero(mask))
-        statistics[f"{name}_users"] = len(np.unique(users[mask]))
-        statistics[f"{name}_known_events"] = int(np.count_nonzero(mask & known))
-        if log.meta.has_times and mask.any():
-            statistics[f"{name}_first_s"] = int(log.times[mask].min())
-            statistics[f"{name}_last_s"] = int(log.times[mask].max())
-    return statistics
-
-
-def find_warnings(log: store.PreparedLog) -> tuple[str, ...]:
-    """What a careful person would want to know before training on a log."""
-    warnings = []
-    for part in (VALIDATION, TEST):
-        if not (log.parts == part).any():
-            warnings.append(f"the {PART_NAMES[part]} part is empty")
-    if log.meta.has_times:
-        first, last = int(log.times.min()), int(log.times.max())
-        if first < EARLY_S or last > LATE_S:
-            warnings.append(
-                f"times run from {iso_time(first)} to {iso_time(last)}: is --time the right column?"
-            )
-    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
-    same_user = users[1:] == users[:-1]
-    num_early = int(np.count_nonzero(same_user & (log.parts[1:] < log.parts[:-1])))
-    if num_early:
-        warnings.append(
-            f"{num_early} times an event of an earlier part follows one of a later part in a "
-            "user's order: training data may come after test data"
-        )
-    changes = (log.sessions[1:] != log.sessions[:-1]) & (log.sessions[1:] > 0)
-    num_runs = int(np.count_nonzero(changes)) + int(log.sessions[0] > 0)
-    num_sessions = int(log.sessions.max())
-    if num_runs > num_sessions:
-        warnings.append(
-            f"{num_runs - num_sessions} times another session lies between two events of one "
-            "session: sessions overlap in time"
-        )
-    return tuple(warnings)

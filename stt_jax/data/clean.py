@@ -13,9 +13,16 @@ from collections.abc import Mapping, Sequence
 import ibis
 from ibis.expr import types as ir
 
+from stt_jax.data.engine import Engine
 from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7
 
 _CONDITION = re.compile(r"^(.+?)\s*(<=|>=|!=|\^=|=|<|>)\s*(.*)$", re.DOTALL)
+# Events of a user in their order; `source_row` leaves no tie.
+IN_ORDER = ("time_s", "time_us", "source_row")
+SWAPPED = "latitude and longitude swapped"
+# \z and not $, which for one engine is also the place before a last line feed.
+_NUMBER = r"^ *[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]{1,3})? *\z"
+_LARGEST = 1.7e308
 _COMPARISONS = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
@@ -75,7 +82,7 @@ def _holds(column: ir.StringValue, operator: str, value: str) -> ir.BooleanValue
         number = float(value)
     except ValueError:
         return _COMPARISONS[operator](column, value)
-    return _COMPARISONS[operator](column.try_cast("float64"), number)
+    return _COMPARISONS[operator](to_number(column), number)
 
 
 def mark_bad_ids(table: ir.Table, user_name: str, item_name: str) -> ir.Table:
@@ -94,34 +101,76 @@ def mark_places(table: ir.Table) -> ir.Table:
     """Turns text `latitude`, `longitude` into `latitude_e7`, `longitude_e7`; adds `changed`.
 
     An impossible place does not make the event untrue: it stays, and its place becomes unknown.
-    So does (0, 0), a spot in the open sea where devices without a fix report to be.
+    So does (0, 0), a spot in the open sea where devices without a fix report to be. A latitude
+    that is impossible but would do as a longitude, with a longitude that would do as a latitude,
+    was written the wrong way round: the two are swapped.
     """
-    latitude = table.latitude.try_cast("float64")
-    longitude = table.longitude.try_cast("float64")
+    latitude, longitude = to_number(table.latitude), to_number(table.longitude)
+    swapped = (latitude.abs() > 90) & (latitude.abs() <= 180) & (longitude.abs() <= 90)
     changed = ibis.cases(
         (table.latitude.isnull() & table.longitude.isnull(), None),
         (table.latitude.isnull() | table.longitude.isnull(), "only one of two coordinates"),
-        (~(_is_finite(latitude) & _is_finite(longitude)), "coordinate is not a number"),
+        (latitude.isnull() | longitude.isnull(), "coordinate is not a number"),
+        (swapped, SWAPPED),
         (latitude.abs() > 90, "latitude beyond 90"),
         (longitude.abs() > 180, "longitude beyond 180"),
         ((latitude == 0) & (longitude == 0), "place is 0, 0"),
         else_=None,
     ).cast("string")
-    known = table.latitude.notnull() & table.longitude.notnull() & changed.isnull()
+    known = table.latitude.notnull() & table.longitude.notnull()
+    known &= changed.isnull() | (changed == SWAPPED)
+    swapped = swapped.fill_null(False)
     return table.mutate(
-        latitude_e7=known.ifelse(_to_e7(latitude), UNKNOWN_E7).cast("int32"),
-        longitude_e7=known.ifelse(_to_e7(longitude), UNKNOWN_E7).cast("int32"),
+        latitude_e7=_to_e7(known, swapped.ifelse(longitude, latitude)),
+        longitude_e7=_to_e7(known, swapped.ifelse(latitude, longitude)),
         changed=changed,
         sample=table.latitude.fill_null("") + ", " + table.longitude.fill_null(""),
     ).drop("latitude", "longitude")
 
 
-def _is_finite(value: ir.FloatingValue) -> ir.BooleanValue:
-    return (value.notnull() & ~value.isnan() & ~value.isinf()).fill_null(False)
+def to_number(text: ir.StringValue) -> ir.FloatingValue:
+    """Text as float64; null for what is no finite decimal number.
+
+    The pattern keeps out what only one engine reads: "1d", "0x1F", "1_000", "nan", "infinity".
+    """
+    number = text.re_search(_NUMBER).ifelse(text, None).try_cast("float64")
+    return (number.abs() <= _LARGEST).ifelse(number, None)
 
 
-def _to_e7(degrees: ir.FloatingValue) -> ir.FloatingValue:
-    return (degrees * DEGREES_TO_E7).round()
+def _to_e7(known: ir.BooleanValue, degrees: ir.FloatingValue) -> ir.IntegerValue:
+    return known.ifelse(to_nearest(degrees * DEGREES_TO_E7), UNKNOWN_E7).cast("int32")
+
+
+def to_nearest(value: ir.FloatingValue) -> ir.FloatingValue:
+    """To whole numbers, halves away from zero; engines differ in what they call rounding."""
+    return (value < 0).ifelse(-(0.5 - value).floor(), (value + 0.5).floor())
+
+
+def mark_numbers(table: ir.Table, columns: Mapping[str, str]) -> ir.Table:
+    """Turns text columns into float64; adds `changed` and `sample` for what is no number.
+
+    Args:
+      table: text columns, null where missing.
+      columns: column of `table` -> its name in the files.
+    """
+    numbers = {column: to_number(table[column]) for column in columns}
+    branches = [
+        (table[column].notnull() & number.isnull(), f"{columns[column]} is not a number")
+        for column, number in numbers.items()
+    ]
+    sample = ibis.literal(", ").join([table[column].fill_null("") for column in columns])
+    changed = ibis.cases(*branches, else_=None).cast("string")
+    return table.mutate(**numbers, changed=changed, sample=sample)
+
+
+def mark_outside(table: ir.Table, from_s: int | None, to_s: int | None) -> ir.Table:
+    """Adds `dropped` to events with `time_s` before `from_s` or at `to_s` and later."""
+    branches: list[tuple[ir.BooleanValue, str]] = []
+    if from_s is not None:
+        branches.append((table.time_s < from_s, "before --time_from"))
+    if to_s is not None:
+        branches.append((table.time_s >= to_s, "at --time_to or later"))
+    return table.mutate(dropped=ibis.cases(*branches, else_=None).cast("string"))
 
 
 def mark_duplicates(table: ir.Table) -> ir.Table:
@@ -132,9 +181,40 @@ def mark_duplicates(table: ir.Table) -> ir.Table:
     return table.mutate(dropped=dropped)
 
 
+def mark_near_duplicates(table: ir.Table, window_s: float) -> ir.Table:
+    """Adds `dropped` to events less than `window_s` after the person's last one at the same item.
+
+    A chain of events each of which is near the one before keeps its first only, so a second run
+    finds nothing more.
+    """
+    window = ibis.window(group_by=["part", "user", "item"], order_by=IN_ORDER)
+    gap_us = (table.time_s - table.time_s.lag().over(window)) * 1_000_000
+    gap_us += table.time_us - table.time_us.lag().over(window)
+    near = gap_us < round(window_s * 1e6)
+    reason = f"within {window_s:g} s of the same user's last event at the item"
+    return table.mutate(dropped=ibis.cases((near, reason), else_=None).cast("string"))
+
+
+def mark_bots(table: ir.Table, max_events_per_day: int) -> ir.Table:
+    """Adds `dropped` to a user's events from the first one that is one too many for its local day.
+
+    What a user did before stays: later events must not decide over earlier ones, or the test part
+    would reach into the training part.
+    """
+    day = (table.time_s + table.utc_offset_s) / 86_400
+    table = table.mutate(day=day.floor().cast("int64"))
+    place = ibis.row_number().over(group_by=["user", "day"], order_by=IN_ORDER)
+    table = table.mutate(exceeds=(place >= max_events_per_day).cast("int8"))
+    so_far = ibis.window(group_by="user", order_by=IN_ORDER, preceding=None, following=0)
+    reason = f"from a user's first day with more than {max_events_per_day} events on"
+    exceeded = table.exceeds.max().over(so_far) == 1
+    dropped = ibis.cases((exceeded, reason), else_=None).cast("string")
+    return table.mutate(dropped=dropped).drop("day", "exceeds")
+
+
 def keep_core(
     table: ir.Table,
-    connection: ibis.BaseBackend,
+    engine: Engine,
     *,
     min_user_events: int,
     min_item_events: int,
@@ -158,7 +238,7 @@ def keep_core(
             size = pairs.count().over(group_by=column)
             pairs = pairs.mutate(size=size)
             pairs = pairs.filter(pairs.size >= limit).drop("size")
-            pairs = connection.create_table(f"core_{round_number}_{column}", pairs)
+            pairs = engine.store(f"core_{round_number}_{column}", pairs)
             num_left = pairs.count().to_pyarrow().as_py()
             if num_left < num_rows:
                 reason = f"round {round_number}: {column}s below {limit} events"

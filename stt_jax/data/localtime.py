@@ -7,10 +7,16 @@ import difflib
 import zoneinfo
 
 import ibis
+import numpy as np
+import pyarrow as pa
 from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
+from stt_jax.data.clean import to_nearest, to_number
+from stt_jax.data.columns import fetch_columns
+from stt_jax.data.engine import Engine
 
+FROM_PLACES = "places"  # value of --timezone
 MAX_OFFSET_MIN = 18 * 60  # no place on Earth is further from UTC
 # Clock rules of a time zone are looked up between 1900 and 2100.
 _ZONE_YEARS_S = (-2_208_988_800, 4_102_444_800)
@@ -31,7 +37,7 @@ def set_offsets(
       the table without `zone_s` and `is_zoned`, and words for where the offsets come from.
     """
     is_local = config.unzoned_times == "local"
-    if config.unzoned_times == "auto":
+    if config.unzoned_times == "auto" and config.timezone != FROM_PLACES:
         is_local = zone is not None or config.utc_offset_minutes != 0
 
     def to_utc(offset_s: ir.IntegerValue) -> ir.Table:
@@ -56,6 +62,8 @@ def set_offsets(
     else:
         table = table.mutate(utc_offset_s=table.zone_s)
         source = "as written with the times, else UTC"
+        if config.timezone == FROM_PLACES:
+            source = "time zones of the places"
     return table.drop("zone_s", "is_zoned"), source
 
 
@@ -134,10 +142,10 @@ def local_offset(
 
 def mark_offsets(table: ir.Table) -> ir.Table:
     """Turns text `utc_offset` (minutes) into `utc_offset_s`; adds `changed`, `sample`."""
-    minutes = table.utc_offset.try_cast("float64")
+    minutes = to_number(table.utc_offset)
     possible = (minutes.abs() <= MAX_OFFSET_MIN).fill_null(False)
     return table.mutate(
-        utc_offset_s=possible.ifelse((minutes * 60).round(), 0).cast("int64"),
+        utc_offset_s=possible.ifelse(to_nearest(minutes * 60), 0).cast("int64"),
         changed=ibis.cases(
             (table.utc_offset.isnull(), "UTC offset is empty"),
             (~possible, f"UTC offset is not a number of minutes within {MAX_OFFSET_MIN}"),
@@ -145,3 +153,108 @@ def mark_offsets(table: ir.Table) -> ir.Table:
         ).cast("string"),
         sample=table.utc_offset,
     ).drop("utc_offset")
+
+
+def mark_zones(table: ir.Table, engine: Engine, config: PrepareConfig) -> ir.Table:
+    """Turns text `zone` into `utc_offset_s`; adds `changed` and `sample`.
+
+    Times that were written without zone are moved from local time to UTC, unless
+    --unzoned_times=utc. An empty or unknown zone is UTC.
+    """
+    rows = engine.fetch(table.select("source_row", "time_s", "zone", "is_zoned"))
+    names = [name or "" for name in rows["zone"].to_pylist()]
+    distinct = {name: _zone_or_none(name) for name in set(names)}
+    times_s = rows["time_s"].to_numpy()
+    wall = ~rows["is_zoned"].to_numpy() & (config.unzoned_times != "utc")
+    offsets_s, moved_s = np.zeros(len(names), np.int64), times_s.copy()
+    rank = {name: code for code, name in enumerate(sorted(distinct))}
+    which = np.array([rank[name] for name in names])
+    for name, zone in distinct.items():
+        if zone is None:
+            continue
+        chosen = which == rank[name]
+        local = chosen & wall
+        moved_s[local] -= _offsets_at(zone, times_s[local], wall=True)
+        offsets_s[chosen] = _offsets_at(zone, moved_s[chosen], wall=False)
+    bad = np.array([distinct[name] is None for name in names])
+    found = pa.table(
+        {
+            "source_row": rows["source_row"],
+            "time_s": moved_s,
+            "utc_offset_s": offsets_s,
+            "changed": pa.array(
+                ["zone is empty" if name == "" else "zone is not known" for name in names],
+                mask=~bad,
+            ),
+            "sample": rows["zone"],
+        }
+    )
+    kept = table.drop("time_s", "zone", "zone_s", "is_zoned")
+    return kept.join(engine.insert("zones", found.schema, [found]), "source_row")
+
+
+def mark_zones_of_places(table: ir.Table, engine: Engine) -> ir.Table:
+    """Sets `utc_offset_s` by the time zone at each place; adds `changed`.
+
+    An event without a place has the zone of its user's last known one.
+    """
+    try:
+        import timezonefinder
+    except ImportError as error:
+        raise ValueError(
+            f"--timezone=places needs timezonefinder ({error}); pip install 'stt_jax[zones]'"
+        ) from error
+    columns = fetch_columns(engine, table)
+    known = columns.place_mask
+    last = columns.previous(known)
+    places = np.where(known, np.arange(len(columns)), last)
+    # Cells of a thousandth of a degree, about 100 m: zones end less sharply than that.
+    cells = np.stack([columns.latitudes_e7, columns.longitudes_e7], 1) // 10_000
+    distinct, which = np.unique(cells[places], axis=0, return_inverse=True)
+    finder = timezonefinder.TimezoneFinder()
+    names = [
+        finder.timezone_at(lat=(lat + 0.5) * 1e-3, lng=(lng + 0.5) * 1e-3)
+        if abs(lat) <= 90_000
+        else None
+        for lat, lng in distinct.tolist()
+    ]
+    offsets_s = np.zeros(len(columns), np.int64)
+    zones = np.array([name or "" for name in names])[which.ravel()]
+    zones[places < 0] = ""
+    for name in np.unique(zones[zones != ""]):
+        chosen = zones == name
+        offsets_s[chosen] = _offsets_at(open_zone(str(name)), columns.times_s[chosen], wall=False)
+    reasons = np.where(known, "", "no place: zone of the user's last one")
+    reasons[zones == ""] = "no place and none before: UTC"
+    found = pa.table(
+        {
+            "source_row": columns.source_rows,
+            "utc_offset_s": offsets_s,
+            "changed": pa.array(reasons.tolist(), mask=reasons == ""),
+        }
+    )
+    kept = table.drop("utc_offset_s")
+    return kept.join(engine.insert("zones", found.schema, [found]), "source_row")
+
+
+def _zone_or_none(name: str) -> zoneinfo.ZoneInfo | None:
+    try:
+        return zoneinfo.ZoneInfo(name) if name else None
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+
+
+def _offsets_at(zone: zoneinfo.ZoneInfo, times_s: np.ndarray, *, wall: bool) -> np.ndarray:
+    """int64, as `local_offset`, of arrays."""
+    if len(times_s) == 0:
+        return np.zeros(0, np.int64)
+    earliest, latest = _ZONE_YEARS_S
+    margin_s = 2 * 86_400
+    first, last = np.clip(
+        [int(times_s.min()) - margin_s, int(times_s.max()) + margin_s], earliest, latest
+    )
+    offsets_s, starts_s = zone_offsets(zone, int(first), int(last))
+    bounds = np.array(starts_s, np.int64)
+    if wall:
+        bounds += np.maximum(offsets_s[:-1], offsets_s[1:]).astype(np.int64)
+    return np.array(offsets_s, np.int64)[np.searchsorted(bounds, times_s, side="right")]

@@ -1,4 +1,28 @@
-"""The preparation: the fixed order of steps from raw files to a prepared log, each one counted."""
+"""The preparation: the fixed order of steps from raw files to a prepared log, each one counted.
+
+    read               files -> rows of text, numbered; the table of items is joined on
+    drop by flag       --drop_if, --drop_missing
+    ids                rows without a user or an item
+    times              unix seconds; then --time_from, --time_to; then the local clock
+    places             impossible coordinates become unknown, swapped ones are swapped back
+    zones              --timezone=places: the local clock from the coordinates
+    numbers            --numeric
+    duplicates         exact ones, then --dedupe_window_s
+    bots               --max_events_per_day
+    speed              --max_speed_kmh
+    k-core             --min_user_events, --min_item_events
+    split              train, validation, test; --session_gap_h
+    values             --outliers, --fill, --smooth, --features and --cells, --transform,
+                       --normalise, in this order and fitted to the training part
+    vocabularies       users, items, categories, contexts: numbered by the training part
+
+What takes rows out stands before the split, so that a split by fractions cuts the rows that stay.
+None of it looks ahead: an event is judged by itself and by what its user did before (the k-core
+counts all parts, as is usual). What is estimated stands after the split.
+
+Steps are Ibis expressions over a total order, which DuckDB and Spark agree on. The exceptions are
+the speed filter and the values, which are arrays in that order (see `stt_jax.data.columns`).
+"""
 
 from __future__ import annotations
 
@@ -6,19 +30,24 @@ import tempfile
 import zoneinfo
 from collections.abc import Callable, Mapping
 
-import duckdb
 import ibis
+import pyarrow as pa
 from ibis.expr import types as ir
 
 from stt_jax import command
 from stt_jax.config import PrepareConfig
-from stt_jax.data import clean, localtime, split, store, times
+from stt_jax.data import clean, denoise, features, localtime, split, store, times
 from stt_jax.data.assembly import Clock, assemble_log
+from stt_jax.data.columns import fetch_columns
+from stt_jax.data.engine import error_types, open_engine
 from stt_jax.data.read import RawLog, read_log
+from stt_jax.data.report import render_report
 from stt_jax.data.schema import ROLE_FLAGS, TRAIN, StepCount
+from stt_jax.data.steps import Steps
+from stt_jax.data.values import check_rules, refine_values
 
 # Where and how it ran is no part of the result: the same log gives the same bytes anywhere.
-_FLAGS_NOT_KEPT = ("output", "overwrite", "threads")
+_FLAGS_NOT_KEPT = ("output", "overwrite", "threads", "engine", "spark_master")
 
 
 def prepare_log(
@@ -37,129 +66,43 @@ def prepare_log(
       ValueError, OSError: the input or an option is wrong; the message names the file, row, column
         or flag.
     """
+    check_rules(config)
     store.check_output(config.output, overwrite=config.overwrite)
-    zone = localtime.open_zone(config.timezone) if config.timezone else None
+    zone = None
+    if config.timezone and config.timezone != localtime.FROM_PLACES:
+        zone = localtime.open_zone(config.timezone)
     with tempfile.TemporaryDirectory(prefix="stt_jax_prepare_") as spill_folder:
-        settings = {"threads": config.threads} if config.threads else {}
-        connection = ibis.duckdb.connect(temp_directory=spill_folder, **settings)
+        engine = open_engine(
+            config.engine, spill_folder, threads=config.threads, spark_master=config.spark_master
+        )
         try:
-            raw = read_log(config, connection)
-            steps = _Steps(raw, config, connection, announce)
+            raw = read_log(config, engine)
+            steps = Steps(raw, config, engine, announce)
             clock = _clean(steps, raw, config, zone)
             cuts = _split(steps, config)
-            log = assemble_log(steps.table, connection, config, clock, cuts, steps.counts)
-        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            values = refine_values(steps, config)
+            log = assemble_log(steps, config, clock, cuts, values)
+        except error_types(engine) as error:
             raise OSError(
                 f"the table engine ran out of memory or disk: {str(error).splitlines()[0]}; free "
                 f"some, or name a larger disk by the environment variable TMPDIR"
             ) from error
         finally:
-            connection.disconnect()
+            engine.close()
     kept = [
         line
         for line in command.to_flagfile(config).splitlines()
         if not line.startswith(tuple(f"--{name}=" for name in _FLAGS_NOT_KEPT))
     ]
     store.write_log(log, "\n".join(kept) + "\n")
-    return store.open_log(config.output)
-
-
-class _Steps:
-    """Takes a table through the steps: counts what each has marked and drops those rows.
-
-    Attributes:
-      table: the rows after the last step.
-      num_rows: how many.
-      counts: one entry a step so far.
-    """
-
-    def __init__(
-        self,
-        raw: RawLog,
-        config: PrepareConfig,
-        connection: ibis.BaseBackend,
-        announce: Callable[[StepCount], None],
-    ):
-        self.table = raw.table
-        self.num_rows = raw.num_rows
-        self.counts: list[StepCount] = []
-        self.connection = connection
-        self._raw = raw
-        self._config = config
-        self._announce = announce
-        self._stored = raw.table.get_name()
-        for count in raw.counts:
-            self._add(count)
-
-    def run(self, name: str, marked: ir.Table, *, broken_flag: str = "") -> None:
-        """Ends a step.
-
-        Args:
-          name: the step as printed.
-          marked: `self.table` with the columns `dropped` or `changed`; see `stt_jax.data.clean`.
-          broken_flag: the flag that names the column at fault, for a step that marks broken values;
-            too many of them (or one, with --strict) is an error that shows `sample`.
-        """
-        marked = self.store(marked)
-        counted: dict[str, dict[str, int]] = {"dropped": {}, "changed": {}}
-        for column in counted:
-            if column in marked.columns:
-                counted[column] = self._count(marked, column, broken_flag)
-        kept = marked.filter(marked.dropped.isnull()) if "dropped" in marked.columns else marked
-        self.table = kept.drop(*({"dropped", "changed", "sample"} & set(kept.columns)))
-        num_out = self.num_rows - sum(counted["dropped"].values())
-        self._add(StepCount(name, self.num_rows, num_out, **counted))
-        if num_out == 0:
-            raise ValueError(f"no rows are left after the step '{name}': {counted['dropped']}")
-        self.num_rows = num_out
-
-    def store(self, table: ir.Table) -> ir.Table:
-        """Computes a table once and frees the one before it."""
-        name = f"step_{len(self.counts)}"
-        stored = self.connection.create_table(name, table)
-        # Ibis's drop_table leaves out the name with some versions of its SQL writer.
-        self.connection.raw_sql(f"DROP TABLE {self._stored}")
-        self._stored = name
-        return stored
-
-    def replace(self, name: str, table: ir.Table, dropped: Mapping[str, int]) -> None:
-        """Ends a step that has counted by itself; `table` is what it kept."""
-        self.table = self.store(table)
-        num_out = self.num_rows - sum(dropped.values())
-        self._add(StepCount(name, self.num_rows, num_out, dict(dropped), {}))
-        if num_out == 0:
-            raise ValueError(f"no rows are left after the step '{name}': {dict(dropped)}")
-        self.num_rows = num_out
-
-    def _add(self, count: StepCount) -> None:
-        self.counts.append(count)
-        self._announce(count)
-
-    def _count(self, marked: ir.Table, column: str, broken_flag: str) -> dict[str, int]:
-        rows = marked.filter(marked[column].notnull())
-        found = rows.group_by(reason=rows[column]).agg(
-            count=rows.count(), first=rows.source_row.min()
-        )
-        counts = {}
-        for row in found.order_by("first").to_pyarrow().to_pylist():
-            counts[row["reason"]] = row["count"]
-            limit = 0.0 if self._config.strict else self._config.max_broken_fraction
-            if broken_flag and row["count"] > limit * self.num_rows:
-                sample = marked.filter(marked.source_row == row["first"])["sample"].to_pyarrow()
-                raise ValueError(
-                    f"{broken_flag}: {row['reason']} in {row['count']} of {self.num_rows} rows, "
-                    f"first in {self._raw.where(row['first'])}: {sample[0].as_py()!r}. "
-                    + (
-                        "Mend it, or leave out --strict"
-                        if self._config.strict
-                        else "Is it the right column and format? --max_broken_fraction allows more"
-                    )
-                )
-        return counts
+    stored = store.open_log(config.output)
+    text = render_report(stored)
+    (stored.directory / store.REPORT_FILE).write_text(text, encoding="utf-8")
+    return stored
 
 
 def _clean(
-    steps: _Steps, raw: RawLog, config: PrepareConfig, zone: zoneinfo.ZoneInfo | None
+    steps: Steps, raw: RawLog, config: PrepareConfig, zone: zoneinfo.ZoneInfo | None
 ) -> Clock:
     if config.drop_if or config.drop_missing:
         marked = clean.mark_filtered(
@@ -179,12 +122,26 @@ def _clean(
         steps.run("places", places, broken_flag=flag)
     else:
         steps.table = places.drop("changed", "sample")
+    if config.timezone == localtime.FROM_PLACES:
+        steps.run("zones", localtime.mark_zones_of_places(steps.table, steps.engine))
+    if config.numeric:
+        numbers = {f"numeric_{i}": name for i, name in enumerate(config.numeric)}
+        flag = f"--numeric={','.join(config.numeric)}"
+        steps.run("numbers", clean.mark_numbers(steps.table, numbers), broken_flag=flag)
     if config.time and not config.keep_duplicates:
         steps.run("duplicates", clean.mark_duplicates(steps.table))
+    if config.dedupe_window_s:
+        steps.run(
+            "near duplicates", clean.mark_near_duplicates(steps.table, config.dedupe_window_s)
+        )
+    if config.max_events_per_day:
+        steps.run("bots", clean.mark_bots(steps.table, config.max_events_per_day))
+    if config.max_speed_kmh:
+        steps.run("speed", _mark_fast(steps, config.max_speed_kmh))
     if config.min_user_events > 1 or config.min_item_events > 1:
         kept, dropped = clean.keep_core(
             steps.table,
-            steps.connection,
+            steps.engine,
             min_user_events=config.min_user_events,
             min_item_events=config.min_item_events,
         )
@@ -192,10 +149,26 @@ def _clean(
     return clock
 
 
+def _mark_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:
+    columns = fetch_columns(steps.engine, steps.table)
+    fast = denoise.too_fast(columns, max_speed_kmh)
+    reason = f"more than {max_speed_kmh:g} km/h from the user's last event"
+    found = pa.table(
+        {
+            "source_row": columns.source_rows[fast],
+            "dropped": pa.array([reason] * int(fast.sum()), pa.string()),
+        }
+    )
+    return steps.table.left_join(
+        steps.engine.insert("too_fast", found.schema, [found]), "source_row"
+    ).drop("source_row_right")
+
+
 def _select_roles(table: ir.Table, columns: Mapping[str, str], config: PrepareConfig) -> ir.Table:
     """One text column a role, null where missing: what the log's columns are, not their names."""
     names = {role: getattr(config, flag) for role, flag in ROLE_FLAGS.items()}
     names |= {f"context_{i}": name for i, name in enumerate(config.context)}
+    names |= {f"numeric_{i}": name for i, name in enumerate(config.numeric)}
     texts = {
         role: table[columns[name]].nullif("") if name else ibis.null("string")
         for role, name in names.items()
@@ -204,12 +177,12 @@ def _select_roles(table: ir.Table, columns: Mapping[str, str], config: PrepareCo
 
 
 def _read_times(
-    steps: _Steps, raw: RawLog, config: PrepareConfig, zone: zoneinfo.ZoneInfo | None
+    steps: Steps, raw: RawLog, config: PrepareConfig, zone: zoneinfo.ZoneInfo | None
 ) -> Clock:
     if not config.time:
         zero = ibis.literal(0, "int64")
         steps.table = steps.table.mutate(time_s=zero, time_us=zero, utc_offset_s=zero)
-        steps.table = steps.table.drop("time", "utc_offset")
+        steps.table = steps.table.drop("time", "utc_offset", "zone")
         return Clock("none, in the order of the rows", "none")
     flag = f"--time={config.time}"
     reading = times.choose_reading(
@@ -217,9 +190,15 @@ def _read_times(
     )
     steps.run(
         f"times: {config.time} read as {reading.description}",
-        times.mark_times(steps.table, reading),
+        times.mark_times(steps.table, reading, steps.engine),
         broken_flag=flag,
     )
+    if config.time_from or config.time_to:
+        bounds = [
+            times.to_moment(getattr(config, name), name) if getattr(config, name) else None
+            for name in ("time_from", "time_to")
+        ]
+        steps.run("time window", clean.mark_outside(steps.table, *bounds))
     if config.utc_offset_column:
         steps.run(
             "local time",
@@ -228,11 +207,18 @@ def _read_times(
         )
     else:
         steps.table = steps.table.drop("utc_offset")
-    steps.table, local_time = localtime.set_offsets(steps.table, config, zone)
+    if config.zone_column:
+        steps.run(
+            "local time",
+            localtime.mark_zones(steps.table, steps.engine, config),
+            broken_flag=f"--zone_column={config.zone_column}",
+        )
+        return Clock(reading.description, f"zone in column {config.zone_column}")
+    steps.table, local_time = localtime.set_offsets(steps.table.drop("zone"), config, zone)
     return Clock(reading.description, local_time)
 
 
-def _split(steps: _Steps, config: PrepareConfig) -> split.Cuts | None:
+def _split(steps: Steps, config: PrepareConfig) -> split.Cuts | None:
     """Sets `part` and returns where a split by time has cut."""
     cuts = None
     table = steps.table
@@ -242,6 +228,8 @@ def _split(steps: _Steps, config: PrepareConfig) -> split.Cuts | None:
     elif config.split == "leave_one_out":
         table = split.leave_one_out(table)
     steps.replace(f"split: {config.split}", table, {})
+    if config.session_gap_h:
+        steps.table = features.sessions_by_gap(steps.table, config.session_gap_h)
     if steps.table.filter(steps.table.part == TRAIN).count().to_pyarrow().as_py() == 0:
         raise ValueError(f"--split={config.split} leaves no events to train on")
     return cuts

@@ -11,7 +11,7 @@ import bisect
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import ibis
 import numpy as np
@@ -20,6 +20,7 @@ from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data.clean import condition_column
+from stt_jax.data.engine import Engine
 from stt_jax.data.files import LogFile, ReadOptions
 from stt_jax.data.formats import open_file
 from stt_jax.data.schema import PART_NAMES, ROLE_FLAGS, TEST, TRAIN, VALIDATION, StepCount
@@ -53,8 +54,8 @@ class RawLog:
         return f"{self.paths[file]} row {source_row - self.first_rows[file] + 1}"
 
 
-def read_log(config: PrepareConfig, connection: ibis.BaseBackend) -> RawLog:
-    """Reads the files that `config` names into `connection`.
+def read_log(config: PrepareConfig, engine: Engine) -> RawLog:
+    """Reads the files that `config` names into `engine`.
 
     Raises:
       ValueError, OSError: a file is missing, empty, damaged, not of its format, or has no column
@@ -73,10 +74,10 @@ def read_log(config: PrepareConfig, connection: ibis.BaseBackend) -> RawLog:
         items_options = ReadOptions(columns=config.items_columns, encoding=config.encoding)
         items_file = open_file(root / config.items, items_options)
     names, item_names = _wanted_columns(config, [file for file, _ in files], items_file)
-    raw = _load_files(files, names, config, connection)
+    raw = _load_files(files, names, config, engine)
     if items_file is None:
         return raw
-    return _join_items(raw, items_file, item_names, config, connection)
+    return _join_items(raw, items_file, item_names, config, engine)
 
 
 def _read_options(config: PrepareConfig) -> ReadOptions:
@@ -95,6 +96,7 @@ def _wanted_columns(
         if name := getattr(config, flag):
             wanted.setdefault(name, flag)
     wanted |= {name: "context" for name in config.context if name not in wanted}
+    wanted |= {name: "numeric" for name in config.numeric if name not in wanted}
     wanted |= {name: "drop_missing" for name in config.drop_missing if name not in wanted}
     for text in config.drop_if:
         wanted.setdefault(condition_column(text), "drop_if")
@@ -152,7 +154,7 @@ def _load_files(
     files: Sequence[tuple[LogFile, int]],
     names: Sequence[str],
     config: PrepareConfig,
-    connection: ibis.BaseBackend,
+    engine: Engine,
 ) -> RawLog:
     aliases = [f"c{i}" for i in range(len(names))]
     schema = pa.schema(
@@ -162,24 +164,28 @@ def _load_files(
             *((alias, pa.string()) for alias in aliases),
         ]
     )
-    connection.create_table("log", schema=ibis.Schema.from_pyarrow(schema))
     num_rows = 0
-    first_rows, counts = [], []
-    for file, part in files:
-        first_rows.append(num_rows)
-        for batch in file.batches([file.names.index(name) for name in names]):
-            rows = np.arange(num_rows, num_rows + len(batch), dtype=np.int64)
-            parts = np.full(len(batch), part, np.int8)
-            table = pa.Table.from_arrays(
-                [pa.array(rows), pa.array(parts), *batch.columns], schema=schema
-            )
-            connection.insert("log", table)
-            num_rows += len(batch)
-        counts.append(_count_read(file, part, num_rows - first_rows[-1], config))
+    first_rows: list[int] = []
+    counts: list[StepCount] = []
+
+    def numbered() -> Iterator[pa.Table]:
+        nonlocal num_rows
+        for file, part in files:
+            first_rows.append(num_rows)
+            for batch in file.batches([file.names.index(name) for name in names]):
+                rows = np.arange(num_rows, num_rows + len(batch), dtype=np.int64)
+                parts = np.full(len(batch), part, np.int8)
+                yield pa.Table.from_arrays(
+                    [pa.array(rows), pa.array(parts), *batch.columns], schema=schema
+                )
+                num_rows += len(batch)
+            counts.append(_count_read(file, part, num_rows - first_rows[-1], config))
+
+    table = engine.insert("log", schema, numbered())
     if num_rows == 0:
         raise ValueError(f"{files[0][0].path} has no rows")
     return RawLog(
-        table=connection.table("log"),
+        table=table,
         columns=dict(zip(names, aliases, strict=True)),
         first_rows=tuple(first_rows),
         paths=tuple(file.path for file, _ in files),
@@ -211,7 +217,7 @@ def _join_items(
     file: LogFile,
     names: Sequence[str],
     config: PrepareConfig,
-    connection: ibis.BaseBackend,
+    engine: Engine,
 ) -> RawLog:
     """Adds the columns `names[1:]` of the items table, looked up by `names[0]`."""
     aliases = [f"i{i}" for i in range(len(names))]
@@ -223,11 +229,7 @@ def _join_items(
     if len(items) == 0:
         raise ValueError(f"--items={file.path} has no rows")
     items = items.append_column("row", pa.array(np.arange(len(items), dtype=np.int64)))
-    # Not create_table(name, items): that also drops a view, which Ibis 12 writes without its name
-    # when the SQL writer is newer than it expects.
-    connection.create_table("items_table", schema=ibis.Schema.from_pyarrow(items.schema))
-    connection.insert("items_table", items)
-    table = connection.table("items_table")
+    table = engine.insert("items_table", items.schema, [items])
     # The first row of an item counts; a join on several would multiply events.
     table = table.filter(table.i0 != "").mutate(
         place=ibis.row_number().over(group_by="i0", order_by="row")
@@ -235,8 +237,8 @@ def _join_items(
     table = table.filter(table.place == 0).drop("place", "row")
     item_column = raw.table[raw.columns[config.item]]
     joined = raw.table.left_join(table, item_column == table.i0)
-    joined = connection.create_table("log_items", joined)
-    connection.raw_sql(f"DROP TABLE {raw.table.get_name()}")
+    joined = engine.store("log_items", joined)
+    engine.drop(raw.table.get_name())
     num_rows = joined.count().to_pyarrow().as_py()
     num_absent = joined.i0.isnull().sum().to_pyarrow().as_py()
     if num_absent > config.max_broken_fraction * num_rows:

@@ -39,6 +39,7 @@ ROLE_FLAGS = {
     "item": "item",
     "time": "time",
     "utc_offset": "utc_offset_column",
+    "zone": "zone_column",
     "latitude": "latitude",
     "longitude": "longitude",
     "category": "category",
@@ -56,7 +57,7 @@ class StepCount:
       rows_in: rows before the step.
       rows_out: rows after it; `rows_in - rows_out` is the sum of `dropped`.
       dropped: reason -> rows that left the log for it.
-      changed: reason -> rows that stayed with a value set to unknown.
+      changed: reason -> rows that stayed with another value or an unknown one.
     """
 
     name: str

@@ -71,11 +71,16 @@ def _quantile(table: ir.Table, num_events: int, fraction: float) -> int:
 
 
 def _time_at(table: ir.Table, place: int) -> int:
-    row = table.order_by("time_s").limit(1, offset=place)
-    times = row.to_pyarrow()["time_s"]
-    if len(times) == 0:
+    """The time of the event at a place (from 0) in time order."""
+    seconds = table.group_by("time_s").agg(num_events=table.count())
+    # Not a limit with an offset: an engine may number the rows before it sorts them.
+    so_far = ibis.window(order_by="time_s", preceding=None, following=0)
+    seconds = seconds.mutate(place=seconds.num_events.sum().over(so_far))
+    found = seconds.filter(seconds.place > place).agg(time_s=lambda t: t.time_s.min())
+    time_s = found.to_pyarrow()["time_s"][0].as_py()
+    if time_s is None:
         raise ValueError("no events are left before the test part; check --test_from, --test_days")
-    return times[0].as_py()
+    return time_s
 
 
 def by_time(table: ir.Table, cuts: Cuts) -> ir.Table:

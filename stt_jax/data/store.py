@@ -8,6 +8,7 @@ A prepared log is a directory:
     values.arrow      the values of the category and the context columns; row 0 of each is unknown
     meta.json         format version, hashes, counts of every step, statistics
     prepare.flags     the options that made it, ready to run again
+    report.html       the same for people: counts, drawings, warnings
 
 The Arrow files are uncompressed IPC files of one record batch each, so a column is one contiguous
 stretch of the file and opening a log reads none of it. Only numpy, pyarrow and the standard
@@ -50,16 +51,20 @@ __all__ = [
     "write_log",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META_FILE = "meta.json"
 FLAGS_FILE = "prepare.flags"
+REPORT_FILE = "report.html"
 TABLE_NAMES = ("events", "users", "items", "values")
 CATEGORY_FIELD = "category"  # context columns are stored as "context:" + name
 
 
 @dataclasses.dataclass(frozen=True)
 class LogMeta:
-    """What `meta.json` holds. `statistics` is a flat mapping of names to numbers and words."""
+    """What `meta.json` holds. `statistics` is a flat mapping of names to numbers and words.
+
+    `numerics` says of each numeric column what was done to it, for `numerics.apply_stages`.
+    """
 
     format_version: int
     data_hash: str
@@ -71,6 +76,7 @@ class LogMeta:
     steps: tuple[StepCount, ...]
     statistics: dict[str, Any]
     warnings: tuple[str, ...]
+    numerics: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,6 +108,10 @@ class PreparedLog:
       category_values: str [C + 1], row 0 = "".
       context_values: column name -> the same for a context column.
       meta: hashes, counts and statistics.
+      numbers: column name -> float32 [N], NaN where unknown; numeric columns of the event and made
+        features, as --fill, --smooth, --transform and --normalise have left them.
+      was_missing: column name ("place": the coordinates) -> int8 [N], 1 where the log itself had no
+        value to use; for every numeric and every filled column.
     """
 
     directory: pathlib.Path
@@ -126,6 +136,8 @@ class PreparedLog:
     category_values: Sequence[str]
     context_values: dict[str, Sequence[str]]
     meta: LogMeta
+    numbers: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    was_missing: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def num_events(self) -> int:
@@ -184,7 +196,7 @@ def check_output(directory: str | os.PathLike, *, overwrite: bool) -> None:
             f"--output={directory} already holds a prepared log; add --overwrite to replace it"
         )
     if directory.exists() and not (directory / META_FILE).exists():
-        ours = {FLAGS_FILE, *(f"{name}.arrow" for name in TABLE_NAMES)}
+        ours = {FLAGS_FILE, REPORT_FILE, *(f"{name}.arrow" for name in TABLE_NAMES)}
         foreign = sorted(path.name for path in directory.iterdir() if path.name not in ours)
         if foreign:
             raise ValueError(
@@ -271,6 +283,8 @@ def _map_table(path: pathlib.Path) -> pa.RecordBatch:
 def _to_tables(log: PreparedLog) -> dict[str, pa.RecordBatch]:
     events = {name: getattr(log, name) for name in EVENT_DTYPES}
     events |= {f"context:{name}": values for name, values in log.contexts.items()}
+    events |= {f"number:{name}": values for name, values in log.numbers.items()}
+    events |= {f"missing:{name}": values for name, values in log.was_missing.items()}
     starts = log.user_offsets[:-1]
     train_counts = np.add.reduceat(log.parts == TRAIN, starts, dtype=np.int64)
     users = {
@@ -331,7 +345,17 @@ def _from_tables(
         category_values=vocabularies[CATEGORY_FIELD],
         context_values={name: vocabularies[f"context:{name}"] for name in context_names},
         meta=meta,
+        numbers=_views_of(events, "number:"),
+        was_missing=_views_of(events, "missing:"),
     )
+
+
+def _views_of(events: pa.RecordBatch, prefix: str) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(prefix): _view(events, name)
+        for name in events.schema.names
+        if name.startswith(prefix)
+    }
 
 
 def _view(table: pa.RecordBatch, name: str) -> np.ndarray:

@@ -7,15 +7,17 @@ import datetime
 from collections.abc import Callable, Mapping
 
 import ibis
-from ibis.expr import datatypes as dt
 from ibis.expr import types as ir
+
+from stt_jax.data.clean import to_nearest, to_number
+from stt_jax.data.engine import Engine
 
 _DAY = r"\d{4}-\d{2}-\d{2}"
 _WALL = rf"{_DAY}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d+)?)?)?"
 _ZONE = r" ?(Z|UTC|[+-]\d{2}(:?\d{2})?)"
-_NUMBER = r"^-?\d+(\.\d*)?([eE][+-]?\d+)?$"
+_NUMBER = r"^-?\d+(\.\d*)?([eE][+-]?\d+)?\z"
 _DATE_DIGITS = (
-    r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
+    r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?\z"
 )
 
 # Kinds of written times. Numbers are told apart by their size: as seconds, 1e11 is the year 5138;
@@ -32,12 +34,8 @@ _UNITS_PER_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6}
 _UNITS_PER_SECOND["nanoseconds"] = 10**9
 _DATE_DIGITS_KIND = "date digits"
 _OTHER = "other"
+_MICROS = 1_000_000
 FORMAT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
-
-
-@ibis.udf.scalar.builtin
-def try_strptime(text: dt.string, pattern: dt.string) -> dt.timestamp:
-    """DuckDB's strptime that gives null for text that does not follow the pattern."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +106,7 @@ def _named_reading(time_format: str) -> TimeReading:
 
 
 def _kind(times: ir.StringColumn) -> ir.StringColumn:
-    number = times.try_cast("float64").abs()
+    number = to_number(times).abs()
     sizes = ibis.cases(
         (number < 1e11, "seconds"),
         (number < 1e14, "milliseconds"),
@@ -120,8 +118,8 @@ def _kind(times: ir.StringColumn) -> ir.StringColumn:
         (times.isnull(), ibis.null("string")),
         (times.re_search(_DATE_DIGITS), _DATE_DIGITS_KIND),
         (times.re_search(_NUMBER), sizes),
-        (times.re_search(f"^{_WALL}$"), "iso"),
-        (times.re_search(f"^{_WALL}{_ZONE}$"), "iso_zone"),
+        (times.re_search(rf"^{_WALL}\z"), "iso"),
+        (times.re_search(rf"^{_WALL}{_ZONE}\z"), "iso_zone"),
         else_=_OTHER,
     )
 
@@ -153,7 +151,7 @@ def _reading_of(seen: Mapping[str, _Seen], flag: str) -> TimeReading:
     return TimeReading((known[0],), "", KINDS[known[0]])
 
 
-def mark_times(table: ir.Table, reading: TimeReading) -> ir.Table:
+def mark_times(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Table:
     """Turns text `time` into numbers; adds `dropped` and `sample`.
 
     The numbers are int64 `time_s` (unix seconds, floor), `time_us` (the rest of the second) and
@@ -170,15 +168,17 @@ def mark_times(table: ir.Table, reading: TimeReading) -> ir.Table:
         if name in _UNITS_PER_SECOND:
             time_s, time_us = _read_numbers(table.time, _UNITS_PER_SECOND[name])
         elif name == "pattern":
-            time_s, time_us = _read_timestamps(try_strptime(table.time, reading.pattern))
+            time_s, time_us = _read_timestamps(
+                engine.parse_time(table.time, reading.pattern), engine
+            )
         elif name == "iso":
-            seconds, micros = _read_timestamps(table.time.try_cast("timestamp"))
+            seconds, micros = _read_timestamps(table.time.try_cast("timestamp"), engine)
             time_s = (kind == "iso").ifelse(seconds, time_s)
             time_us = (kind == "iso").ifelse(micros, time_us)
         else:
             zoned = kind == "iso_zone"
             wall = table.time.re_extract(f"^{_WALL}", 0).try_cast("timestamp")
-            seconds, micros = _read_timestamps(wall)
+            seconds, micros = _read_timestamps(wall, engine)
             zone_s = zoned.ifelse(_read_zone(table.time), 0)
             time_s = zoned.ifelse(seconds - zone_s, time_s)
             time_us = zoned.ifelse(micros, time_us)
@@ -199,22 +199,22 @@ def mark_times(table: ir.Table, reading: TimeReading) -> ir.Table:
 
 def _read_numbers(times: ir.StringColumn, per_second: int) -> tuple[ir.Value, ir.Value]:
     # float64 holds every number of milliseconds or microseconds until the year 2255.
-    number = times.try_cast("float64")
-    number = (number.abs() < 1e11 * per_second).ifelse(number, None)  # also drops NaN
+    number = to_number(times)
+    number = (number.abs() < 1e11 * per_second).ifelse(number, None)
     seconds = (number / per_second).floor()
-    micros = ((number - seconds * per_second) * (1e6 / per_second)).round()
+    micros = to_nearest((number - seconds * per_second) * (1e6 / per_second))
     return seconds.cast("int64"), micros.cast("int64")
 
 
-def _read_timestamps(times: ir.TimestampValue) -> tuple[ir.Value, ir.Value]:
-    # The engine's epoch is a float with the fraction in it, whatever type Ibis says it has.
-    seconds = times.epoch_seconds().cast("float64").floor().cast("int64")
-    return seconds, times.microsecond().cast("int64")
+def _read_timestamps(times: ir.TimestampValue, engine: Engine) -> tuple[ir.Value, ir.Value]:
+    micros = engine.to_micros(times)
+    rest = (micros % _MICROS + _MICROS) % _MICROS  # the sign of % is that of the time
+    return ((micros - rest) / _MICROS).cast("int64"), rest.cast("int64")
 
 
 def _read_zone(times: ir.StringColumn) -> ir.IntegerValue:
     """Seconds of the offset at the end of the text; 0 for Z and UTC."""
-    pattern = r":[\d:.]+ ?([+-])(\d{2}):?(\d{2})?$"
+    pattern = r":[\d:.]+ ?([+-])(\d{2}):?(\d{2})?\z"
     hours = times.re_extract(pattern, 2).try_cast("int64").fill_null(0)
     minutes = times.re_extract(pattern, 3).try_cast("int64").fill_null(0)
     sign = (times.re_extract(pattern, 1) == "-").ifelse(-1, 1)

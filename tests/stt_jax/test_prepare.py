@@ -172,7 +172,7 @@ def test_mixed_time_formats(capsys, flags, log_file):
 def test_swapped_coordinates(capsys, flags, log_file):
     log_file.write_text(GOOD.replace("40.7,-74.0", "-114.1,51.0"), encoding="utf-8")
     text = error_of(capsys, *flags)
-    assert "--latitude=latitude --longitude=longitude: latitude beyond 90 in 20 of 20 rows" in text
+    assert "--latitude=latitude --longitude=longitude: latitude and longitude swapped in 20" in text
     assert "'-114.1, 51.0'" in text
 
 

@@ -6,16 +6,17 @@ import pyarrow as pa
 import pytest
 
 from stt_jax.data import clean
+from stt_jax.data.engine import DuckEngine
 from stt_jax.data.schema import UNKNOWN_E7
 
 
 @pytest.fixture
-def connection():
-    return ibis.duckdb.connect(threads=1)
+def engine(tmp_path):
+    return DuckEngine(str(tmp_path / "spill"), threads=1)
 
 
-def marks(connection, table, column="dropped"):
-    return connection.to_pyarrow(table.order_by("source_row"))[column].to_pylist()
+def marks(engine, table, column="dropped"):
+    return engine.fetch(table.order_by("source_row"))[column].to_pylist()
 
 
 def make(**columns):
@@ -37,17 +38,17 @@ def make(**columns):
         ("n=a=b", ["a=b", "a"], [1, 0]),
     ],
 )
-def test_comparisons(connection, condition, values, dropped):
+def test_comparisons(engine, condition, values, dropped):
     marked = clean.mark_filtered(make(c0=values), {"n": "c0"}, drop_if=[condition])
-    assert [bool(mark) for mark in marks(connection, marked)] == [bool(d) for d in dropped]
+    assert [bool(mark) for mark in marks(engine, marked)] == [bool(d) for d in dropped]
 
 
-def test_the_first_reason_counts(connection):
+def test_the_first_reason_counts(engine):
     table = make(c0=["", "0", "5"], c1=["x", "C1", "C2"])
     marked = clean.mark_filtered(
         table, {"who": "c0", "bill": "c1"}, drop_if=["who=0", "bill^=C"], drop_missing=["who"]
     )
-    assert marks(connection, marked) == ["who is empty", "who=0", "bill^=C"]
+    assert marks(engine, marked) == ["who is empty", "who=0", "bill^=C"]
 
 
 def test_comparison_without_operator_is_refused():
@@ -55,10 +56,10 @@ def test_comparison_without_operator_is_refused():
         clean.condition_column("price")
 
 
-def test_bad_ids_are_marked(connection):
+def test_bad_ids_are_marked(engine):
     table = make(user=["a", None, "c", "d\n5,e"], item=["x", "y", None, "z"])
     marked = clean.mark_bad_ids(table, "who", "what")
-    assert marks(connection, marked) == [
+    assert marks(engine, marked) == [
         None,
         "who is empty",
         "what is empty",
@@ -66,7 +67,7 @@ def test_bad_ids_are_marked(connection):
     ]
 
 
-def test_impossible_places_become_unknown(connection):
+def test_impossible_places_become_unknown(engine):
     places = [
         ("40.7128001", "-74.0059999", None),
         ("-90", "180", None),
@@ -74,32 +75,32 @@ def test_impossible_places_become_unknown(connection):
         ("40.5", None, "only one of two coordinates"),
         ("north", "5", "coordinate is not a number"),
         ("nan", "5", "coordinate is not a number"),
-        ("91", "5", "latitude beyond 90"),
+        ("91", "105", "latitude beyond 90"),
         ("5", "-180.01", "longitude beyond 180"),
         ("0.0", "0", "place is 0, 0"),
         ("0", "5", None),
     ]
     table = make(latitude=[p[0] for p in places], longitude=[p[1] for p in places])
     marked = clean.mark_places(table)
-    assert marks(connection, marked, "changed") == [p[2] for p in places]
-    latitudes = marks(connection, marked, "latitude_e7")
-    longitudes = marks(connection, marked, "longitude_e7")
+    assert marks(engine, marked, "changed") == [p[2] for p in places]
+    latitudes = marks(engine, marked, "latitude_e7")
+    longitudes = marks(engine, marked, "longitude_e7")
     assert latitudes[:3] == [407_128_001, -900_000_000, UNKNOWN_E7]
     assert longitudes[:3] == [-740_059_999, 1_800_000_000, UNKNOWN_E7]
     assert set(latitudes[3:9]) == set(longitudes[3:9]) == {UNKNOWN_E7}
     assert (latitudes[9], longitudes[9]) == (0, 50_000_000)
 
 
-def test_degrees_are_rounded_not_cut(connection):
+def test_degrees_are_rounded_not_cut(engine):
     texts = [f"{degree + 0.1234567:.7f}" for degree in range(-89, 89)]
     marked = clean.mark_places(make(latitude=texts, longitude=texts))
     wanted = [int(text.replace(".", "")) for text in texts]
-    assert marks(connection, marked, "latitude_e7") == wanted
+    assert marks(engine, marked, "latitude_e7") == wanted
 
 
-def test_duplicates_equal_in_every_column_the_first_stays(connection):
+def test_duplicates_equal_in_every_column_the_first_stays(engine):
     table = make(user=["a", "a", "a", "b", "a"], name=["x", None, "x", "x", None])
-    assert marks(connection, clean.mark_duplicates(table)) == [
+    assert marks(engine, clean.mark_duplicates(table)) == [
         None,
         None,
         "equals an earlier row",
@@ -122,19 +123,94 @@ def plain_core(rows, min_user_events, min_item_events):
         rows = kept
 
 
-def test_core_is_the_fixed_point(connection):
+def test_core_is_the_fixed_point(engine):
     draw = random.Random(3)
     rows = [
         (i, f"u{int(draw.expovariate(0.1))}", f"p{int(draw.expovariate(0.1))}") for i in range(600)
     ]
     table = make(user=[row[1] for row in rows], item=[row[2] for row in rows])
     kept, dropped = clean.keep_core(
-        connection.create_table("log", table), connection, min_user_events=9, min_item_events=7
+        engine.store("log", table), engine, min_user_events=9, min_item_events=7
     )
-    source_rows = connection.to_pyarrow(kept.order_by("source_row"))["source_row"].to_pylist()
+    source_rows = engine.fetch(kept.order_by("source_row"))["source_row"].to_pylist()
     wanted = plain_core(rows, 9, 7)
     assert 0 < len(wanted) < len(rows)
     assert source_rows == [row[0] for row in wanted]
     assert sum(dropped.values()) == len(rows) - len(wanted)
     assert next(iter(dropped)) == "round 1: users below 9 events"
     assert any(reason.startswith("round 2") for reason in dropped)
+
+
+def test_swapped_coordinates_are_put_right(engine):
+    table = make(latitude=["-114.1", "95", "200"], longitude=["51.04", "95", "51"])
+    marked = clean.mark_places(table)
+    assert marks(engine, marked, "changed") == [
+        "latitude and longitude swapped",
+        "latitude beyond 90",
+        "latitude beyond 90",
+    ]
+    assert marks(engine, marked, "latitude_e7") == [510_400_000, UNKNOWN_E7, UNKNOWN_E7]
+    assert marks(engine, marked, "longitude_e7") == [-1_141_000_000, UNKNOWN_E7, UNKNOWN_E7]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("12", 12.0),
+        (" -0.5 ", -0.5),
+        ("+.5e-3", 0.0005),
+        ("7.", 7.0),
+        ("1e308", 1e308),
+        *((text, None) for text in ("1e999", "nan", "inf", "1d", "0x1F", "1_000", "5\n", "", "e5")),
+    ],
+)
+def test_numbers_are_what_every_engine_reads_alike(engine, text, number):
+    marked = clean.mark_numbers(make(price=[text]), {"price": "Price"})
+    assert marks(engine, marked, "price") == [number]
+    assert marks(engine, marked, "changed") == [None if number else "Price is not a number"]
+
+
+def make_events(*events, user="a", item="x"):
+    """A table of events given as seconds or (seconds, overriding columns)."""
+    rows = [(event, {}) if isinstance(event, int | float) else event for event in events]
+    columns = {
+        "source_row": list(range(len(rows))),
+        "time_s": [int(time // 1) for time, _ in rows],
+        "time_us": [round(time % 1 * 1e6) for time, _ in rows],
+        "utc_offset_s": [0] * len(rows),
+        "part": [0] * len(rows),
+        "user": [user] * len(rows),
+        "item": [item] * len(rows),
+    }
+    for row, (_, changes) in enumerate(rows):
+        for name, value in changes.items():
+            columns[name][row] = value
+    return ibis.memtable(pa.table(columns))
+
+
+def test_near_duplicates_leave_the_first_of_a_chain(engine):
+    events = make_events(
+        100, 109, 118, 128, (109, {"item": "y"}), (110, {"user": "b"}), 137.9, (119, {"part": 2})
+    )
+    dropped = marks(engine, clean.mark_near_duplicates(events, 10))
+    assert [bool(mark) for mark in dropped] == [0, 1, 1, 0, 0, 0, 1, 0]
+    assert dropped[1] == "within 10 s of the same user's last event at the item"
+
+
+def test_events_outside_the_time_window_go(engine):
+    dropped = marks(engine, clean.mark_outside(make_events(9, 10, 19, 20), 10, 20))
+    assert dropped == ["before --time_from", None, None, "at --time_to or later"]
+    assert marks(engine, clean.mark_outside(make_events(9, 10), None, 10))[0] is None
+
+
+def test_a_bot_is_dropped_from_its_first_event_too_many_on(engine):
+    day = 86_400
+    events = make_events(
+        0, day, day + 1, day + 2, 5 * day, *((day + i, {"user": "b"}) for i in (0, 1))
+    )
+    dropped = [bool(mark) for mark in marks(engine, clean.mark_bots(events, 2))]
+    assert dropped == [False, False, False, True, True, False, False]
+    # The day is the local one: an hour later, two of the events fall on the next day.
+    late = make_events(*((day - 3 + i, {"utc_offset_s": 1}) for i in range(3)))
+    assert not any(marks(engine, clean.mark_bots(late, 2)))
+    assert any(marks(engine, clean.mark_bots(make_events(0, 1, 2), 2)))

@@ -8,6 +8,8 @@ import pytest
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data import localtime
+from stt_jax.data.engine import DuckEngine
+from stt_jax.data.schema import UNKNOWN_E7
 
 NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
 START = int(datetime.datetime(2011, 1, 1, tzinfo=datetime.UTC).timestamp())
@@ -98,3 +100,64 @@ def test_impossible_offsets_become_zero_and_are_marked(connection):
     rows = connection.to_pyarrow(localtime.mark_offsets(table).order_by("row")).to_pylist()
     assert [row["utc_offset_s"] for row in rows] == [-18_000, 20_700, 0, 0]
     assert [bool(row["changed"]) for row in rows] == [False, False, True, True]
+
+
+def zone_rows(**columns):
+    size = len(columns["time_s"])
+    fixed = {
+        "source_row": list(range(size)),
+        "user": ["a"] * size,
+        "item": ["x"] * size,
+        "time_us": [0] * size,
+        "zone_s": [0] * size,
+        "part": pa.array([0] * size, pa.int8()),
+    }
+    return ibis.memtable(pa.table(fixed | columns))
+
+
+def test_a_column_of_zones_gives_each_event_its_own_clock(tmp_path):
+    engine = DuckEngine(str(tmp_path), threads=1)
+    zones = ["America/New_York", "Europe/Vienna", "America/New_York", None, "Mars/Base"]
+    noon = int(datetime.datetime(2012, 1, 10, 12, tzinfo=datetime.UTC).timestamp())
+    table = zone_rows(
+        time_s=[noon, noon, noon, noon, noon],
+        zone=pa.array(zones),
+        is_zoned=[False, False, True, False, False],
+    )
+    config = PrepareConfig(input=("x",), output="y", time="t", zone_column="z")
+    found = engine.fetch(localtime.mark_zones(table, engine, config).order_by("source_row"))
+    assert found["utc_offset_s"].to_pylist() == [-18_000, 3_600, -18_000, 0, 0]
+    moved = [time_s - noon for time_s in found["time_s"].to_pylist()]
+    assert moved == [18_000, -3_600, 0, 0, 0]
+    assert found["changed"].to_pylist() == [None] * 3 + ["zone is empty", "zone is not known"]
+
+
+def test_offsets_of_arrays_are_those_of_expressions(connection):
+    times_s = np.random.default_rng(2).integers(START, START + YEARS_S, 500)
+    offsets_s, starts_s = localtime.zone_offsets(NEW_YORK, START - 200_000, START + YEARS_S)
+    table = ibis.memtable({"row": np.arange(500), "t": times_s})
+    for wall in (False, True):
+        by_table = table.mutate(o=localtime.local_offset(table.t, offsets_s, starts_s, wall=wall))
+        wanted = connection.to_pyarrow(by_table.order_by("row"))["o"].to_numpy()
+        np.testing.assert_array_equal(localtime._offsets_at(NEW_YORK, times_s, wall=wall), wanted)
+
+
+def test_zones_come_from_places_and_are_carried_on(tmp_path):
+    pytest.importorskip("timezonefinder", reason="timezonefinder of 'zones' is not installed")
+    engine = DuckEngine(str(tmp_path), threads=1)
+    july = int(datetime.datetime(2012, 7, 1, tzinfo=datetime.UTC).timestamp())
+    u = UNKNOWN_E7
+    table = zone_rows(
+        time_s=[july + i for i in range(4)],
+        utc_offset_s=[0] * 4,
+        latitude_e7=pa.array([u, 407_000_000, u, 482_000_000], pa.int32()),
+        longitude_e7=pa.array([u, -740_000_000, u, 163_000_000], pa.int32()),
+    )
+    found = engine.fetch(localtime.mark_zones_of_places(table, engine).order_by("source_row"))
+    assert found["utc_offset_s"].to_pylist() == [0, -14_400, -14_400, 7_200]
+    assert found["changed"].to_pylist() == [
+        "no place and none before: UTC",
+        None,
+        "no place: zone of the user's last one",
+        None,
+    ]

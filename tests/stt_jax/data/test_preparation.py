@@ -80,7 +80,9 @@ def prepare_plainly(rows, test_from, validation_from):
     events, seen = [], set()
     for number, (user, item, time, lat, lon, kind, device, visit) in enumerate(rows):
         place = (UNKNOWN_E7, UNKNOWN_E7)
-        if lat and abs(float(lat)) <= 90 and (float(lat), float(lon)) != (0, 0):
+        if lat and abs(float(lat)) > 90:
+            lat, lon = lon, lat
+        if lat and (float(lat), float(lon)) != (0, 0):
             place = (round(float(lat) * 1e7), round(float(lon) * 1e7))
         event = (user, item, int(time), place, kind, device, visit)
         if not user or event in seen:
@@ -162,6 +164,7 @@ def test_every_byte_is_the_same_on_one_thread_and_on_many(tmp_path):
         "values.arrow",
         "meta.json",
         "prepare.flags",
+        "report.html",
     }
     assert written[0] == written[1]
 
@@ -213,7 +216,7 @@ def test_counts_of_the_steps_add_up(tmp_path):
         assert step.rows_in - step.rows_out == sum(step.dropped.values())
     by_name = {step.name: step for step in steps}
     assert by_name["ids"].dropped == {"who is empty": sum(not row[0] for row in rows)}
-    assert by_name["places"].changed["latitude beyond 90"] > 0
+    assert by_name["places"].changed["latitude and longitude swapped"] > 0
 
 
 @settings(

@@ -1,14 +1,14 @@
-import ibis
 import pyarrow as pa
 import pytest
 
 from stt_jax.config import PrepareConfig
+from stt_jax.data.engine import DuckEngine
 from stt_jax.data.read import read_log
 
 
 @pytest.fixture
-def connection():
-    return ibis.duckdb.connect(threads=1)
+def engine(tmp_path):
+    return DuckEngine(str(tmp_path / "spill"), threads=1)
 
 
 def write(path, text):
@@ -30,7 +30,7 @@ def rows_of(raw):
     return columns | {"part": table["part"].to_pylist()}
 
 
-def test_rows_are_numbered_over_all_files_in_order(tmp_path, connection):
+def test_rows_are_numbered_over_all_files_in_order(tmp_path, engine):
     write(tmp_path / "a.csv", "u,i,t\n1,x,5\n2,y,6\n")
     write(tmp_path / "b.csv", "t,u,other,i\n7,3,?,z\n")
     write(tmp_path / "v.csv", "u,i,t\n4,x,8\n")
@@ -43,7 +43,7 @@ def test_rows_are_numbered_over_all_files_in_order(tmp_path, connection):
         test_input=("e.csv",),
         split="given",
     )
-    raw = read_log(given, connection)
+    raw = read_log(given, engine)
     assert rows_of(raw) == {
         "u": ["3", "1", "2", "4", "5"],
         "i": ["z", "x", "y", "x", "x"],
@@ -55,25 +55,25 @@ def test_rows_are_numbered_over_all_files_in_order(tmp_path, connection):
     assert [count.rows_out for count in raw.counts] == [1, 2, 1, 1]
 
 
-def test_names_that_differ_in_case_only_are_two_columns(tmp_path, connection):
+def test_names_that_differ_in_case_only_are_two_columns(tmp_path, engine):
     path = write(tmp_path / "a.csv", "u,i,t,T\n1,x,5,late\n")
-    raw = read_log(config(tmp_path, path, category="T"), connection)
+    raw = read_log(config(tmp_path, path, category="T"), engine)
     assert rows_of(raw)["T"] == ["late"]
     assert rows_of(raw)["t"] == ["5"]
 
 
-def test_one_column_can_have_several_uses(tmp_path, connection):
+def test_one_column_can_have_several_uses(tmp_path, engine):
     path = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
-    raw = read_log(config(tmp_path, path, name="i", drop_if=("i=y",)), connection)
+    raw = read_log(config(tmp_path, path, name="i", drop_if=("i=y",)), engine)
     assert set(raw.columns) == {"u", "i", "t"}
 
 
-def test_items_table_is_joined_by_id(tmp_path, connection):
+def test_items_table_is_joined_by_id(tmp_path, engine):
     path = write(tmp_path / "a.csv", "u,i,t,kind\n1,x,5,log\n2,y,6,log\n3,x,7,log\n")
     write(tmp_path / "items.csv", "id,label,kind\nx,first,table\nx,second,table\nz,other,table\n")
     raw = read_log(
         config(tmp_path, path, items="items.csv", items_key="id", name="label", category="kind"),
-        connection,
+        engine,
     )
     rows = rows_of(raw)
     assert rows["label"] == ["first", None, "first"]
@@ -83,7 +83,7 @@ def test_items_table_is_joined_by_id(tmp_path, connection):
     assert raw.num_rows == 3
 
 
-def test_items_table_without_header(tmp_path, connection):
+def test_items_table_without_header(tmp_path, engine):
     path = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
     write(tmp_path / "places.txt", "x\t1.5\t2.5\n")
     raw = read_log(
@@ -95,47 +95,47 @@ def test_items_table_without_header(tmp_path, connection):
             latitude="lat",
             longitude="lon",
         ),
-        connection,
+        engine,
     )
     assert (rows_of(raw)["lat"], rows_of(raw)["lon"]) == (["1.5"], ["2.5"])
 
 
-def test_items_table_with_other_ids_is_refused(tmp_path, connection):
+def test_items_table_with_other_ids_is_refused(tmp_path, engine):
     path = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
     write(tmp_path / "items.csv", "id,label\n1,first\n")
     options = {"items": "items.csv", "name": "label"}
     with pytest.raises(ValueError, match="--items_key is missing"):
-        read_log(config(tmp_path, path, **options), connection)
+        read_log(config(tmp_path, path, **options), engine)
     with pytest.raises(ValueError, match="1 of 1 events have an item that its column 'id' lacks"):
-        read_log(config(tmp_path, path, items_key="id", **options), connection)
+        read_log(config(tmp_path, path, items_key="id", **options), engine)
 
 
-def test_a_missing_column_is_named_with_its_file_and_flag(tmp_path, connection):
+def test_a_missing_column_is_named_with_its_file_and_flag(tmp_path, engine):
     a = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
     b = write(tmp_path / "b.csv", "u,i,time\n1,x,5\n")
     with pytest.raises(ValueError, match=r"--time=t: .*b\.csv has no such column.* Columns: u, i"):
-        read_log(config(tmp_path, a, b), connection)
+        read_log(config(tmp_path, a, b), engine)
     with pytest.raises(ValueError, match="--context=device"):
-        read_log(config(tmp_path, a, context=("device",)), connection)
+        read_log(config(tmp_path, a, context=("device",)), engine)
     with pytest.raises(ValueError, match="--drop_missing=price"):
-        read_log(config(tmp_path, a, drop_missing=("price",)), connection)
+        read_log(config(tmp_path, a, drop_missing=("price",)), engine)
 
 
-def test_a_column_that_occurs_twice_is_refused(tmp_path, connection):
+def test_a_column_that_occurs_twice_is_refused(tmp_path, engine):
     path = write(tmp_path / "a.csv", "u,i,t,t\n1,x,5,6\n")
     with pytest.raises(ValueError, match=r"--time=t: .* has 2 columns of that name"):
-        read_log(config(tmp_path, path), connection)
+        read_log(config(tmp_path, path), engine)
 
 
-def test_a_file_of_another_form_is_refused(tmp_path, connection):
+def test_a_file_of_another_form_is_refused(tmp_path, engine):
     path = write(tmp_path / "a.csv", "u,i,t\n" + "1;x;5\n" * 9 + "1,x,5\n")
     with pytest.raises(ValueError, match="9 of 10 rows cannot be read as delimited by comma"):
-        read_log(config(tmp_path, path), connection)
+        read_log(config(tmp_path, path), engine)
 
 
-def test_many_batches_keep_their_rows_in_order(tmp_path, connection):
+def test_many_batches_keep_their_rows_in_order(tmp_path, engine):
     path = tmp_path / "log.parquet"
     values = [str(i) for i in range(300_000)]
     pa.parquet.write_table(pa.table({"u": values, "i": values, "t": values}), path)
-    raw = read_log(config(tmp_path, str(path)), connection)
+    raw = read_log(config(tmp_path, str(path)), engine)
     assert rows_of(raw)["u"] == values

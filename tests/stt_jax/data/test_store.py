@@ -32,6 +32,7 @@ def make_log(directory):
         steps=(StepCount("read", 6, 5, {"broken": 1}, {"café": 2}),),
         statistics={"num_events": 5},
         warnings=("mind the gap",),
+        numerics={"price": [{"kind": "fill", "value": 3.0}]},
     )
     return PreparedLog(
         directory=directory,
@@ -42,6 +43,8 @@ def make_log(directory):
         longitudes_e7=np.array([1, 2, 3, UNKNOWN_E7, 5], np.int32),
         categories=np.array([1, 0, 1, 0, 0], np.int32),
         contexts={"device": np.array([0, 1, 1, 1, 0], np.int32)},
+        numbers={"price": np.array([0.5, np.nan, 3, 4, -1], np.float32)},
+        was_missing={"price": np.array([0, 1, 1, 0, 0], np.int8)},
         sessions=np.array([1, 1, 0, 2, 3], np.int32),
         parts=np.array([0, 2, 0, 1, 2], np.int8),
         user_offsets=np.array([0, 2, 4, 5], np.int64),
@@ -74,6 +77,8 @@ def test_what_is_written_is_what_is_read(stored):
             assert after.tolist() == before.tolist()
         elif field.name == "contexts":
             assert after["device"].tolist() == before["device"].tolist()
+        elif field.name in ("numbers", "was_missing"):
+            np.testing.assert_array_equal(after["price"], before["price"], strict=True)
         elif field.name.endswith(("_ids", "_names")):
             assert list(after) == before
         elif field.name != "meta":
@@ -140,7 +145,7 @@ def test_wrong_folders_are_refused(tmp_path):
 def test_another_format_version_is_refused(stored):
     meta = json.loads((stored / "meta.json").read_text("utf-8"))
     (stored / "meta.json").write_text(json.dumps(meta | {"format_version": 99}), "utf-8")
-    with pytest.raises(ValueError, match="format version 99, this program reads 1"):
+    with pytest.raises(ValueError, match="format version 99, this program reads 2"):
         open_log(stored)
 
 
@@ -167,7 +172,15 @@ def test_files_of_two_logs_do_not_pass_for_one(stored, tmp_path):
     offsets = np.array([0, 2, 3, 4], np.int64)
     contexts = {"device": short.contexts["device"][:4]}
     write_log(
-        dataclasses.replace(short, **events, contexts=contexts, user_offsets=offsets), "--x=\n"
+        dataclasses.replace(
+            short,
+            **events,
+            contexts=contexts,
+            numbers={},
+            was_missing={},
+            user_offsets=offsets,
+        ),
+        "--x=\n",
     )
     (stored / "users.arrow").write_bytes((tmp_path / "short" / "users.arrow").read_bytes())
     with pytest.raises(ValueError, match=r"users\.arrow counts 4 events, events\.arrow has 5"):

@@ -5,23 +5,24 @@ import pyarrow as pa
 import pytest
 
 from stt_jax.data import times
+from stt_jax.data.engine import DuckEngine
 
 UTC = datetime.UTC
 
 
 @pytest.fixture(scope="module")
-def connection():
-    return ibis.duckdb.connect(threads=1)
+def engine(tmp_path_factory):
+    return DuckEngine(str(tmp_path_factory.mktemp("spill")), threads=1)
 
 
-def read_times(texts, connection, time_format=""):
+def read_times(texts, engine, time_format=""):
     """The reading that is chosen, and its rows."""
     rows = pa.table({"source_row": list(range(len(texts))), "time": pa.array(texts, pa.string())})
     table = ibis.memtable(rows)
     reading = times.choose_reading(
         table, time_format=time_format, flag="--time=t", where=lambda row: f"row {row + 1}"
     )
-    marked = connection.to_pyarrow(times.mark_times(table, reading).order_by("source_row"))
+    marked = engine.fetch(times.mark_times(table, reading, engine).order_by("source_row"))
     return reading, marked.to_pylist()
 
 
@@ -51,21 +52,21 @@ def moment(*parts):
         ("2012-04-03", "iso", moment(2012, 4, 3), 0),
     ],
 )
-def test_known_ways_to_write_a_time(connection, text, kind, time_s, time_us):
-    reading, rows = read_times([text], connection)
+def test_known_ways_to_write_a_time(engine, text, kind, time_s, time_us):
+    reading, rows = read_times([text], engine)
     assert reading.kinds == (kind,)
     assert (rows[0]["time_s"], rows[0]["time_us"]) == (time_s, time_us)
     assert rows[0]["is_zoned"] == (kind != "iso")
     assert rows[0]["dropped"] is None
 
 
-def test_the_zone_that_a_time_is_written_with_is_kept(connection):
-    _, rows = read_times(["2012-04-03T18:00:00-05:30", "2012-04-03T18:00:00Z"], connection)
+def test_the_zone_that_a_time_is_written_with_is_kept(engine):
+    _, rows = read_times(["2012-04-03T18:00:00-05:30", "2012-04-03T18:00:00Z"], engine)
     assert [row["zone_s"] for row in rows] == [-19_800, 0]
 
 
-def test_empty_and_unreadable_times_are_marked(connection):
-    _, rows = read_times([None, "2012-02-30", "2012-02-28", "never"], connection)
+def test_empty_and_unreadable_times_are_marked(engine):
+    _, rows = read_times([None, "2012-02-30", "2012-02-28", "never"], engine)
     assert [row["dropped"] for row in rows] == [
         "time is empty",
         "time is not ISO 8601 without zone",
@@ -84,14 +85,14 @@ def test_empty_and_unreadable_times_are_marked(connection):
         ([None, None], "every value is empty"),
     ],
 )
-def test_mixed_and_unknown_ways_are_refused_with_a_row(connection, texts, words):
+def test_mixed_and_unknown_ways_are_refused_with_a_row(engine, texts, words):
     with pytest.raises(ValueError, match="--time=t: ") as error:
-        read_times(texts, connection)
+        read_times(texts, engine)
     assert words in str(error.value)
 
 
-def test_relative_seconds_may_look_like_dates(connection):
-    _, rows = read_times(["5", "20120403", "20120405"], connection)
+def test_relative_seconds_may_look_like_dates(engine):
+    _, rows = read_times(["5", "20120403", "20120405"], engine)
     assert [row["time_s"] for row in rows] == [5, 20_120_403, 20_120_405]
 
 
@@ -106,18 +107,18 @@ def test_relative_seconds_may_look_like_dates(connection):
         ("iso", "2012-04-03", moment(2012, 4, 3)),
     ],
 )
-def test_named_formats(connection, time_format, text, time_s):
-    _, rows = read_times([text], connection, time_format)
+def test_named_formats(engine, time_format, text, time_s):
+    _, rows = read_times([text], engine, time_format)
     assert rows[0]["time_s"] == time_s
 
 
-def test_named_format_drops_what_does_not_follow_it(connection):
-    _, rows = read_times(["3/4/2012", "2012-04-03"], connection, "%d/%m/%Y")
+def test_named_format_drops_what_does_not_follow_it(engine):
+    _, rows = read_times(["3/4/2012", "2012-04-03"], engine, "%d/%m/%Y")
     assert [row["dropped"] for row in rows] == [None, "time is not pattern '%d/%m/%Y'"]
 
 
-def test_iso_by_name_reads_times_with_and_without_zone(connection):
-    _, rows = read_times(["2012-04-03T10:00+02:00", "2012-04-03T10:00"], connection, "iso")
+def test_iso_by_name_reads_times_with_and_without_zone(engine):
+    _, rows = read_times(["2012-04-03T10:00+02:00", "2012-04-03T10:00"], engine, "iso")
     assert [row["time_s"] for row in rows] == [moment(2012, 4, 3, 8), moment(2012, 4, 3, 10)]
     assert [row["is_zoned"] for row in rows] == [True, False]
 

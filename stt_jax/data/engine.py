@@ -1,0 +1,259 @@
+"""The table engine: DuckDB inside this process, or a Spark cluster. The steps do not know which.
+
+A step is an Ibis expression over a total order, and both engines agree on its value to the bit.
+What they do not share stands here: how tables come in, are kept between two steps and go out, and
+the two functions that Ibis has no common name for.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet
+from ibis.expr import datatypes as dt
+from ibis.expr import types as ir
+
+# What a strptime pattern can hold -> the same for Java's DateTimeFormatter, which Spark uses. One
+# letter reads one or two digits, as strptime does.
+_JAVA_PATTERNS = {
+    "Y": "yyyy", "y": "yy", "m": "M", "d": "d", "H": "H", "I": "h", "M": "m", "S": "s",
+    "f": "SSSSSS", "p": "a", "b": "MMM", "B": "MMMM", "a": "EEE", "A": "EEEE", "j": "D",
+    "z": "xx", "%": "%",
+}  # fmt: skip
+
+
+@ibis.udf.scalar.builtin(name="try_strptime")
+def _duckdb_strptime(text: dt.string, pattern: dt.string) -> dt.timestamp:
+    """DuckDB's strptime that gives null for text that does not follow the pattern."""
+
+
+@ibis.udf.scalar.builtin(name="try_to_timestamp")
+def _spark_strptime(text: dt.string, pattern: dt.string) -> dt.timestamp:
+    """The same of Spark."""
+
+
+@ibis.udf.scalar.builtin(name="epoch_us")
+def _duckdb_micros(moment: dt.timestamp) -> dt.int64:
+    """Microseconds since 1970."""
+
+
+@ibis.udf.scalar.builtin(name="unix_micros")
+def _spark_micros(moment: dt.timestamp) -> dt.int64:
+    """The same of Spark."""
+
+
+class DuckEngine:
+    """DuckDB in this process; larger than memory by spilling to `folder`.
+
+    Args:
+      folder: for what does not fit into memory.
+      threads: 0 takes all cores.
+    """
+
+    name = "duckdb"
+
+    def __init__(self, folder: str, threads: int = 0):
+        settings = {"threads": threads} if threads else {}
+        self.connection = ibis.duckdb.connect(temp_directory=folder, **settings)
+
+    def insert(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> ir.Table:
+        """A new table out of Arrow tables of one schema."""
+        # Not create_table(name, table): that also drops a view, which Ibis 12 writes without its
+        # name when the SQL writer is newer than it expects.
+        self.connection.create_table(name, schema=ibis.Schema.from_pyarrow(schema))
+        for table in tables:
+            self.connection.insert(name, table)
+        return self.connection.table(name)
+
+    def store(self, name: str, expression: ir.Table) -> ir.Table:
+        """Computes a table once."""
+        return self.connection.create_table(name, expression)
+
+    def drop(self, name: str) -> None:
+        """Frees a table that `insert` or `store` made."""
+        # Ibis's drop_table leaves out the name with some versions of its SQL writer.
+        self.connection.raw_sql(f"DROP TABLE {name}")
+
+    def fetch(self, expression: ir.Table) -> pa.Table:
+        """The rows of a table, in its order."""
+        return self.connection.to_pyarrow(expression)
+
+    def parse_time(self, text: ir.StringValue, pattern: str) -> ir.TimestampValue:
+        """Text by a strptime pattern; null where it does not follow it."""
+        return _duckdb_strptime(text, pattern)
+
+    def to_micros(self, moment: ir.TimestampValue) -> ir.IntegerValue:
+        """Microseconds since 1970."""
+        return _duckdb_micros(moment)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        self.connection.disconnect()
+
+
+class SparkEngine:
+    """Spark, local or a cluster.
+
+    Args:
+      folder: tables live here as Parquet between two steps; every machine of the cluster must see
+        it under the same path.
+      master: as spark.master: "local[2]", "spark://host:7077", "yarn".
+
+    Raises:
+      ValueError: pyspark or Java is not here, or the master does not answer.
+    """
+
+    name = "spark"
+
+    def __init__(self, folder: str, master: str):
+        try:
+            with warnings.catch_warnings():
+                # PySpark warns of each pandas that is newer than itself.
+                warnings.simplefilter("ignore", FutureWarning)
+                import pyspark.errors
+                import pyspark.sql
+        except ImportError as error:
+            raise ValueError(
+                f"--engine=spark needs more packages ({error}); pip install 'stt_jax[spark]'"
+            ) from error
+        self._folder = pathlib.Path(folder)
+        self._session_is_ours = pyspark.sql.SparkSession.getActiveSession() is None
+        options = {
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+            "spark.sql.warehouse.dir": str(self._folder / "warehouse"),
+            "spark.sql.session.timeZone": "UTC",
+        }
+        if master.startswith("local"):
+            # A local shuffle into the 200 parts that suit a cluster is mostly waiting.
+            options["spark.sql.shuffle.partitions"] = str(os.cpu_count() or 1)
+            options["spark.driver.host"] = "localhost"
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+            os.environ.setdefault("SPARK_CONF_DIR", str(_quiet_logging(self._folder)))
+        builder = pyspark.sql.SparkSession.builder.master(master).appName("stt_jax.prepare")
+        for key, value in options.items():
+            builder = builder.config(key, value)
+        try:
+            self._session = builder.getOrCreate()
+        except (pyspark.errors.PySparkException, RuntimeError, OSError) as error:
+            raise ValueError(
+                f"--engine=spark --spark_master={master}: Spark does not start "
+                f"({str(error).splitlines()[0]}); it needs Java 17 or later on the PATH"
+            ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.connection = ibis.pyspark.connect(self._session)
+        # Ibis's own goes by way of pandas, which has no integers that may be missing.
+        self.connection.to_pyarrow = self._to_pyarrow
+
+    def insert(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> ir.Table:
+        """A new table out of Arrow tables of one schema."""
+        path = self._folder / name
+        path.mkdir()
+        with pyarrow.parquet.ParquetWriter(path / "rows.parquet", schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        return self._open(name)
+
+    def store(self, name: str, expression: ir.Table) -> ir.Table:
+        """Computes a table once."""
+        self._session.sql(self.connection.compile(expression)).write.parquet(
+            f"{(self._folder / name).absolute().as_uri()}"
+        )
+        return self._open(name)
+
+    def _open(self, name: str) -> ir.Table:
+        uri = (self._folder / name).absolute().as_uri()
+        self._session.read.parquet(uri).createOrReplaceTempView(name)
+        return self.connection.table(name)
+
+    def drop(self, name: str) -> None:
+        """Frees a table that `insert` or `store` made."""
+        self._session.catalog.dropTempView(name)
+        shutil.rmtree(self._folder / name)
+
+    def fetch(self, expression: ir.Table) -> pa.Table:
+        """The rows of a table, in its order."""
+        return self.connection.to_pyarrow(expression)
+
+    def _to_pyarrow(self, expression: ir.Expr, **_: Any) -> Any:
+        table = expression.as_table()
+        rows = self._session.sql(self.connection.compile(table)).toArrow()
+        schema = table.schema().to_pyarrow()
+        return expression.__pyarrow_result__(rows.select(schema.names).cast(schema))
+
+    def parse_time(self, text: ir.StringValue, pattern: str) -> ir.TimestampValue:
+        """Text by a strptime pattern; null where it does not follow it."""
+        return _spark_strptime(text, _java_pattern(pattern))
+
+    def to_micros(self, moment: ir.TimestampValue) -> ir.IntegerValue:
+        """Microseconds since 1970."""
+        return _spark_micros(moment)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        if self._session_is_ours:
+            self._session.stop()
+
+
+Engine = DuckEngine | SparkEngine
+
+
+def open_engine(engine: str, folder: str, *, threads: int, spark_master: str) -> Engine:
+    """The engine of that name."""
+    if engine == "spark":
+        return SparkEngine(folder, spark_master)
+    return DuckEngine(folder, threads)
+
+
+def _java_pattern(pattern: str) -> str:
+    parts: list[str] = []
+    letters = iter(pattern)
+    for letter in letters:
+        if letter != "%":
+            parts.append(f"'{letter}'" if letter.isalpha() else letter)
+            continue
+        directive = next(letters, "")
+        if directive not in _JAVA_PATTERNS:
+            raise ValueError(
+                f"--time_format={pattern}: %{directive} is not known to --engine=spark; "
+                "use --engine=duckdb"
+            )
+        parts.append(_JAVA_PATTERNS[directive])
+    return "".join(parts)
+
+
+def _quiet_logging(folder: pathlib.Path) -> pathlib.Path:
+    """A folder of Spark settings that keep its news off the terminal."""
+    settings = folder / "conf"
+    settings.mkdir(exist_ok=True)
+    text = """
+rootLogger.level = error
+rootLogger.appenderRef.console.ref = console
+appender.console.type = Console
+appender.console.name = console
+appender.console.target = SYSTEM_ERR
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %p %c: %m%n
+"""
+    (settings / "log4j2.properties").write_text(text, encoding="utf-8")
+    return settings
+
+
+def error_types(engine: Engine) -> tuple[type[BaseException], ...]:
+    """What the engine raises when memory or disk runs out."""
+    if engine.name == "spark":
+        import py4j.protocol
+        import pyspark.errors
+
+        return (pyspark.errors.PySparkException, py4j.protocol.Py4JError)
+    import duckdb
+
+    return (duckdb.OutOfMemoryException, duckdb.IOException)

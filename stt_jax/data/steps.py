@@ -1,0 +1,109 @@
+"""Runs the steps of a preparation one after another: counts, drops, announces, frees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ibis.expr import types as ir
+
+from stt_jax.config import PrepareConfig
+from stt_jax.data.engine import Engine
+from stt_jax.data.read import RawLog
+from stt_jax.data.schema import StepCount
+
+
+class Steps:
+    """Takes a table through the steps: counts what each has marked and drops those rows.
+
+    Attributes:
+      table: the rows after the last step.
+      num_rows: how many.
+      counts: one entry a step so far.
+    """
+
+    def __init__(
+        self,
+        raw: RawLog,
+        config: PrepareConfig,
+        engine: Engine,
+        announce: Callable[[StepCount], None],
+    ):
+        self.table = raw.table
+        self.num_rows = raw.num_rows
+        self.counts: list[StepCount] = []
+        self.engine = engine
+        self._raw = raw
+        self._config = config
+        self._announce = announce
+        self._stored = raw.table.get_name()
+        for count in raw.counts:
+            self._add(count)
+
+    def run(self, name: str, marked: ir.Table, *, broken_flag: str = "") -> None:
+        """Ends a step.
+
+        Args:
+          name: the step as printed.
+          marked: `self.table` with the columns `dropped` or `changed`; see `stt_jax.data.clean`.
+          broken_flag: the flag that names the column at fault, for a step that marks broken values;
+            too many of them (or one, with --strict) is an error that shows `sample`.
+        """
+        marked = self.store(marked)
+        counted: dict[str, dict[str, int]] = {"dropped": {}, "changed": {}}
+        for column in counted:
+            if column in marked.columns:
+                counted[column] = self._count(marked, column, broken_flag)
+        kept = marked.filter(marked.dropped.isnull()) if "dropped" in marked.columns else marked
+        self.table = kept.drop(*({"dropped", "changed", "sample"} & set(kept.columns)))
+        num_out = self.num_rows - sum(counted["dropped"].values())
+        self._add(StepCount(name, self.num_rows, num_out, **counted))
+        if num_out == 0:
+            raise ValueError(f"no rows are left after the step '{name}': {counted['dropped']}")
+        self.num_rows = num_out
+
+    def store(self, table: ir.Table) -> ir.Table:
+        """Computes a table once and frees the one before it."""
+        name = f"step_{len(self.counts)}"
+        stored = self.engine.store(name, table)
+        self.engine.drop(self._stored)
+        self._stored = name
+        return stored
+
+    def note(self, name: str, changed: Mapping[str, int]) -> None:
+        """Counts a step that dropped nothing and has changed values elsewhere."""
+        self._add(StepCount(name, self.num_rows, self.num_rows, {}, dict(changed)))
+
+    def replace(self, name: str, table: ir.Table, dropped: Mapping[str, int]) -> None:
+        """Ends a step that has counted by itself; `table` is what it kept."""
+        self.table = self.store(table)
+        num_out = self.num_rows - sum(dropped.values())
+        self._add(StepCount(name, self.num_rows, num_out, dict(dropped), {}))
+        if num_out == 0:
+            raise ValueError(f"no rows are left after the step '{name}': {dict(dropped)}")
+        self.num_rows = num_out
+
+    def _add(self, count: StepCount) -> None:
+        self.counts.append(count)
+        self._announce(count)
+
+    def _count(self, marked: ir.Table, column: str, broken_flag: str) -> dict[str, int]:
+        rows = marked.filter(marked[column].notnull())
+        found = rows.group_by(reason=rows[column]).agg(
+            count=rows.count(), first=rows.source_row.min()
+        )
+        counts = {}
+        for row in found.order_by("first").to_pyarrow().to_pylist():
+            counts[row["reason"]] = row["count"]
+            limit = 0.0 if self._config.strict else self._config.max_broken_fraction
+            if broken_flag and row["count"] > limit * self.num_rows:
+                sample = marked.filter(marked.source_row == row["first"])["sample"].to_pyarrow()
+                raise ValueError(
+                    f"{broken_flag}: {row['reason']} in {row['count']} of {self.num_rows} rows, "
+                    f"first in {self._raw.where(row['first'])}: {sample[0].as_py()!r}. "
+                    + (
+                        "Mend it, or leave out --strict"
+                        if self._config.strict
+                        else "Is it the right column and format? --max_broken_fraction allows more"
+                    )
+                )
+        return counts

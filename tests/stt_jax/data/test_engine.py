@@ -1,0 +1,120 @@
+"""DuckDB and Spark make the same bytes out of the same log."""
+
+import hashlib
+import importlib.util
+import random
+import shutil
+import warnings
+
+import pytest
+
+from stt_jax import command
+from stt_jax.config import PrepareConfig
+from stt_jax.data.engine import DuckEngine, _java_pattern, open_engine
+from stt_jax.data.preparation import prepare_log
+from stt_jax.prepare import GROUPS
+from tests.stt_jax.data.test_preparation import DATA_ROOT, ROOT, needs_data
+from tests.stt_jax.data.test_values import EVERYTHING, make_config, random_events
+
+needs_spark = pytest.mark.skipif(
+    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
+    reason="no pyspark (extra 'spark') or no Java here",
+)
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory):
+    """One session for all tests; whoever finds one running uses it."""
+    engine = open_engine(
+        "spark", str(tmp_path_factory.mktemp("spark")), threads=0, spark_master="local[2]"
+    )
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(autouse=True)
+def _only_our_warnings():
+    # PySpark leaves sockets to the garbage collector.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def both(tmp_path, **options):
+    """The digests of the log that each engine prepares."""
+    found = []
+    for engine in ("duckdb", "spark"):
+        folder = tmp_path / engine
+        prepare_log(PrepareConfig(**options | {"engine": engine, "output": str(folder)}))
+        found.append(digests(folder))
+    return found
+
+
+@needs_spark
+def test_every_step_gives_the_same_bytes_on_both(tmp_path, spark):
+    pytest.importorskip("sklearn", reason="scikit-learn of the extra 'impute' is not installed")
+    pytest.importorskip("h3", reason="h3 of the extra 'cells' is not installed")
+    rows = random_events(300, 5)
+    for row in random.Random(1).sample(rows, 30):
+        row[3], row[4] = row[4], row[3]
+    rows[7][0], rows[9][2] = "", "soon"
+    config = make_config(tmp_path, [*rows, *rows[:9]], 40, **EVERYTHING)
+    options = vars(config) | {
+        "timezone": "Europe/Vienna",
+        "drop_if": ("pieces>2",),
+        "time_from": "2012-04-02T01:00",
+        "min_item_events": 3,
+        "min_user_events": 3,
+    }
+    duck, other = both(tmp_path, **options)
+    assert duck == other
+
+
+@needs_spark
+@pytest.mark.parametrize(
+    ("options", "write"),
+    [
+        ({"time_format": "%d/%m/%Y %H:%M:%S"}, lambda i: f"{1 + i % 28}/4/2012 9:{i % 60:02}:07"),
+        ({}, lambda i: f"{1_333_476_000_123 + 977_000 * i}"),
+        ({}, lambda i: f"2012-04-{1 + i % 28:02}T09:{i % 60:02}:07.25+05:30"),
+    ],
+    ids=["pattern", "milliseconds", "iso"],
+)
+def test_times_are_read_alike(tmp_path, spark, options, write):
+    lines = ["user_id,item_id,t", *(f"u{i % 3},p{i % 5},{write(i)}" for i in range(60))]
+    (tmp_path / "log.csv").write_text("\n".join(lines), encoding="utf-8")
+    duck, other = both(tmp_path, input=(str(tmp_path / "log.csv"),), time="t", **options)
+    assert duck == other
+
+
+@needs_spark
+@needs_data
+def test_new_york_is_the_same_on_both(tmp_path, spark):
+    path = ROOT / "configs" / "prepare" / "nyc.flags"
+    argv = ["", f"--flagfile={path}", f"--data_root={DATA_ROOT}", "--output=x"]
+    groups = command.parse(GROUPS, argv)
+    options = {key: value for group in groups.values() for key, value in vars(group).items()}
+    duck, other = both(tmp_path, **options)
+    assert duck == other
+
+
+def test_patterns_that_spark_cannot_read_are_refused():
+    assert _java_pattern("%d/%m/%Y um %H:%M") == "d/M/yyyy 'u''m' H:m"
+    with pytest.raises(ValueError, match="%U is not known to --engine=spark"):
+        _java_pattern("%Y %U")
+
+
+def test_without_pyspark_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyspark.sql", None)
+    with pytest.raises(ValueError, match=r"pip install 'stt_jax\[spark\]'"):
+        open_engine("spark", str(tmp_path), threads=0, spark_master="local[1]")
+
+
+def test_duckdb_is_the_default(tmp_path):
+    engine = open_engine("duckdb", str(tmp_path), threads=1, spark_master="")
+    assert isinstance(engine, DuckEngine)
+    engine.close()
