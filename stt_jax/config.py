@@ -44,6 +44,22 @@ class InputOptions:
         (), "With --split=given: files of the validation part."
     )
     test_input: tuple[str, ...] = option((), "With --split=given: files of the test part.")
+    layout: str = option(
+        "",
+        "Known shape of the log: sets the options about columns that are not given; generic finds "
+        "the columns by their usual names.",
+        choices=(
+            "",
+            "foursquare_tsmc2014",
+            "gowalla_snap",
+            "getnext",
+            "movielens",
+            "recbole",
+            "online_retail",
+            "globo",
+            "generic",
+        ),
+    )
     items: str = option("", "Optional table of items (name, category, place), joined by item id.")
     data_root: str = option(".", "Folder that relative input paths start from.")
     format: str = option(
@@ -64,6 +80,9 @@ class InputOptions:
     items_columns: tuple[str, ...] = option((), "The same for the --items table.")
     encoding: str = option("utf-8", "Encoding of text files, e.g. latin-1.")
     output: str = option("", "Folder for the prepared log; made if missing.")
+    write_recbole: bool = option(
+        False, "Also write RecBole atomic files with this split, into OUTPUT/recbole."
+    )
     overwrite: bool = option(False, "Replace a prepared log that --output already holds.")
     threads: int = option(0, "Threads of the duckdb engine; 0 takes all cores.")
     engine: str = option(
@@ -331,6 +350,8 @@ class PrepareConfig(ValueOptions, SplitOptions, CleaningOptions, ColumnOptions, 
         """Checks the parts, then what they ask of each other."""
         for part in (InputOptions, ColumnOptions, CleaningOptions, SplitOptions, ValueOptions):
             part.__post_init__(self)
+        if self.layout:
+            return  # what the parts ask of each other is known once the layout has been put in
         given = bool(self.validation_input or self.test_input)
         check(
             given == (self.split == "given"),

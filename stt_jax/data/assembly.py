@@ -96,6 +96,12 @@ def assemble_log(
     return dataclasses.replace(log, meta=meta)
 
 
+def fetch_items(steps: Steps) -> pa.ChunkedArray:
+    """The items' ids of the events in stored order, after `assemble_log`."""
+    events = steps.engine.connection.table("ordered_events")
+    return steps.engine.fetch(events.order_by("position").select("item"))["item"]
+
+
 def _order_events(table: ir.Table, users: ir.Table) -> ir.Table:
     """The events with their user's row and their position in stored order."""
     events = table.join(users.select("user", "user_row"), "user")

@@ -78,8 +78,9 @@ def density_map(title: str, latitudes_deg: np.ndarray, longitudes_deg: np.ndarra
       title: above the map.
       latitudes_deg, longitudes_deg: float [n], n > 0.
     """
-    south, north = np.quantile(latitudes_deg, [0.005, 0.995])
-    west, east = np.quantile(longitudes_deg, [0.005, 0.995])
+    # Places of events, not points between them: of two events, both are inside.
+    south, north = _outer_quantiles(latitudes_deg)
+    west, east = _outer_quantiles(longitudes_deg)
     shrink = max(0.05, float(np.cos(np.radians((south + north) / 2))))
     size = max((east - west) * shrink, (north - south), 1e-3) / _MAP_COLUMNS
     columns = ((longitudes_deg - west) * shrink / size).astype(np.int64)
@@ -89,6 +90,8 @@ def density_map(title: str, latitudes_deg: np.ndarray, longitudes_deg: np.ndarra
     cells, counts = np.unique(
         rows[inside] * (_MAP_COLUMNS + 1) + columns[inside], return_counts=True
     )
+    if len(cells) == 0:
+        return _figure(title, [_text(_WIDTH / 2, _HEIGHT / 2, "too scattered", "middle")])
     shades = 0.12 + 0.88 * np.log1p(counts) / np.log1p(counts.max())
     scale = _WIDTH / (_MAP_COLUMNS + 1)
     marks = []
@@ -103,6 +106,11 @@ def density_map(title: str, latitudes_deg: np.ndarray, longitudes_deg: np.ndarra
     words = f"{south:.3f} to {north:.3f} north, {west:.3f} to {east:.3f} east"
     marks.append(_text(0, height + 12, words, "start"))
     return _figure(title, marks, height + 18)
+
+
+def _outer_quantiles(degrees: np.ndarray) -> tuple[float, float]:
+    low = np.quantile(degrees, 0.005, method="lower")
+    return float(low), float(np.quantile(degrees, 0.995, method="higher"))
 
 
 def _count_axis(values: Sequence[float], levels: Sequence[float]) -> list[str]:

@@ -36,10 +36,11 @@ from ibis.expr import types as ir
 
 from stt_jax import command
 from stt_jax.config import PrepareConfig
-from stt_jax.data import clean, denoise, features, localtime, split, store, times
-from stt_jax.data.assembly import Clock, assemble_log
+from stt_jax.data import clean, denoise, features, localtime, recbole, split, store, times
+from stt_jax.data.assembly import Clock, assemble_log, fetch_items
 from stt_jax.data.columns import fetch_columns
 from stt_jax.data.engine import error_types, open_engine
+from stt_jax.data.layouts import apply_layout
 from stt_jax.data.read import RawLog, read_log
 from stt_jax.data.report import render_report
 from stt_jax.data.schema import ROLE_FLAGS, TRAIN, StepCount
@@ -47,7 +48,7 @@ from stt_jax.data.steps import Steps
 from stt_jax.data.values import check_rules, refine_values
 
 # Where and how it ran is no part of the result: the same log gives the same bytes anywhere.
-_FLAGS_NOT_KEPT = ("output", "overwrite", "threads", "engine", "spark_master")
+_FLAGS_NOT_KEPT = ("output", "overwrite", "threads", "engine", "spark_master", "write_recbole")
 
 
 def prepare_log(
@@ -66,6 +67,7 @@ def prepare_log(
       ValueError, OSError: the input or an option is wrong; the message names the file, row, column
         or flag.
     """
+    config = apply_layout(config)
     check_rules(config)
     store.check_output(config.output, overwrite=config.overwrite)
     zone = None
@@ -82,6 +84,7 @@ def prepare_log(
             cuts = _split(steps, config)
             values = refine_values(steps, config)
             log = assemble_log(steps, config, clock, cuts, values)
+            item_ids = fetch_items(steps) if config.write_recbole else None
         except error_types(engine) as error:
             raise OSError(
                 f"the table engine ran out of memory or disk: {str(error).splitlines()[0]}; free "
@@ -96,6 +99,8 @@ def prepare_log(
     ]
     store.write_log(log, "\n".join(kept) + "\n")
     stored = store.open_log(config.output)
+    if item_ids is not None:
+        recbole.write_recbole(stored, item_ids, stored.directory / recbole.FOLDER)
     text = render_report(stored)
     (stored.directory / store.REPORT_FILE).write_text(text, encoding="utf-8")
     return stored

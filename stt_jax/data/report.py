@@ -14,10 +14,17 @@ from stt_jax.data.schema import PART_NAMES, UNKNOWN_E7
 from stt_jax.data.store import PreparedLog
 
 _MOST_EVENTS = 2_000_000  # looked at for the drawings; in even blocks of a larger log
-_GAP_TICKS = {
+_GAP_TICKS: dict[float, str] = {
     1: "1 s", 60: "1 min", 3600: "1 h", 86_400: "1 d", 604_800: "1 w", 31_536_000: "1 y",
 }  # fmt: skip
-_DISTANCE_TICKS = {0.01: "10 m", 0.1: "100 m", 1: "1 km", 10: "10 km", 100: "100 km", 1e4: "10⁴ km"}
+_DISTANCE_TICKS: dict[float, str] = {
+    0.01: "10 m",
+    0.1: "100 m",
+    1: "1 km",
+    10: "10 km",
+    100: "100 km",
+    1e4: "10⁴ km",
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b2430; --soft: #667085; --line: #d8dee8; --paper: #fff;
@@ -85,7 +92,7 @@ def _head(log: PreparedLog) -> str:
 def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return '<p class="soft">Nothing to warn of.</p>'
-    lines = "".join(f"<p>{html.escape(text[:1].upper() + text[1:])}.</p>" for text in warnings)
+    lines = "".join(f"<p>{html.escape(text[:1].upper() + text[1:])}</p>" for text in warnings)
     return f'<div class="warnings">{lines}</div>'
 
 
@@ -102,8 +109,10 @@ def _steps_table(log: PreparedLog) -> str:
 def _parts_table(log: PreparedLog) -> str:
     statistics, rows = log.meta.statistics, []
     for name in PART_NAMES:
-        first, last = (statistics.get(f"{name}_{end}_s") for end in ("first", "last"))
-        span = f"{iso_time(first)} to {iso_time(last)}" if first is not None else ""
+        span = ""
+        if f"{name}_first_s" in statistics:
+            first, last = (iso_time(statistics[f"{name}_{end}_s"]) for end in ("first", "last"))
+            span = f"{first} to {last}"
         counts = (statistics[f"{name}_{what}"] for what in ("events", "users", "known_events"))
         rows.append([name, *(f"{count:,}" for count in counts), span])
     names = ["part", "events", "users", "user and item known from training", "from, to"]
@@ -161,7 +170,7 @@ def _charts(log: PreparedLog) -> list[str]:
         km = distance_km(*(d[follows] for d in place), *(d[follows - 1] for d in place))
         title = "Distance from the user's last event"
         charts.append(_log_histogram(title, km[~np.isnan(km)], (0.01, 2e4), _DISTANCE_TICKS))
-    ticks = {10**k: f"{10**k:,}" for k in range(9)}
+    ticks: dict[float, str] = {10**k: f"{10**k:,}" for k in range(9)}
     sizes = np.diff(log.user_offsets)
     charts.append(_log_histogram("Events of a user", sizes, (1, max(10, sizes.max())), ticks))
     title = "Popularity: training events of the items, most popular first"

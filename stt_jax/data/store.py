@@ -196,7 +196,7 @@ def check_output(directory: str | os.PathLike, *, overwrite: bool) -> None:
             f"--output={directory} already holds a prepared log; add --overwrite to replace it"
         )
     if directory.exists() and not (directory / META_FILE).exists():
-        ours = {FLAGS_FILE, REPORT_FILE, *(f"{name}.arrow" for name in TABLE_NAMES)}
+        ours = {FLAGS_FILE, REPORT_FILE, "recbole", *(f"{name}.arrow" for name in TABLE_NAMES)}
         foreign = sorted(path.name for path in directory.iterdir() if path.name not in ours)
         if foreign:
             raise ValueError(
