@@ -85,6 +85,10 @@ class InputOptions:
     )
     overwrite: bool = option(False, "Replace a prepared log that --output already holds.")
     threads: int = option(0, "Threads of the duckdb engine; 0 takes all cores.")
+    memory_gb: float = option(
+        0.0,
+        "Memory of the duckdb engine before it spills to disk, GB; 0: four fifths of all.",
+    )
     engine: str = option(
         "duckdb",
         "Table engine: duckdb in this process, or Spark (pip install 'stt_jax[spark]', Java 17). "
@@ -103,6 +107,7 @@ class InputOptions:
         check(bool(self.input), f"--input is missing: name the files of the log, {example}")
         check(bool(self.output), f"--output is missing: name a folder, {example}")
         check(self.threads >= 0, f"--threads must be 0 or more; got {self.threads}")
+        check(self.memory_gb >= 0, f"--memory_gb must be 0 or more; got {self.memory_gb}")
         try:
             codecs.lookup(self.encoding)
         except LookupError as error:

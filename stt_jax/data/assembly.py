@@ -73,7 +73,7 @@ def assemble_log(
     )
     columns: dict[str, Any] = {
         **arrays,
-        **_describe_users(users, _array(event_columns, "user_row", np.int64)),
+        **_describe_users(users, _array(event_columns, "user_row", np.int32)),
         **_describe_items(table, values),
         **_describe_contexts(event_columns, values, refined.contexts),
         "numbers": {
@@ -130,20 +130,21 @@ def _encode_events(events: ir.Table, values: Mapping[str, ir.Table], refined: Va
     return (
         coded.select(
             "position",
-            "user_row",
             "sessions",
             *(f"{field}_row" for field in values if field.startswith("context_")),
             *refined.numbers.values(),
             *refined.flags.values(),
+            user_row=coded.user_row.cast("int32"),
             items="item_row",
             categories="category_row",
             times="time_s",
-            utc_offsets_s="utc_offset_s",
+            utc_offsets_s=coded.utc_offset_s.cast("int32"),
             latitudes_e7="latitude_e7",
             longitudes_e7="longitude_e7",
             parts="part",
         )
         .order_by("position")
+        .drop("position")
         .to_pyarrow()
     )
 

@@ -55,12 +55,15 @@ class DuckEngine:
     Args:
       folder: for what does not fit into memory.
       threads: 0 takes all cores.
+      memory_gb: spills beyond it; 0 takes DuckDB's default.
     """
 
     name = "duckdb"
 
-    def __init__(self, folder: str, threads: int = 0):
-        settings = {"threads": threads} if threads else {}
+    def __init__(self, folder: str, threads: int = 0, memory_gb: float = 0.0):
+        settings: dict[str, Any] = {"threads": threads} if threads else {}
+        if memory_gb:
+            settings["memory_limit"] = f"{memory_gb}GB"
         self.connection = ibis.duckdb.connect(temp_directory=folder, **settings)
 
     def insert(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> ir.Table:
@@ -206,11 +209,13 @@ class SparkEngine:
 Engine = DuckEngine | SparkEngine
 
 
-def open_engine(engine: str, folder: str, *, threads: int, spark_master: str) -> Engine:
+def open_engine(
+    engine: str, folder: str, *, threads: int = 0, memory_gb: float = 0.0, spark_master: str = ""
+) -> Engine:
     """The engine of that name."""
     if engine == "spark":
         return SparkEngine(folder, spark_master)
-    return DuckEngine(folder, threads)
+    return DuckEngine(folder, threads, memory_gb)
 
 
 def _java_pattern(pattern: str) -> str:

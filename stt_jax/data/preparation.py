@@ -48,7 +48,15 @@ from stt_jax.data.steps import Steps
 from stt_jax.data.values import check_rules, refine_values
 
 # Where and how it ran is no part of the result: the same log gives the same bytes anywhere.
-_FLAGS_NOT_KEPT = ("output", "overwrite", "threads", "engine", "spark_master", "write_recbole")
+_FLAGS_NOT_KEPT = (
+    "output",
+    "overwrite",
+    "threads",
+    "memory_gb",
+    "engine",
+    "spark_master",
+    "write_recbole",
+)
 
 
 def prepare_log(
@@ -75,7 +83,11 @@ def prepare_log(
         zone = localtime.open_zone(config.timezone)
     with tempfile.TemporaryDirectory(prefix="stt_jax_prepare_") as spill_folder:
         engine = open_engine(
-            config.engine, spill_folder, threads=config.threads, spark_master=config.spark_master
+            config.engine,
+            spill_folder,
+            threads=config.threads,
+            memory_gb=config.memory_gb,
+            spark_master=config.spark_master,
         )
         try:
             raw = read_log(config, engine)

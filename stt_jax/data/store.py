@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 2
+_READ_VERSIONS = (1, 2)  # version 1 had no numeric columns, and lacks nothing else
 META_FILE = "meta.json"
 FLAGS_FILE = "prepare.flags"
 REPORT_FILE = "report.html"
@@ -263,10 +264,10 @@ def _read_meta(directory: pathlib.Path) -> LogMeta:
         version = values["format_version"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); run stt_jax.prepare again") from error
-    if version != FORMAT_VERSION:
+    if version not in _READ_VERSIONS:
         raise ValueError(
-            f"{directory} has format version {version}, this program reads {FORMAT_VERSION}; "
-            "run stt_jax.prepare again"
+            f"{directory} has format version {version}, this program reads "
+            f"{' and '.join(map(str, _READ_VERSIONS))}; run stt_jax.prepare again"
         )
     values["steps"] = tuple(StepCount(**step) for step in values["steps"])
     values["warnings"] = tuple(values["warnings"])

@@ -4,6 +4,8 @@ import random
 import ibis
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stt_jax.data import clean
 from stt_jax.data.engine import DuckEngine
@@ -214,3 +216,18 @@ def test_a_bot_is_dropped_from_its_first_event_too_many_on(engine):
     late = make_events(*((day - 3 + i, {"utc_offset_s": 1}) for i in range(3)))
     assert not any(marks(engine, clean.mark_bots(late, 2)))
     assert any(marks(engine, clean.mark_bots(make_events(0, 1, 2), 2)))
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40)), min_size=1, max_size=20))
+def test_a_second_cleaning_finds_nothing_more(engine, events):
+    """Near duplicates and bots: what stays is clean, and counts add up."""
+    for mark in (lambda t: clean.mark_near_duplicates(t, 5), lambda t: clean.mark_bots(t, 4)):
+        table = make_events(*((float(time), {"user": user}) for user, time in events))
+        dropped = marks(engine, mark(table))
+        kept = [event for event, reason in zip(events, dropped, strict=True) if reason is None]
+        assert len(kept) + sum(reason is not None for reason in dropped) == len(events)
+        again = make_events(*((float(time), {"user": user}) for user, time in kept))
+        assert not any(marks(engine, mark(again)))

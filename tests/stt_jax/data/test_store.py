@@ -145,7 +145,7 @@ def test_wrong_folders_are_refused(tmp_path):
 def test_another_format_version_is_refused(stored):
     meta = json.loads((stored / "meta.json").read_text("utf-8"))
     (stored / "meta.json").write_text(json.dumps(meta | {"format_version": 99}), "utf-8")
-    with pytest.raises(ValueError, match="format version 99, this program reads 2"):
+    with pytest.raises(ValueError, match="format version 99, this program reads 1 and 2"):
         open_log(stored)
 
 
@@ -197,3 +197,14 @@ def test_a_failed_write_leaves_no_log(stored, monkeypatch):
     with pytest.raises(ValueError, match="no prepared log"):
         open_log(stored)
     check_output(stored, overwrite=False)  # its own remains may be written over
+
+
+def test_a_log_of_version_1_is_read_as_one_without_numbers(tmp_path):
+    log = dataclasses.replace(make_log(tmp_path / "log"), numbers={}, was_missing={})
+    write_log(log, "--input=x\n")
+    meta = json.loads((tmp_path / "log" / "meta.json").read_text("utf-8"))
+    del meta["numerics"]
+    (tmp_path / "log" / "meta.json").write_text(json.dumps(meta | {"format_version": 1}), "utf-8")
+    read = open_log(tmp_path / "log")
+    assert (read.numbers, read.was_missing, read.meta.numerics) == ({}, {}, {})
+    assert read.items.tolist() == log.items.tolist()

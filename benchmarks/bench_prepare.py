@@ -1,0 +1,161 @@
+"""How long does preparing take, how much memory, and does it grow with the events only?
+
+    python -m benchmarks.bench_prepare --sizes=1e6,1e7 --data=../shared/data
+    python -m benchmarks.bench_prepare --quick
+
+Each row runs the command line in a process of its own and takes its wall time and its peak of
+resident memory. Synthetic events are drawn here (a Zipf catalogue, people of many activity levels,
+one place an item) and written as CSV; making them is not timed. Real logs run by their flagfiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "prepare.json"
+LOGS = ("nyc", "globo")
+_BLOCK = 1_000_000
+_START_S, _SPAN_S = 1_600_000_000, 365 * 86_400
+# What every synthetic run is asked to do.
+FLAGS = (
+    "--user=user_id",
+    "--item=item_id",
+    "--time=time",
+    "--latitude=latitude",
+    "--longitude=longitude",
+    "--category=category",
+    "--utc_offset_minutes=60",
+    "--unzoned_times=utc",
+    "--dedupe_window_s=30",
+    "--max_events_per_day=500",
+    "--session_gap_h=12",
+    "--memory_gb=2",
+)
+_MEASURE = """
+import resource, sys
+from stt_jax import prepare
+code = prepare.main(["prepare.py", *sys.argv[1:]])
+print("peak_kb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def write_events(path: pathlib.Path, num_events: int, seed: int = 1) -> None:
+    """A CSV of synthetic events in the order of time: about 100 events a user, 10 an item."""
+    rng = np.random.default_rng(seed)
+    num_users, num_items = max(10, num_events // 100), max(20, min(200_000, num_events // 10))
+    places = np.stack([rng.normal(48, 2, num_items), rng.normal(11, 4, num_items)], 1).round(6)
+    with pyarrow.csv.CSVWriter(path, _table(rng, 0, 0, 1, num_users, places).schema) as writer:
+        for first in range(0, num_events, _BLOCK):
+            count = min(_BLOCK, num_events - first)
+            writer.write_table(_table(rng, first, count, num_events, num_users, places))
+
+
+def _table(
+    rng: np.random.Generator,
+    first: int,
+    count: int,
+    num_events: int,
+    num_users: int,
+    places: np.ndarray,
+) -> pa.Table:
+    users = (num_users * rng.random(count) ** 2).astype(np.int64)
+    items = (len(places) * rng.random(count) ** 3).astype(np.int64)
+    times = _START_S + (np.arange(first, first + count) * (_SPAN_S / num_events)).astype(np.int64)
+    return pa.table(
+        {
+            "user_id": users,
+            "item_id": items,
+            "time": times,
+            "latitude": places[items, 0],
+            "longitude": places[items, 1],
+            "category": items % 97,
+        }
+    )
+
+
+def measure(flags: Sequence[str], name: str) -> dict:
+    """Runs one preparation; a row for the result file."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr.strip()}")
+    output = pathlib.Path(next(f for f in flags if f.startswith("--output=")).split("=", 1)[1])
+    meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
+    return {
+        "name": name,
+        "rows_read": sum(s["rows_in"] for s in meta["steps"] if s["name"].startswith("read ")),
+        "events": meta["statistics"]["num_events"],
+        "seconds": round(seconds, 2),
+        "peak_gb": round(int(done.stderr.split()[-1]) * 1024 / 1e9, 2),
+        "load_before": round(os.getloadavg()[0], 1),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default="1e6,1e7", help="synthetic events, comma separated")
+    parser.add_argument("--data", help="folder of the real logs; left out: none of them")
+    parser.add_argument("--quick", action="store_true", help="ten thousand events, no file")
+    parser.add_argument("--output", default=str(RESULTS))
+    options = parser.parse_args(argv)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="bench_prepare_") as folder:
+        for log in LOGS if options.data and not options.quick else ():
+            flags = [
+                f"--flagfile=configs/prepare/{log}.flags",
+                f"--data_root={pathlib.Path(options.data).absolute()}",
+                f"--output={folder}/{log}",
+            ]
+            rows.append(measure(flags, log))
+            print(json.dumps(rows[-1]), flush=True)
+        for size in [1e4] if options.quick else map(float, options.sizes.split(",")):
+            path = pathlib.Path(folder) / "events.csv"
+            write_events(path, int(size))
+            row = measure(
+                [f"--input={path}", f"--output={folder}/{int(size)}", *FLAGS],
+                f"synthetic {int(size):,}",
+            )
+            rows.append(row | {"csv_gb": round(path.stat().st_size / 1e9, 3)})
+            print(json.dumps(rows[-1]), flush=True)
+    if not options.quick:
+        pathlib.Path(options.output).write_text(
+            json.dumps(
+                {
+                    "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+                    "python": platform.python_version(),
+                    "rows": rows,
+                },
+                indent=1,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
