@@ -30,4 +30,4 @@ lint: .venv-test/installed
 	.venv-test/bin/mypy
 
 bench: .venv-test/installed
-	.venv-test/bin/python -m benchmarks.bench_city
+	.venv-test/bin/python -m benchmarks.bench_attention --quick

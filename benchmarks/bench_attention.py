@@ -39,6 +39,10 @@ SHAPES = {
 }
 QUICK = ("sessions", "training", "decode")
 NUM_ENTRIES = 64  # of either table
+NUM_CHECKED = 128  # of the last queries, against the reference
+MAX_TEMP_BYTES = 8 * 2**30
+SLOW_ROUND_S = 10.0
+NUM_SLOW_ROUNDS = 7
 
 
 def make_inputs(shape, seed=0):
@@ -148,47 +152,84 @@ def forward_and_backward(function, arrays, tables, sides, out_gradient):
     return out, pull(out_gradient)
 
 
-def bench_shape(name, num_rounds, torch_python):
-    """Gives the rows of one shape."""
-    shape = SHAPES[name]
+def last_answers(arrays, tables, sides):
+    """Gives the reference's output for the last 128 queries of the first two rows."""
+    q, k, v = (array[:2] for array in arrays)
+    sides = {name: side[:2] for name, side in sides.items()}
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    num_last = min(num_queries, NUM_CHECKED)
+    order = np.broadcast_to(np.arange(num_keys, dtype=np.int32), (2, num_keys))
+    queries = {
+        name: sides.get(f"query_{name}", sides.get(name, order))[:, -num_last:]
+        for name in ("times", "coords", "positions")
+    }
+    sides |= {f"query_{name}": side for name, side in queries.items()}
+    return jax.jit(reference)((q[:, -num_last:], k, v), tables, sides)
+
+
+def prepare(mode, inputs, expected):
+    """Gives the candidates that can run, by name: (function that runs once, facts of its row)."""
+    arrays, tables, sides, out_gradient = jax.tree.map(jnp.asarray, inputs)
+    candidates = {}
+    for candidate, function in CANDIDATES.items():
+        step, step_inputs = function, [arrays, tables, sides]
+        if mode == "forward+backward":
+            step = functools.partial(forward_and_backward, function)
+            step_inputs.append(out_gradient)
+        compiled, compile_s, temp_bytes = timing.compile_timed(step, *step_inputs)
+        if temp_bytes is not None and temp_bytes > MAX_TEMP_BYTES:
+            print(f"{candidate} {mode}: left out, it would take {temp_bytes / 2**30:.1f} GiB.")
+            continue
+        out = compiled(*step_inputs)
+        out = out if mode == "forward" else out[0]
+        if candidate in EXACT:
+            difference = jnp.abs(out[:2, -NUM_CHECKED:] - expected).max()
+            error = float(difference / jnp.abs(expected).max())
+            if error > 1e-4:
+                raise ValueError(f"{candidate} is wrong at {arrays[0].shape}: error {error}.")
+        facts = {"compile_s": round(compile_s, 2), "temp_bytes": temp_bytes}
+        candidates[candidate] = functools.partial(compiled, *step_inputs), facts
+    return candidates
+
+
+def bench_shape(name, shape, options, peers=attention_torch_client.PEERS):
+    """Gives the rows of one shape.
+
+    Args:
+      name: of the shape.
+      shape: B, L, S, H, D.
+      options: `rounds`, `torch_python`, `real_time`: see the command line.
+      peers: the candidates of PyTorch.
+    """
     num_rows, num_queries, num_keys, num_heads, width = shape
-    arrays, tables, sides, out_gradient = make_inputs(shape)
-    device_inputs = jax.tree.map(jnp.asarray, (arrays, tables, sides))
-    with_backward = num_queries == num_keys
-    modes = ["forward", "forward+backward"] if with_backward else ["forward"]
-    few_rows = jax.tree.map(lambda a: a[:2], (arrays, sides))
-    expected = jax.jit(reference)(few_rows[0], tables, few_rows[1])
-    floors = floor_ms(shape)
+    inputs = make_inputs(shape)
+    modes = ["forward", "forward+backward"] if num_queries == num_keys else ["forward"]
+    expected = last_answers(*inputs[:3])
+    floors = floor_ms(shape, options.real_time)
+    q, k, _ = inputs[0]
+    backends = stt_kernels.available_implementations(q, k, **inputs[1], **inputs[2])
+    ran = next(name for name, reason in backends.items() if reason is None)
     rows = []
     for mode in modes:
-        runs, facts = {}, {}
-        for candidate, function in CANDIDATES.items():
-            if mode == "forward":
-                step, inputs = function, device_inputs
-            else:
-                step = functools.partial(forward_and_backward, function)
-                inputs = (*device_inputs, jnp.asarray(out_gradient))
-            compiled, compile_s, temp_bytes = timing.compile_timed(step, *inputs)
-            out = compiled(*inputs)
-            out = out if mode == "forward" else out[0]
-            if candidate in EXACT:
-                error = float(jnp.abs(out[:2] - expected).max() / jnp.abs(expected).max())
-                if error > 1e-4:
-                    raise ValueError(f"{candidate} is wrong at {name}: relative error {error}.")
-            facts[candidate] = {"compile_s": round(compile_s, 2), "temp_bytes": temp_bytes}
-            runs[candidate] = functools.partial(compiled, *inputs)
+        candidates = prepare(mode, inputs, expected)
         clients = {}
-        if torch_python:
+        if options.torch_python:
             clients = attention_torch_client.start(
-                torch_python, (arrays, tables, sides, out_gradient), mode, np.asarray(expected)
+                options.torch_python, inputs, mode, np.asarray(expected), peers
             )
-            runs |= clients
-        times = timing.alternate(runs, num_rounds)
+            candidates |= {
+                name: (client, {"peak_bytes": client.peak_bytes})
+                for name, client in clients.items()
+            }
+        runs = {candidate: run for candidate, (run, _) in candidates.items()}
+        load = timing.environment()["load"]
+        process_ids = tuple(client.process_id for client in clients.values())
+        with timing.real_time_priority(process_ids, wanted=options.real_time):
+            times = alternate_patiently(runs, options.rounds)
+            with timing.one_core():
+                alone = timing.alternate({"ours": runs["ours"]}, min(options.rounds, 7))["ours"]
         for client in clients.values():
             client.stop()
-        q, k, _ = arrays
-        backends = stt_kernels.available_implementations(q, k, **tables, **sides)
-        ran = next(name for name, reason in backends.items() if reason is None)
         for candidate, found in times.items():
             row = {
                 "shape": name,
@@ -203,28 +244,44 @@ def bench_shape(name, num_rounds, torch_python):
                 "backend": ran if candidate.startswith("ours") else None,
                 "median_ms": round(found.median_ms, 3),
                 "spread_ms": round(found.spread_ms, 3),
-                "ratio_to_naive": round(found.ratio_to(times["naive"]), 3),
-                "num_rounds": num_rounds,
-                **facts.get(candidate, {}),
+                "num_rounds": len(found.times_ms),
+                **candidates[candidate][1],
             }
-            if candidate == "ours" and mode in floors:
-                row["floor_ms"] = round(floors[mode], 3)
-                row["fraction_of_floor"] = round(floors[mode] / found.median_ms, 3)
-            rows.append(row | timing.environment())
+            if "naive" in times:
+                row["ratio_to_naive"] = round(found.ratio_to(times["naive"]), 3)
+            if candidate != "ours":
+                row["ours_to_it"] = round(times["ours"].ratio_to(found), 3)
+            elif mode in floors:
+                num_cores = timing.environment()["cores"]
+                row["one_core_ms"] = round(alone.median_ms, 3)
+                row["floor_one_core_ms"] = round(floors[mode], 3)
+                row["fraction_of_floor_one_core"] = round(floors[mode] / alone.median_ms, 3)
+                row["fraction_of_floor"] = round(floors[mode] / num_cores / found.median_ms, 3)
+            row |= timing.environment()
+            rows.append(row | {"load": load, "real_time": options.real_time})
             print_row(rows[-1])
     return rows
 
 
-def floor_ms(shape):
-    """Gives the time of the arithmetic alone: its parts, each timed by itself on a tile in cache.
+def alternate_patiently(runs, num_rounds):
+    """As `timing.alternate`, with few rounds where one takes more than `SLOW_ROUND_S`."""
+    warm = timing.alternate(runs, 1, num_warmups=1)
+    round_s = sum(found.median_ms for found in warm.values()) / 1e3
+    num_rounds = min(num_rounds, NUM_SLOW_ROUNDS) if round_s > SLOW_ROUND_S else num_rounds
+    return timing.alternate(runs, num_rounds, num_warmups=0)
+
+
+def floor_ms(shape, real_time):
+    """Gives the time of the arithmetic alone on one core: its parts, each timed by itself.
 
     Causal pairs only; matmuls, exponentials, look-ups, additions to a table, and the geometry of a
-    pair once for all heads. None of it is overlapped or loses anything between the parts.
+    pair once for all heads. None of it is overlapped or loses anything between the parts. The
+    arithmetic of rows of the batch is independent, so several cores could share it without loss.
     """
     num_rows, num_queries, num_keys, num_heads, width = shape
     if num_queries != num_keys:
         return {}
-    side, rows = min(128, num_queries), 2
+    side, rows = min(128, num_queries), 4
     pairs = rows * side * side
     random = np.random.default_rng(0)
 
@@ -232,6 +289,7 @@ def floor_ms(shape):
         return jnp.asarray(random.standard_normal(shape), jnp.float32)
 
     tile, heads = normal(rows, num_heads, side, side), normal(rows, num_heads, side, width)
+    turned = jnp.swapaxes(heads, 2, 3)
     table = normal(NUM_ENTRIES, num_heads)
     entries = jnp.asarray(random.integers(0, NUM_ENTRIES, (rows, side, side)), jnp.int32)
     times = jnp.asarray(random.integers(0, 10**6, (rows, side)), jnp.int32)
@@ -241,6 +299,7 @@ def floor_ms(shape):
     parts: dict[str, tuple[Callable, tuple]] = {
         "product": (lambda a, b: jnp.einsum("bhid,bhjd->bhij", a, b), (heads, heads)),
         "sum": (lambda a, b: jnp.einsum("bhij,bhjd->bhid", a, b), (tile, heads)),
+        "key_sum": (lambda a, b: jnp.einsum("bhdi,bhij->bhdj", a, b), (turned, tile)),
         "exp": (jnp.exp, (tile,)),
         "look_up": (lambda t, e: t.at[e].get(mode="promise_in_bounds"), (table, entries)),
         "add": (
@@ -253,40 +312,53 @@ def floor_ms(shape):
         name: functools.partial(timing.compile_timed(function, *inputs)[0], *inputs)
         for name, (function, inputs) in parts.items()
     }
-    found = {name: min(t.times_ms) for name, t in timing.alternate(runs, 40).items()}
+    with timing.one_core(), timing.real_time_priority((), wanted=real_time):
+        found = {name: min(t.times_ms) for name, t in timing.alternate(runs, 40).items()}
     tiles = num_rows * num_keys * (num_keys + 1) / 2 / pairs
     forward = sum(found[name] for name in ("product", "sum", "exp", "look_up", "geometry"))
-    backward = 2 * found["product"] + 3 * found["sum"] + found["add"]
+    backward = 2 * found["product"] + found["sum"] + 2 * found["key_sum"] + found["add"]
     backward += found["exp"] + found["look_up"] + found["geometry"]
     return {"forward": tiles * forward, "forward+backward": tiles * (forward + backward)}
 
 
 def print_row(row):
     """Prints one result."""
-    memory = "" if row.get("temp_bytes") is None else f"{row['temp_bytes'] / 2**20:9.1f} MiB"
-    floor = f"  {row['fraction_of_floor']:.2f} of floor" if "fraction_of_floor" in row else ""
+    num_bytes = row.get("temp_bytes", row.get("peak_bytes"))
+    memory = "" if num_bytes is None else f"{num_bytes / 2**20:9.1f} MiB"
+    ratio = f"{row['ratio_to_naive']:6.2f} x naive" if "ratio_to_naive" in row else ""
+    floor = ""
+    if "fraction_of_floor" in row:
+        floor = f"  {row['fraction_of_floor']:.2f} of the floor, "
+        floor += f"{row['fraction_of_floor_one_core']:.2f} on one core"
     print(
         f"{row['shape']:10s} {row['mode']:16s} {row['candidate']:22s} {row['median_ms']:9.2f} ms "
-        f"(+-{row['spread_ms']:.2f})  {row['ratio_to_naive']:6.2f} x naive {memory}{floor}",
+        f"(+-{row['spread_ms']:.2f})  {ratio} {memory}{floor}",
         flush=True,
     )
+
+
+def add_options(parser):
+    """Adds what every script that times attention takes."""
+    parser.add_argument("--quick", action="store_true", help="small shapes, under a minute on CPU")
+    parser.add_argument("--rounds", type=int, help="runs of each candidate; default 20, quick 3")
+    parser.add_argument("--torch-python", help="python of an environment that has PyTorch")
+    parser.add_argument(
+        "--real-time", action="store_true", help="run what is timed before all else on the machine"
+    )
+    parser.add_argument("--output", type=pathlib.Path, help="where to write the rows")
 
 
 def main(argv=None):
     """Runs the shapes asked for and writes one JSON row a measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes, under a minute on CPU")
+    add_options(parser)
     parser.add_argument("--shapes", help=f"of {','.join(SHAPES)}")
-    parser.add_argument("--rounds", type=int, default=20, help="runs of each candidate")
-    parser.add_argument("--torch-python", help="python of an environment that has PyTorch")
-    parser.add_argument("--output", type=pathlib.Path, help="where to write the rows")
     options = parser.parse_args(argv)
-    names = (
-        options.shapes.split(",") if options.shapes else list(QUICK if options.quick else SHAPES)
-    )
+    options.rounds = options.rounds or (3 if options.quick else 20)
+    chosen = options.shapes.split(",") if options.shapes else None
     rows = []
-    for name in names:
-        rows += bench_shape(name, 5 if options.quick else options.rounds, options.torch_python)
+    for name in chosen or (QUICK if options.quick else SHAPES):
+        rows += bench_shape(name, SHAPES[name], options)
         if options.output:
             timing.write_rows(options.output, rows)
     return 0

@@ -1,20 +1,28 @@
 """Do the device kernels compile, and do they fit, on machines that are not here?
 
-TPU: a full Mosaic and XLA compile by libtpu for a topology that is only described. GPU: a full
-  Triton
-and XLA compile by the CUDA plugin's compiler for a described H100. Neither needs a device or a
-driver. What is said here is *compiled*, never *timed*.
+TPU: a full Mosaic and XLA compile by libtpu for a topology that is only described; the vector
+memory that each kernel takes is read from the compiled program. GPU: a full Triton and XLA compile
+by the CUDA plugin's compiler for a described H100; registers and spills are what `ptxas` says of
+the dumped PTX, shared memory is that of the launch. Neither needs a device or a driver. What is
+said here is *compiled*, never *timed*.
 
-    pip install libtpu==0.0.42.* jax-cuda12-pjrt==0.10.2 jax-cuda12-plugin==0.10.2   # jax 0.10.2
-    python benchmarks/compile_offline.py --output=benchmarks/results/compile_offline.json
+    pip install jax==0.10.2 libtpu==0.0.42.* jax-cuda12-pjrt==0.10.2 jax-cuda12-plugin==0.10.2
+    pip install nvidia-cuda-nvcc-cu12  # ptxas
+    python -m benchmarks.compile_offline --output=benchmarks/results/compile_offline.json
 """
 
 import argparse
 import os
 import pathlib
+import re
+import shutil
+import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 import warnings
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -28,7 +36,7 @@ from benchmarks import timing
 from stt_kernels.attention import checks, mosaic_tpu, triton
 
 # B, L, H, D
-SHAPES = [(32, 256, 4, 32), (16, 1024, 8, 32), (4, 4096, 4, 64), (2, 200, 2, 16)]
+SHAPES = [(16, 1024, 8, 32), (4, 4096, 4, 64), (2, 200, 2, 16)]
 ENTRIES = {"time": 64, "space": 64, "cycle": 168}
 H100 = """
 gpu_device_info {
@@ -130,26 +138,87 @@ def main(argv=None):
                         "dtype": dtype,
                         "tables": table_names,
                     }
-                    rows.append(row | compile_once(step, inputs(shape, jnp.dtype(dtype), sharding)))
+                    arrays = inputs(shape, jnp.dtype(dtype), sharding)
+                    rows.append(row | compile_once(step, arrays, backend))
                     print(rows[-1], flush=True)
                     if options.output:
                         timing.write_rows(options.output, rows)
     return int(not rows or any("error" in row for row in rows))
 
 
-def compile_once(step, inputs):
-    """Gives the seconds and the temporary bytes of one compile, or its error."""
+def compile_once(step, inputs, backend):
+    """Gives the seconds, the temporary bytes and what each kernel takes, or the error."""
     start = time.perf_counter()
-    try:
-        compiled = jax.jit(step).lower(*inputs).compile()
-    except Exception as error:  # the error is the result
-        return {"error": " ".join(str(error).split())[:500], "jax": jax.__version__}
+    with tempfile.TemporaryDirectory() as folder:
+        options: Any = {"xla_dump_to": folder} if backend is triton else None
+        try:
+            compiled = jax.jit(step).lower(*inputs).compile(compiler_options=options)
+        except Exception as error:  # the error is the result
+            return {"error": " ".join(str(error).split())[:500], "jax": jax.__version__}
+        compile_s = round(time.perf_counter() - start, 2)
+        kernels = gpu_kernels(pathlib.Path(folder)) if options else tpu_kernels(compiled.as_text())
     analysis = compiled.memory_analysis()
     return {
-        "compile_s": round(time.perf_counter() - start, 2),
+        "compile_s": compile_s,
         "temp_bytes": None if analysis is None else int(analysis.temp_size_in_bytes),
+        "kernels": kernels,
         "jax": jax.__version__,
     }
+
+
+def tpu_kernels(program):
+    """Gives the bytes of vector memory of each kernel of a compiled program, by its name."""
+    found = {}
+    for line in program.splitlines():
+        name = re.search(r"(\w+_kernel)\)*/pallas_call", line)
+        used = re.search(
+            r'"used_scoped_memory_configs":\[\{"memory_space":"1"[^}]*"size":"(\d+)"', line
+        )
+        if name and used and "tpu_custom_call" in line:
+            found[name.group(1)] = {"vmem_bytes": int(used.group(1))}
+    return found
+
+
+def gpu_kernels(folder):
+    """Gives registers a thread, bytes spilled and shared bytes of each kernel of a dump."""
+    launches = "".join(path.read_text() for path in folder.glob("*.thunk_sequence.txt"))
+    ptxas = find_ptxas()
+    found = {}
+    for path in sorted(folder.glob("*.ptx")):
+        entry = re.search(r"\.entry (\w+_kernel)\(", path.read_text())
+        if not entry:
+            continue
+        name = entry.group(1)
+        shared = re.search(rf"\b{name}\b.*shared_memory: (\d+) bytes", launches)
+        found[name] = {"shared_bytes": int(shared.group(1)) if shared else None}
+        if ptxas:
+            found[name] |= read_ptxas(ptxas, path)
+    return found
+
+
+def find_ptxas():
+    """Gives the path of `ptxas`, on the PATH or of the package nvidia-cuda-nvcc-cu12, or None."""
+    packaged = pathlib.Path(sysconfig.get_path("platlib"), "nvidia", "cuda_nvcc", "bin", "ptxas")
+    return shutil.which("ptxas") or (str(packaged) if packaged.exists() else None)
+
+
+def read_ptxas(ptxas, path):
+    """Gives what the assembler says of one kernel."""
+    architecture = _first(r"\.target (\w+)", path.read_text())
+    command = [ptxas, "--verbose", f"-arch={architecture}", str(path), f"-o={os.devnull}"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return {
+        "registers": int(_first(r"Used (\d+) registers", said)),
+        "spill_store_bytes": int(_first(r"(\d+) bytes spill stores", said)),
+        "spill_load_bytes": int(_first(r"(\d+) bytes spill loads", said)),
+    }
+
+
+def _first(pattern, text):
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"no {pattern!r} in: {text[:500]}")
+    return found.group(1)
 
 
 if __name__ == "__main__":

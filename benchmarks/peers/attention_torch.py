@@ -5,6 +5,7 @@ prints the milliseconds.
 """
 
 import json
+import pathlib
 import sys
 import time
 
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+NUM_CHECKED = 128  # of the last queries
 
 
 def bucket(values, step, n):
@@ -95,6 +98,19 @@ def make_flex(inputs):
     return flex
 
 
+def peak_bytes(run):
+    """Gives how far the process grows in a run (Linux)."""
+
+    def status(name):
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
 def main(peer, mode, path):
     """Answers requests until standard input ends."""
     inputs = Inputs(path)
@@ -112,7 +128,8 @@ def main(peer, mode, path):
 
     try:
         out = run()
-        answer = {"out": out[:2].transpose(1, 2).flatten().tolist()}
+        last = out[:2, :, -NUM_CHECKED:]
+        answer = {"out": last.transpose(1, 2).flatten().tolist(), "peak_bytes": peak_bytes(run)}
     except Exception as error:  # its message is the result
         answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     print(json.dumps(answer), flush=True)

@@ -28,12 +28,17 @@ class Client:
             env=environment,
         )
         ready = self._answer()
-        self.error = ready.get("error")
+        self.error, self.peak_bytes = ready.get("error"), ready.get("peak_bytes")
         if self.error is None:
             out = np.asarray(ready["out"], np.float32).reshape(expected.shape)
             difference = np.abs(out - expected).max() / np.abs(expected).max()
             if difference > 1e-4:
                 raise ValueError(f"{peer} is wrong: relative error {difference}.")
+
+    @property
+    def process_id(self):
+        """Of the PyTorch process."""
+        return self._process.pid
 
     def _answer(self):
         line = self._process.stdout.readline()
@@ -52,14 +57,15 @@ class Client:
         self._process.wait()
 
 
-def start(python, inputs, mode, expected):
+def start(python, inputs, mode, expected, peers=PEERS):
     """Gives a client for each peer that can take the inputs; says why the others can't.
 
     Args:
       python: the interpreter of an environment with PyTorch.
       inputs: (arrays, tables, sides, out_gradient), NumPy.
       mode: "forward" or "forward+backward".
-      expected: the right output of the first two rows.
+      expected: the right output of the last queries of the first two rows.
+      peers: which of `PEERS`.
 
     Returns:
       The clients by name.
@@ -70,7 +76,7 @@ def start(python, inputs, mode, expected):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "inputs.npz"
         np.savez(path, out_gradient=out_gradient, **named)
-        for peer in PEERS:
+        for peer in peers:
             client = Client(python, peer, mode, path, expected)
             if client.error is None:
                 clients[peer] = client

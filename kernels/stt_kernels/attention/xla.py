@@ -38,18 +38,18 @@ class TileSizes:
 
 def choose_tile_sizes(num_rows, num_queries, num_keys, num_heads, width) -> TileSizes:
     """Chooses the form and the tiles; the times behind the numbers stand in kernels/NOTES.md."""
-    if num_queries <= 128 and num_keys <= 1024:
-        # Smaller blocks leave out more of the causal half, where there is one to leave.
-        block_queries = min(64, num_queries) if num_queries == num_keys else num_queries
-        block_keys, most_logits = None, 2**17
+    # Smaller blocks leave out more of the causal half, where there is one to leave.
+    if num_queries == num_keys <= 512:
+        block_queries, block_keys = _even_block(num_queries, 64), None
+    elif num_queries <= 128 and num_keys <= 1024:
+        block_queries, block_keys = num_queries, None
     else:
         block_queries = _even_block(num_queries, 128)
         block_keys = _even_block(num_keys, 128 if num_queries > 128 else 1024)
-        most_logits = 2**18
     tile = block_queries * (block_keys or num_keys) * num_heads
     keys = num_keys * num_heads * width
     # One row alone makes XLA choose layouts that cost up to four times as much, so two at least.
-    most_rows = max(2, min(most_logits // tile, 2**20 // keys))
+    most_rows = max(2, min(2**18 // tile, 2**20 // keys))
     divisors = [n for n in range(1, num_rows + 1) if num_rows % n == 0]
     return TileSizes(max(n for n in divisors if n <= most_rows), block_queries, block_keys)
 
@@ -173,7 +173,12 @@ def _num_pairs(q, k):
 
 
 def _tile_logits(rules, bias, tile, num_keys_left=None):
-    """Gives a tile's masked logits, its allowed pairs (None = all) and its table entries."""
+    """Gives a tile's masked logits, its allowed pairs (None = all) and its table entries.
+
+    What is masked gets `MASKED` added, so that table offsets and mask are one array, stored once;
+    the product, the sum and the softmax after them are left to XLA to fuse.
+    """
+    dtype = accumulator(tile.q)
     entries = bias.entries(tile.queries, tile.keys)
     allowed = geometry.allowed_pairs(tile.queries, tile.keys, rules.causal)
     if num_keys_left is not None:
@@ -182,12 +187,17 @@ def _tile_logits(rules, bias, tile, num_keys_left=None):
     if allowed is not None:
         allowed = allowed[:, None]
 
-    def masked_logits(q, k, entries, allowed):
-        logits = matmul("bhid,bhjd->bhij", q, k) * rules.scale
-        logits = bias.add(logits, entries)
-        return logits if allowed is None else jnp.where(allowed, logits, MASKED)
+    def offsets(_, entries, allowed):
+        found = bias.look_up(entries, dtype)
+        if allowed is None:
+            return found
+        found = jnp.zeros((), dtype) if found is None else found
+        return jnp.where(allowed, found, jnp.asarray(MASKED, dtype))
 
-    return materialised(masked_logits, tile.q, tile.k, entries, allowed), allowed, entries
+    logits = matmul("bhid,bhjd->bhij", tile.q, tile.k) * rules.scale
+    if entries or allowed is not None:
+        logits = logits + materialised(offsets, tile.q, entries, allowed)
+    return logits, allowed, entries
 
 
 def _tile_gradients(plan, bias, tile, table_gradients, num_keys_left=None):
@@ -197,9 +207,7 @@ def _tile_gradients(plan, bias, tile, table_gradients, num_keys_left=None):
     Keys come out transposed: XLA's matmul takes the tile as it is then, else it copies it first.
     """
     logits, _, entries = _tile_logits(plan.rules, bias, tile, num_keys_left)
-    logit_gradient, weights = materialised(
-        plan.readout.backward, logits, tile.query_values, tile.key_values
-    )
+    logit_gradient, weights = plan.readout.backward(logits, tile.query_values, tile.key_values)
     table_gradients = bias.add_gradients(table_gradients, logit_gradient, entries)
     scaled = (logit_gradient * plan.rules.scale).astype(tile.q.dtype)
     q_gradient = matmul("bhij,bhjd->bhid", scaled, tile.k)

@@ -46,12 +46,13 @@ class Bias:
             joined.append(entry)
         return joined
 
-    def add(self, logits, entries):
-        """Adds a tile's bias to its logits."""
+    def look_up(self, entries, dtype):
+        """Gives a tile's offsets [b or 1, H, i, j]; None without tables."""
+        total = None
         for rows, entry in zip(self._rows, entries, strict=True):
-            looked_up = rows.at[entry].get(**_IN_BOUNDS)
-            logits = logits + jnp.moveaxis(looked_up, -1, 1).astype(logits.dtype)
-        return logits
+            looked_up = jnp.moveaxis(rows.at[entry].get(**_IN_BOUNDS), -1, 1).astype(dtype)
+            total = looked_up if total is None else total + looked_up
+        return total
 
     def zero_gradients(self):
         """Gives the gradients of the joined tables before the first tile."""

@@ -10,10 +10,9 @@ def materialised(function, *args):
 
     XLA fuses what it thinks cheap into each user, and a table look-up with all the geometry behind
     its index counts as cheap: it was worked out for every head, and again for the maximum, the
-      exponential and the
-    scatter. An optimization barrier does not help, for it is taken out before fusion; a conditional
-    stays. On CPU this made attention with two tables 1.3-1.6 times as fast. Elsewhere nothing is
-    wrapped.
+    exponential and the scatter. An optimization barrier does not help, for it is taken out before
+    fusion; a conditional stays. Only look-ups are worth it: a product behind a conditional can't
+    be fused with the softmax after it. Elsewhere than on CPU nothing is wrapped.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
