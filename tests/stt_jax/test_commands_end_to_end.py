@@ -67,7 +67,7 @@ def test_a_run_leaves_what_the_readme_says(place):
         "run.flags", "run.json", "checkpoints", "metrics.jsonl", "tensorboard"
     }  # fmt: skip
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    assert {line["kind"] for line in lines} == {"train", "validation"}
+    assert {line["kind"] for line in lines} == {"train", "validation", "speed"}
     assert list((directory / "tensorboard").iterdir())
 
 

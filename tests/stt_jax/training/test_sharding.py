@@ -18,9 +18,7 @@ from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=20, seed=6)
 MODEL_CONFIG = ModelConfig(width=8, num_heads=2, num_layers=1, dropout=0.1)
-TRAINING = TrainingConfig(
-    window=16, requests=8, batch_rows=8, epochs=50, learning_rate=1e-2, loss_chunk_items=32
-)
+TRAINING = TrainingConfig(window=16, requests=8, batch_rows=8, epochs=50, loss_chunk_items=32)
 
 
 @pytest.fixture(scope="module", autouse=True)
