@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig, WatchConfig
 from stt_jax.training import loop
 from stt_jax.training.loop import train_model
 from stt_jax.training.run import load_run
@@ -165,3 +165,32 @@ def test_logs_without_times_or_places_train_too(tmp_path):
     run = train_model(log, options(tmp_path, epochs=1), MODEL, ProtocolConfig(targets="last"))
     assert not run.model_config.use_time
     assert not run.model_config.use_place
+
+
+def test_a_training_that_has_blown_up_stops_and_says_with_whom(tmp_path):
+    config = options(tmp_path, learning_rate=1e30, warmup=0.0, max_bad_steps=3)
+    with pytest.raises(ValueError, match="not finite in 3 steps in a row, up to step 4; none"):
+        train_model(LOG, config, MODEL)
+    found = json.loads((tmp_path / "bad_batches_0.json").read_text())
+    assert [batch["step"] for batch in found] == [1, 2, 3]
+    assert set(found[0]["users"]) <= set(LOG.user_ids)
+    assert set(found[0]["items"]) <= set(LOG.item_ids[1:])
+    assert found[0]["items"]
+
+
+def test_speed_is_reported_and_steps_can_be_traced(tmp_path):
+    train_model(LOG, options(tmp_path, epochs=1), MODEL, watch=WatchConfig(profile_steps="3:5"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    speed = [line for line in lines if line["kind"] == "speed"][-1]
+    assert speed["events_per_s"] > 0
+    assert speed["tokens_per_s"] > 0
+    assert 0 < speed["data_fraction"] < 1
+    assert 0 < speed["flops_utilisation"] < 1
+    assert speed["memory_gb"] > 0.01
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("steps", ["3", "5:3", "a:b", "3:"])
+def test_steps_to_trace_must_be_a_range(steps):
+    with pytest.raises(ValueError, match=f"--profile_steps={steps} must be a:b"):
+        WatchConfig(profile_steps=steps)
