@@ -108,10 +108,10 @@ def main(argv=None):
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--epochs", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
-    parser.add_argument("--quick", action="store_true", help="two kills")
+    parser.add_argument("--quick", action="store_true", help="one kill")
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args(argv)
-    kills, epochs = (2, 8.0) if options.quick else (options.kills, options.epochs)
+    kills, epochs = (1, 4.0) if options.quick else (options.kills, options.epochs)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))

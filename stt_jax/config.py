@@ -514,6 +514,13 @@ class TrainingConfig:
     validation_every: float = option(1.0, "Epochs between validations.")
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
     patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
+    dp_epsilon: float = option(
+        0.0,
+        "Train with differential privacy for people, at most so much of it spent; 0 = without. "
+        "--batch_rows is then the expected number of people in a step.",
+    )
+    dp_delta: float = option(1e-6, "The delta of that privacy; below one over the people.")
+    dp_clip: float = option(1.0, "Largest norm of the gradient of one person in a private step.")
     keep: int = option(2, "Checkpoints kept besides the best.")
     checkpoint_every: int = option(
         0, "Steps between checkpoints; 0 = one with each validation, and when stopped."
@@ -533,6 +540,9 @@ class TrainingConfig:
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
         check(self.validation_every > 0, "--validation_every must be positive")
         check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")
+        check(self.dp_epsilon >= 0, f"--dp_epsilon={self.dp_epsilon} must not be negative")
+        check(0 < self.dp_delta < 1, f"--dp_delta={self.dp_delta} must be in (0, 1)")
+        check(self.dp_clip > 0, f"--dp_clip={self.dp_clip} must be positive")
         for name in ("accumulate", "max_bad_steps"):
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
         for name in ("loss_chunk_items", "num_negatives"):

@@ -87,6 +87,59 @@ class TrainingBatches:
         return history, gather_requests(self._log, layout, shape)
 
 
+class PersonBatches:
+    """The batches of a private training: each person takes part in a step by a coin of their own.
+
+    A row holds one window of one person, drawn from all of theirs. Rows beyond the people drawn are
+    empty. A random-access source like `TrainingBatches`; who is drawn follows from a secret seed.
+    """
+
+    def __init__(
+        self,
+        log: PreparedLog,
+        *,
+        window: int,
+        requests: int,
+        batch_rows: int,
+        rate: float,
+        seed: int,
+    ) -> None:
+        """Batches of at most `batch_rows` people, each drawn with probability `rate`."""
+        self._log = log
+        self._row_tokens, self._row_requests = window, requests
+        self._batch_rows, self._rate, self._seed = batch_rows, rate, seed
+        self._windows = training_windows(log, window=window, requests=requests)
+        self._first_windows = np.searchsorted(
+            self._windows.users, np.arange(log.num_train_users + 1)
+        )
+
+    @property
+    def fill(self) -> float:
+        """The expected fraction of tokens that are not padding."""
+        people = self._rate * self._log.num_train_users
+        return float(people * self._windows.num_tokens.mean() / self._row_tokens / self._batch_rows)
+
+    def num_steps(self, epochs: float) -> int:
+        """Steps in which as many windows are expected to be drawn as `epochs` epochs have."""
+        people = self._rate * self._log.num_train_users
+        return max(1, -int(-epochs * len(self._windows) // people))
+
+    def __len__(self) -> int:
+        return _INT32_MAX  # endless: the loop says when to stop
+
+    def __getitem__(self, step: int) -> tuple[History, Requests]:
+        draw = np.random.default_rng([self._seed, step])
+        people = np.flatnonzero(draw.random(self._log.num_train_users) < self._rate)
+        people = people[: self._batch_rows]
+        firsts, ends = self._first_windows[people], self._first_windows[people + 1]
+        rows = [np.array([index]) for index in draw.integers(firsts, ends)]
+        rows += [np.zeros(0, np.int64)] * (self._batch_rows - len(rows))
+        history, layout = gather_history(
+            self._log, self._windows, rows, row_tokens=self._row_tokens
+        )
+        return history, gather_requests(self._log, layout, (self._batch_rows, self._row_requests))
+
+
 def target_batches(
     log: PreparedLog, targets: Targets, *, window: int, row_requests: int, batch_rows: int
 ) -> Iterator[tuple[History, Requests, np.ndarray]]:

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -26,12 +27,20 @@ from stt_jax.training.step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is, besides its parameters."""
+    """How far a run is, besides its parameters.
+
+    Attributes:
+      finished: nothing is left to do.
+      best_mrr, best_step: of the best validation.
+      validations_since_best: how many were no better.
+      epsilon: privacy spent so far, in a private training.
+    """
 
     finished: bool = False
     best_mrr: float = -1.0
     best_step: int = 0
     validations_since_best: int = 0
+    epsilon: float | None = None
 
 
 def open_manager(
@@ -92,6 +101,7 @@ def save(
     Raises:
       OSError: the disk is full or refuses; an earlier background write may be the one that failed.
     """
+    _check_room(manager, state)
     step = int(state.step)
     params, optimizer = jax.device_get(_fingerprints((state.params, state.opt_state)))
     record = {
@@ -116,6 +126,16 @@ def save(
         )
     except Exception as error:
         raise write_error(manager, error) from error
+
+
+def _check_room(manager: ocp.CheckpointManager, state: TrainState) -> None:
+    """Asks the disk first: a write that fails halfway is no less safe, but not as easily told."""
+    needed = sum(
+        shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards
+    )
+    free = shutil.disk_usage(manager.directory).free
+    if free < needed:
+        raise write_error(manager, OSError(f"{free:,} bytes are free and it has {needed:,}"))
 
 
 def wait(manager: ocp.CheckpointManager) -> None:

@@ -11,7 +11,6 @@ from stt_jax.data.store import PreparedLog
 from stt_jax.model.cost import step_flops
 from stt_jax.training.loop import Training, set_up
 from stt_jax.training.sharding import parameter_name
-from stt_jax.training.step import make_train_step
 
 
 def describe(
@@ -64,7 +63,7 @@ def _step_lines(setup: Training) -> list[str]:
         requests=config.requests,
         scored_items=config.num_negatives if config.loss == "sampled" else None,
     )
-    step = make_train_step(model, setup.optimizer, config, setup.placement, setup.shardings)
+    step = setup.make_step()
     with jax.set_mesh(setup.placement.mesh):
         compiled = step.lower(setup.shapes, setup.items, *setup.put(setup.batches[0])).compile()
     memory = compiled.memory_analysis()

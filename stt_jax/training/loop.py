@@ -21,12 +21,12 @@ import optax
 from jax.experimental import multihost_utils
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig, WatchConfig
-from stt_jax.data.pipeline import TrainingBatches, catalogue
+from stt_jax.data.pipeline import PersonBatches, TrainingBatches, catalogue
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import VALIDATION, PreparedLog
 from stt_jax.metrics import ranking_metrics
 from stt_jax.model.stt import SpatiotemporalTransformer
-from stt_jax.training import checkpoint, speed
+from stt_jax.training import checkpoint, privacy, speed
 from stt_jax.training import run as runs
 from stt_jax.training.checkpoint import Progress
 from stt_jax.training.ranks import make_ranker, model_ranks
@@ -47,6 +47,8 @@ class Training:
       log, config, model: the data, how to train, and what.
       optimizer, num_steps, batches: made from them.
       placement: the devices; items: the catalogue on them.
+      key: of all randomness of the steps.
+      account: of a private training; None = not private.
       shapes: of the state, with its shardings.
       targets: what validations ask for.
     """
@@ -56,9 +58,11 @@ class Training:
     model: SpatiotemporalTransformer
     optimizer: optax.GradientTransformation
     num_steps: int
-    batches: TrainingBatches
+    batches: TrainingBatches | PersonBatches
     placement: Placement
     items: Any
+    key: jax.Array
+    account: privacy.Account | None
     shapes: TrainState
     targets: Targets
 
@@ -69,7 +73,16 @@ class Training:
 
     def put(self, batch: Any) -> Any:
         """A batch of this process's rows, on the devices."""
-        return self.placement.put_rows(batch, self.config.batch_rows)
+        rows = self.config.batch_rows
+        if self.account is not None:
+            rows = privacy.most_people(self.account, self.log.num_train_users)
+        return self.placement.put_rows(batch, rows)
+
+    def make_step(self) -> Any:
+        """The compiled step on these devices."""
+        return make_train_step(
+            self.model, self.optimizer, self.config, self.placement, self.shardings, self.account
+        )
 
     def initial_state(self) -> TrainState:
         """Fresh parameters, by the seed."""
@@ -107,10 +120,13 @@ def train_model(
     """
     model_config = model_config or ModelConfig()
     protocol = protocol or ProtocolConfig()
-    setup = set_up(log, training, model_config, protocol, devices or DeviceConfig())
     first = jax.process_index() == 0
+    devices = devices or DeviceConfig()
+    make_placement(devices)  # refuses before anything is written
     directory = _open_directory(log, training, model_config, protocol, write=first)
     _meet("run directory")  # process 0 writes what the others read
+    secret = privacy.secret_of(directory) if training.dp_epsilon else 0
+    setup = set_up(log, training, model_config, protocol, devices, secret)
     owner = runs.identity(directory, runs.run_info(log))
     with (
         jax.set_mesh(setup.placement.mesh),
@@ -129,6 +145,7 @@ def train_model(
                 keep = functools.partial(checkpoint.save, manager, owner)
                 _train(setup, state, progress, data, keep, reporter, watch or WatchConfig())
                 checkpoint.wait(manager)
+            privacy.forget_secret(directory)
         finally:
             reporter.close()
     return runs.load_run(directory, log)
@@ -140,20 +157,31 @@ def set_up(
     model_config: ModelConfig,
     protocol: ProtocolConfig,
     devices: DeviceConfig,
+    secret: int = 0,
 ) -> Training:
-    """Everything that a training needs, without writing or computing anything."""
+    """Everything that a training needs, without writing or computing anything.
+
+    Args:
+      log, training, model_config, protocol, devices: as in `train_model`.
+      secret: of a private training, `privacy.secret_of` the run.
+    """
+    batches: TrainingBatches | PersonBatches
     placement = make_placement(devices)
-    check_rows(training.batch_rows, placement, training.accumulate, "--batch_rows")
     model = SpatiotemporalTransformer(runs.fit_to_log(model_config, log), runs.model_sizes(log))
-    batches = TrainingBatches(
-        log,
-        window=training.window,
-        requests=training.requests,
-        batch_rows=training.batch_rows,
-        seed=training.seed,
-        local_rows=placement.local_rows(training.batch_rows),
-    )
-    num_steps = batches.num_steps(training.epochs)
+    account, key = None, jax.random.key(training.seed)
+    if training.dp_epsilon:
+        batches, num_steps, account, key = _private_input(log, training, placement, secret)
+    else:
+        check_rows(training.batch_rows, placement, training.accumulate, "--batch_rows")
+        batches = TrainingBatches(
+            log,
+            window=training.window,
+            requests=training.requests,
+            batch_rows=training.batch_rows,
+            seed=training.seed,
+            local_rows=placement.local_rows(training.batch_rows),
+        )
+        num_steps = batches.num_steps(training.epochs)
     optimizer = make_optimizer(training, num_steps)
     items = placement.put_whole(catalogue(log), placement.replicated)
     history, requests = batches[0]
@@ -175,6 +203,8 @@ def set_up(
         batches=batches,
         placement=placement,
         items=items,
+        key=key,
+        account=account,
         shapes=jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(
                 shape.shape, shape.dtype, sharding=sharding
@@ -184,6 +214,26 @@ def set_up(
         ),
         targets=_validation_targets(log, training, protocol),
     )
+
+
+def _private_input(
+    log: PreparedLog, training: TrainingConfig, placement: Placement, secret: int
+) -> tuple[PersonBatches, int, privacy.Account, jax.Array]:
+    """(batches, steps, account, key of the noise) of a private training."""
+    if placement.mesh.size > 1 or training.accumulate > 1:
+        raise NotImplementedError(
+            "--dp_epsilon works on one device and without --accumulate: leave out --mesh_data, "
+            "--mesh_model and --accumulate"
+        )
+    options = dict(window=training.window, requests=training.requests, seed=secret)
+    rate = training.batch_rows / max(1, log.num_train_users)
+    unbounded = PersonBatches(log, batch_rows=1, rate=rate, **options)
+    num_steps = unbounded.num_steps(training.epochs)
+    account = privacy.make_account(training, log.num_train_users, num_steps)
+    rows = privacy.most_people(account, log.num_train_users)
+    batches = PersonBatches(log, batch_rows=rows, rate=account.rate, **options)
+    words = jax.numpy.asarray([secret >> 32, secret & 0xFFFFFFFF], jax.numpy.uint32)
+    return batches, num_steps, account, jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 def _train(
@@ -196,9 +246,7 @@ def _train(
     watch: WatchConfig,
 ) -> None:
     config = setup.config
-    train_step = make_train_step(
-        setup.model, setup.optimizer, config, setup.placement, setup.shardings
-    )
+    train_step = setup.make_step()
     ranker = make_ranker(setup.model)
     validate_every = max(1, setup.batches.num_steps(config.validation_every))
     meter = speed.Meter(setup.model, config, setup.placement.mesh, setup.batches.fill)
@@ -214,7 +262,7 @@ def _train(
             trace.at(step)
             with meter.waiting():
                 history, requests = setup.put(next(data))
-            state, measures = train_step(state, setup.items, history, requests)
+            state, measures = train_step(state, setup.items, history, requests, setup.key)
             step += 1
             last = step == setup.num_steps
             meter.add(measures)
@@ -234,6 +282,8 @@ def _train(
                 progress = _next_progress(progress, mrr, step, config)
                 progress = dataclasses.replace(progress, finished=progress.finished or last)
             if saves or stops:
+                if setup.account is not None:
+                    progress = _spend(setup.account, progress, step, reporter)
                 keep(state, data.get_state(), progress, mrr)
                 meter.restart()
             if stops and not progress.finished:
@@ -338,13 +388,21 @@ def _validate(
     return metrics["mrr"]
 
 
+def _spend(account: privacy.Account, progress: Progress, step: int, reporter: Reporter) -> Progress:
+    """Brings the privacy account up to date before a checkpoint."""
+    epsilon = account.epsilon(step)
+    reporter.write(step, "privacy", {"epsilon": epsilon, "delta": account.delta})
+    reporter.line(f"step {step}: epsilon {epsilon:.3f} spent at delta {account.delta:g}")
+    return dataclasses.replace(progress, epsilon=epsilon)
+
+
 def _next_progress(
     progress: Progress, mrr: float | None, step: int, training: TrainingConfig
 ) -> Progress:
     if mrr is None:
         return progress
     if mrr > progress.best_mrr:
-        return Progress(best_mrr=mrr, best_step=step)
+        return dataclasses.replace(progress, best_mrr=mrr, best_step=step, validations_since_best=0)
     since = progress.validations_since_best + 1
     finished = 0 < training.patience <= since
     return dataclasses.replace(progress, validations_since_best=since, finished=finished)
@@ -434,5 +492,7 @@ def _print_start(reporter: Reporter, setup: Training, step: int) -> None:
         f"{setup.batches.fill:.0%} of tokens filled; {mesh.shape['data']} x "
         f"{mesh.shape['model']} of {jax.device_count()} {jax.default_backend()} devices{processes}"
     )
+    if setup.account is not None:
+        reporter.line(privacy.statement(setup.account, setup.config.dp_clip, setup.num_steps))
     if step:
         reporter.line(f"going on from step {step}")

@@ -15,6 +15,7 @@ from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import TrainingConfig
 from stt_jax.model.stt import Prediction, SpatiotemporalTransformer
 from stt_jax.training.losses import make_softmax, mixture_loss
+from stt_jax.training.privacy import PRIVATE_CHUNK_ROWS, Account, private_gradients
 from stt_jax.training.sharding import Placement
 
 
@@ -93,10 +94,12 @@ def make_train_step(
     config: TrainingConfig,
     placement: Placement | None = None,
     shardings: Any = None,
+    account: Account | None = None,
 ) -> Any:
-    """The jitted step `(state, catalogue, history, requests) -> (state, measures)`.
+    """The jitted step `(state, catalogue, history, requests, key) -> (state, measures)`.
 
-    Randomness of step n comes from (seed, n), so a run that stops and goes on draws the same.
+    Randomness of step n comes from (key, n), so a run that stops and goes on draws the same; the
+    key is that of `config.seed` where none is given.
     A loss or gradient that is not finite changes nothing but the counts of bad steps. The state is
     donated.
 
@@ -104,6 +107,7 @@ def make_train_step(
       model, optimizer, config: what to train, and how.
       placement: the devices; None = one.
       shardings: of the new state; None leaves them to the compiler.
+      account: makes the step private, its rows one person each; see `training.privacy`.
     """
 
     def total_loss(
@@ -134,9 +138,13 @@ def make_train_step(
         return total, {"loss": total, **sums}
 
     def train_step(
-        state: TrainState, catalogue: Catalogue, history: History, requests: Requests
+        state: TrainState,
+        catalogue: Catalogue,
+        history: History,
+        requests: Requests,
+        key: jax.Array | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(config.seed) if key is None else key, state.step)
         hide_key, dropout_key = jax.random.split(key)
         requests = hide(requests, hide_key, config)
 
@@ -144,9 +152,27 @@ def make_train_step(
             differentiate = jax.grad(total_loss, has_aux=True)
             return differentiate(state.params, catalogue, *part, key)
 
-        grads, sums = _over_parts(of_part, (history, requests), dropout_key, config.accumulate)
-        num_requests = jnp.maximum(sums["requests"], 1.0)
-        grads = jax.tree.map(lambda grad: grad / num_requests, grads)
+        def of_person(part: Any, key: jax.Array) -> Any:
+            """The gradient of a person's mean loss, so that long histories don't weigh more."""
+            grads, sums = of_part(part, key)
+            num_requests = jnp.maximum(sums["requests"], 1.0)
+            return jax.tree.map(lambda grad: grad / num_requests, grads), sums
+
+        if account is None:
+            grads, sums = _over_parts(of_part, (history, requests), dropout_key, config.accumulate)
+            num_requests = jnp.maximum(sums["requests"], 1.0)
+            grads = jax.tree.map(lambda grad: grad / num_requests, grads)
+        else:
+            grads, sums = private_gradients(
+                of_person,
+                (history, requests),
+                dropout_key,
+                account=account,
+                clip_norm=config.dp_clip,
+                chunk_rows=PRIVATE_CHUNK_ROWS,
+                expected_people=config.batch_rows,
+            )
+            num_requests = jnp.maximum(sums["requests"], 1.0)
         measures = {
             **sums,
             "loss": sums["loss"] / num_requests,

@@ -1,10 +1,13 @@
 """Training as several processes, and as one that is killed: run as a person runs it."""
 
+import contextlib
+import fcntl
 import os
 import re
 import signal
 import socket
 import subprocess
+import termios
 import time
 
 import numpy as np
@@ -65,7 +68,8 @@ def test_two_processes_train_as_one_and_one_goes_on_where_they_stopped(log, tmp_
     said, _ = on.communicate(timeout=300)
     assert on.returncode == 0, said
     assert f"going on from step {stopped}" in said
-    assert whole.wait(timeout=300) == 0
+    said, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said
     expected, found = reports(tmp_path / "whole"), reports(shared)
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     assert stopped < expected[-1]["step"]
@@ -78,17 +82,60 @@ def test_killed_and_started_again_a_run_ends_with_the_same_bits():
     assert bench_resume.main(["--quick"]) == 0
 
 
-def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on_once_there_is_room(log, tmp_path):
-    """The limit on the size of a file stands in for the disk's: both refuse the write."""
-    limited = ["prlimit", "--fsize=20000", *command(log, tmp_path / "run", "--epochs=1")]
-    result = subprocess.run(limited, env=environment(1), capture_output=True, text=True)
+def test_ctrl_c_in_a_terminal_writes_a_checkpoint_and_shows_a_progress_bar(log, tmp_path):
+    terminal, far_end = os.openpty()
+    arguments = command(log, tmp_path / "run", "--epochs=1000", "--checkpoint_every=0")
+    process = subprocess.Popen(
+        arguments,
+        env={**environment(1), "TERM": "xterm", "COLUMNS": "120"},
+        stdin=far_end,
+        stdout=far_end,
+        stderr=far_end,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C reaches it
+    )
+    os.close(far_end)
+    said = b""
+    while b"events/s" not in said and process.poll() is None:
+        said += os.read(terminal, 10_000)
+    os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while more := os.read(terminal, 10_000):
+            said += more
+    assert process.wait(timeout=300) == 130, said.decode()
+    assert re.search(rb"step \d+/\d+", said), "a progress bar"
+    stopped = int(re.search(rb"stopped at step (\d+)", said)[1])
+    assert stopped == newest_checkpoint(tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB; only root can make one, others get the next best thing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0:
+        yield disk, ["prlimit", "--fsize=20000"]
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], check=True)
+    yield disk, []
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(log, small_disk):
+    disk, limit = small_disk
+    arguments = command(log, disk / "run", "--epochs=1")
+    result = subprocess.run(
+        [*limit, *arguments], env=environment(1), capture_output=True, text=True
+    )
     assert result.returncode == 2, result.stderr
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: "), result.stderr
-    assert "could not be written" in last
-    assert "Traceback" not in result.stderr
-    finished = start(log, tmp_path / "run", "--epochs=1")
-    assert finished.wait(timeout=300) == 0
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "could not be written" in errors[0]
+    if not limit:
+        assert "Traceback" not in result.stderr
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+    finished = subprocess.run(arguments, env=environment(1), capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(log, tmp_path):
