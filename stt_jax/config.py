@@ -394,6 +394,23 @@ class PrepareConfig(ValueOptions, SplitOptions, CleaningOptions, ColumnOptions, 
         )
 
 
+# --- taking a person out (stt_jax.forget) ---
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetConfig:
+    """Who is forgotten, and where."""
+
+    data: str = option("", "Directory of the prepared log.")
+    user: str = option("", "Id of the person, as in the log.")
+    runs: str = option("runs", "Folder in which to look for runs that have seen the person.")
+
+    def __post_init__(self) -> None:
+        """Refuses a missing log or person."""
+        check(bool(self.data), "--data is missing: name the directory of a prepared log")
+        check(bool(self.user), "--user is missing: give the id of a person of the log")
+
+
 # --- the synthetic city (stt_jax.generate) ---
 
 

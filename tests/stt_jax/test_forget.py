@@ -1,0 +1,145 @@
+"""After forgetting nothing of a person can be found, and everybody else is as before."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from stt_jax import forget
+from stt_jax.config import PrepareConfig
+from stt_jax.data.forgetting import forget_person, runs_that_saw
+from stt_jax.data.preparation import prepare_log
+from stt_jax.data.store import open_log
+from tests.stt_jax.tiny_logs import random_log
+
+LINES = [
+    "user,item,time,lat,lon,cat,device",
+    "anna-1,secret-home,2024-01-01T09:00,40.71234,-74.04321,Hideout,brick",
+    "anna-1,bar,2024-01-01T10:00,40.7,-74.0,Bar,phone",
+    "anna-1,bar,2024-01-02T10:00,40.7,-74.0,Bar,phone",
+    "bob,bar,2024-01-01T11:00,40.7,-74.0,Bar,phone",
+    "bob,shop,2024-01-03T11:00,40.8,-74.1,Shop,desk",
+    "cleo,shop,2024-01-02T11:00,40.8,-74.1,Shop,desk",
+    "cleo,bar,2024-01-04T11:00,40.7,-74.0,Bar,phone",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forget")
+    (folder / "log.csv").write_text("\n".join(LINES) + "\n")
+    prepare_log(
+        PrepareConfig(
+            input=(str(folder / "log.csv"),),
+            output=str(folder / "prepared"),
+            user="user",
+            item="item",
+            time="time",
+            latitude="lat",
+            longitude="lon",
+            category="cat",
+            context=("device",),
+            split="leave_one_out",
+        )
+    )
+    return folder / "prepared"
+
+
+@pytest.fixture
+def directory(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "prepared")
+    return tmp_path / "prepared"
+
+
+def run(*arguments):
+    return forget.main(["forget.py", *arguments])
+
+
+def test_no_file_holds_the_id_the_rows_or_words_of_their_own(directory, capsys):
+    traces = [b"anna-1", b"secret-home", b"Hideout", b"brick"]
+    place = np.array([407_123_400], np.int32).tobytes()
+    before = b"".join(path.read_bytes() for path in directory.iterdir())
+    assert [trace for trace in [*traces, place] if trace not in before] == []
+    assert run(f"--data={directory}", "--user=anna-1", f"--runs={directory.parent}") == 0
+    for path in directory.iterdir():
+        found = [trace for trace in [*traces, place] if trace in path.read_bytes()]
+        assert found == [], path
+    assert "3 events of 1 person removed" in capsys.readouterr().out
+    log = open_log(directory)
+    assert list(log.user_ids) == ["bob", "cleo"]
+    assert log.num_events == 4
+    assert [step.dropped for step in log.meta.steps][-1] == {"by a person's wish": 3}
+
+
+def test_everybody_else_keeps_their_events_and_their_words(directory):
+    before = open_log(directory)
+    kept = {
+        user: [
+            (before.item_ids[before.items[e]], int(before.times[e]), int(before.parts[e]))
+            for e in range(before.user_offsets[row], before.user_offsets[row + 1])
+        ]
+        for row, user in enumerate(before.user_ids)
+    }
+    assert run(f"--data={directory}", "--user=anna-1") == 0
+    after = open_log(directory)
+    for row, user in enumerate(after.user_ids):
+        events = range(after.user_offsets[row], after.user_offsets[row + 1])
+        assert [
+            (after.item_ids[after.items[e]], int(after.times[e]), int(after.parts[e]))
+            for e in events
+        ] == kept[user]
+    assert after.meta.data_hash != before.meta.data_hash
+
+
+@pytest.mark.parametrize("row", [0, 3, 5])
+def test_a_log_stays_whole(row):
+    log = random_log(seed=2)
+    after = forget_person(log, log.user_ids[row])
+    assert after.num_users == log.num_users - 1
+    assert after.num_train_users == log.num_train_users - (row < log.num_train_users)
+    assert after.user_offsets[-1] == after.num_events
+    for name in ("items", "times", "parts", "sessions"):
+        assert len(getattr(after, name)) == after.num_events
+        assert getattr(after, name).dtype == getattr(log, name).dtype
+    train = after.items[after.parts == 0]
+    np.testing.assert_array_equal(
+        after.item_train_counts[1:], np.bincount(train, minlength=log.num_items + 1)[1:]
+    )
+    sessions = np.unique(after.sessions)
+    np.testing.assert_array_equal(sessions, np.arange(1, len(sessions) + 1))
+
+
+def test_runs_that_have_seen_them_are_named(directory, capsys):
+    log = open_log(directory)
+    seen, other = directory.parent / "runs/seen", directory.parent / "runs/other"
+    for run_directory, data_hash in ((seen, log.meta.data_hash), (other, "f" * 64)):
+        (run_directory / "checkpoints/20").mkdir(parents=True)
+        (run_directory / "run.json").write_text(f'{{"data_hash": "{data_hash}"}}')
+    (directory.parent / "runs/broken").mkdir()
+    (directory.parent / "runs/broken/run.json").write_text("{")
+    assert runs_that_saw(log, directory.parent / "runs") == {seen: [20]}
+    assert run(f"--data={directory}", "--user=anna-1", f"--runs={directory.parent / 'runs'}") == 0
+    said = capsys.readouterr().out
+    assert f"{seen} has seen them, in checkpoints 20" in said
+    assert str(other) not in said
+
+
+def test_errors_are_one_line(directory, capsys):
+    assert run(f"--data={directory}", "--user=ann") == 2
+    assert "near ids: anna-1" in capsys.readouterr().err
+    assert run("--user=anna-1") == 2
+    assert "--data is missing" in capsys.readouterr().err
+    only = dataclasses.replace(random_log(num_users=2), directory=pathlib.Path("tiny"))
+    with pytest.raises(ValueError, match="is the only person in the training part"):
+        forget_person(only, only.user_ids[0])
+
+
+def test_a_prepared_log_is_data_and_never_code(directory):
+    """A pickle in place of a table is refused, not loaded."""
+    (directory / "events.arrow").write_bytes(
+        b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94."
+    )
+    with pytest.raises(ValueError, match="damaged prepared log"):
+        open_log(directory)
