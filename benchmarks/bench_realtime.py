@@ -26,6 +26,7 @@ from benchmarks import timing
 from stt_jax import approximate, session
 from stt_jax.batch import Catalogue, table_rows
 from stt_jax.config import ModelConfig
+from stt_jax.data.pipeline import earth_coords
 from stt_jax.data.schema import UNKNOWN_E7
 from stt_jax.histories import (
     Events,
@@ -47,10 +48,16 @@ K = 10
 class Setup:
     """A model, a catalogue, and one person or many with `length - 1` events."""
 
-    def __init__(self, num_items: int, length: int, num_people: int = 1) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        length: int,
+        num_people: int = 1,
+        config: ModelConfig | None = None,
+    ) -> None:
         rng = np.random.default_rng(0)
         sizes = ModelSizes(num_items, 100, 10, ())
-        self.model = SpatiotemporalTransformer(ModelConfig(), sizes)
+        self.model = SpatiotemporalTransformer(config or ModelConfig(), sizes)
         rows = table_rows(num_items)
         places = rng.uniform((40.5, -74.2), (41.0, -73.7), (rows, 2)) * 1e7
         numbers = np.arange(rows)
@@ -117,8 +124,6 @@ def _events(rng, num_items: int, places: np.ndarray, length: int) -> Events:
 
 
 def _coords(places_e7: np.ndarray) -> np.ndarray:
-    from stt_jax.data.pipeline import earth_coords
-
     return earth_coords(*places_e7.astype(np.int64).T).astype(np.float32)
 
 

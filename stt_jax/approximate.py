@@ -56,12 +56,23 @@ class ItemIndex:
         self.num_items = len(rows)
 
     def search(self, queries: np.ndarray, num_candidates: int) -> np.ndarray:
-        """int32 [B, num_candidates], items with large `q.v + bias`; queries float32 [B, E]."""
+        """Items with large `q.v + bias` for queries float32 [B, E].
+
+        Returns:
+          int32 [B, num_candidates], 0 where the search found no more; fewer columns where there
+          are fewer items.
+        """
+        num_candidates = min(num_candidates, self.num_items)
         ones = np.ones((len(queries), 1), np.float32)
-        found = self._index.search(
+        found: Any = self._index.search(
             np.concatenate([np.asarray(queries, np.float32), ones], axis=1), num_candidates
         )
-        return np.asarray(found.keys, np.int32).reshape(len(queries), num_candidates)
+        items = np.zeros((len(queries), num_candidates), np.int32)
+        # usearch answers a single query in another shape than several.
+        counts = [len(found)] if len(queries) == 1 else found.counts
+        for row, (keys, count) in enumerate(zip(np.atleast_2d(found.keys), counts, strict=True)):
+            items[row, :count] = keys[:count]
+        return items
 
 
 def score(

@@ -19,6 +19,7 @@ from stt_jax import command
 from stt_jax.config import ServeConfig
 
 _LEAST_TOKEN = 16  # characters
+_BACKLOG = 2048  # connections that wait to be accepted
 
 
 def serve(serving: ServeConfig) -> None:
@@ -50,7 +51,7 @@ def serve(serving: ServeConfig) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=2048,
+            backlog=_BACKLOG,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=10,
         )
@@ -96,6 +97,7 @@ def _listen(serving: ServeConfig) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((serving.host, serving.port))
+        listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()
         reason = os.strerror(error.errno or 0)

@@ -39,21 +39,23 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 UserId = Annotated[schemas.Text, fastapi.Path(description="Id of the person.")]
 
 
-def create_app(service: Service, *, token: str = "", load: bool = True) -> Any:
+def create_app(service: Service, *, token: str = "", managed: bool = True) -> Any:
     """The ASGI application.
 
     Args:
-      service: not yet loaded, if `load`: the model is then loaded beside the first requests.
+      service: not yet loaded, if `managed`.
       token: what callers have to send; "" = nothing.
-      load: False leaves loading to the caller.
+      managed: the model is loaded when the application starts, beside the first requests, and the
+        service stopped when it ends; False leaves both to the caller.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
-        if load:
+        if managed:
             threading.Thread(target=service.load, name="load", daemon=True).start()
         yield
-        await run_in_threadpool(service.stop)
+        if managed:
+            await run_in_threadpool(service.stop)
 
     app = fastapi.FastAPI(
         title="stt_jax",

@@ -78,7 +78,7 @@ class Client:
 
     def __init__(self, service: Service, token: str = ""):
         self.service = service
-        self.app = create_app(service, token=token, load=False)
+        self.app = create_app(service, token=token, managed=False)
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
 
     def __call__(self, method: str, path: str, **options) -> httpx.Response:

@@ -241,7 +241,7 @@ def listening(app, receive_s):
 
 
 def test_slow_clients_are_hung_up_on_and_bother_nobody(client):
-    app = create_app(client.service, load=False)
+    app = create_app(client.service, managed=False)
     with listening(app, receive_s=0.5) as address:
         slow = [socket.create_connection(address) for _ in range(60)]
         texts = (

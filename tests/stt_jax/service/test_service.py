@@ -1,7 +1,14 @@
 """Events in, recommendations out: what a caller of the service is promised."""
 
+import hypothesis
 import numpy as np
 import pytest
+import schemathesis
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from stt_jax.config import RequestConfig
 from stt_jax.data.store import open_log
@@ -177,6 +184,24 @@ def test_people_who_ask_at_once_get_their_own_answers(client):
         answers = together([lambda user=user: client.recommend(user=user, k=11) for user in users])
         for found, expected in zip(answers, alone, strict=True):
             assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def openapi(client):
+    return schemathesis.openapi.from_asgi("/openapi.json", client.app)
+
+
+@schemathesis.pytest.from_fixture("openapi").parametrize()
+@hypothesis.settings(max_examples=12, deadline=None, database=None)
+def test_the_service_keeps_to_its_own_description(case):
+    case.call_and_validate(
+        checks=[
+            schemathesis.checks.not_a_server_error,
+            status_code_conformance,
+            content_type_conformance,
+            response_schema_conformance,
+        ]
+    )
 
 
 def test_a_newer_checkpoint_is_taken_without_a_failed_request_and_a_broken_one_is_not(

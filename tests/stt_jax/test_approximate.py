@@ -1,0 +1,31 @@
+"""The approximate index finds what the exact pass finds, nearly always, with nearly its numbers."""
+
+import jax
+import numpy as np
+
+from benchmarks.bench_realtime import Setup
+from stt_jax import approximate
+from stt_jax.config import ModelConfig
+
+
+def test_the_index_finds_the_best_items():
+    config = ModelConfig(width=16, num_heads=2, num_layers=1, attention="reference")
+    setup = Setup(3000, 16, num_people=8, config=config)
+    cache = setup.append(setup.cache())
+    exact = jax.device_get(setup.score(cache))
+    index = approximate.ItemIndex(setup.scorer)
+    found = jax.device_get(
+        approximate.score(
+            setup.model, setup.params, setup.scorer, index, cache, setup.people, setup.requests,
+            k=10, num_candidates=300,
+        )
+    )  # fmt: skip
+    same = [len(set(a) & set(b)) for a, b in zip(exact.items, found.items, strict=True)]
+    assert np.mean(same) >= 9
+    assert all(len(set(row)) == 10 for row in found.items)
+    for row in range(8):
+        expected = dict(zip(exact.items[row], exact.probabilities[row], strict=True))
+        for item, probability in zip(found.items[row], found.probabilities[row], strict=True):
+            if item in expected:
+                assert abs(probability / expected[item] - 1) < 0.2
+    assert index.search(np.zeros((1, 16), np.float32), 5000).shape == (1, 3000)
