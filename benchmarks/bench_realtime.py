@@ -243,16 +243,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(argv)
+    small, large = CATALOGUES
     if options.quick:
-        rows = [one_event(1000, 64, 2), batched(1000, 64, 2), approximation(1000, 1)]
+        todo: list[tuple[Callable, tuple[int, ...]]] = [
+            (one_event, (1000, 64, 2)),
+            (batched, (1000, 64, 2)),
+            (approximation, (1000, 1)),
+        ]
     else:
-        rows = [one_event(CATALOGUES[0], length, 20) for length in HISTORIES]
-        rows.append(one_event(CATALOGUES[1], 1024, 20))
-        rows.append(batched(CATALOGUES[0], 128, 20))
-        rows.append(batched(CATALOGUES[0], 1024, 20))
-        rows.append(approximation(CATALOGUES[1], 5))
-    for row in rows:
-        print(json.dumps(row))
+        todo = [(one_event, (small, length, 20)) for length in HISTORIES]
+        todo.append((one_event, (large, 1024, 20)))
+        todo += [(batched, (small, length, 20)) for length in (128, 1024)]
+        todo.append((approximation, (large, 5)))
+    rows = []
+    for measure, arguments in todo:
+        rows.append(measure(*arguments))
+        print(json.dumps(rows[-1]), flush=True)
     timing.write_rows(options.output, rows)
     return 0
 

@@ -95,10 +95,85 @@ def transcript(name: str) -> str:
     return "```\n" + (RESULTS / f"{name}.txt").read_text().rstrip() + "\n```"
 
 
+def realtime_table() -> str:
+    """What one more event costs, of `benchmarks.bench_realtime`."""
+    rows = _json_lines("realtime")
+    first = rows[0]
+    lines = [
+        f"One appended event and a new top-10, one person; {first['processor']}, {first['cores']} "
+        f"cores under a load of {first['load']:.0f} threads, jax {first['jax']} "
+        "(`benchmarks/results/realtime.json`).",
+        "",
+        "| items | history | live p50 / p95 / p99, ms | full recompute p50, ms | times faster |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["question"] == "one event and top-10":
+            live = " / ".join(f"{row['live_ms'][p]:.1f}" for p in ("p50", "p95", "p99"))
+            lines.append(
+                f"| {row['num_items']:,} | {row['history']:,} | {live} | "
+                f"{row['recompute_ms']['p50']:.1f} | {row['speedup']:.1f} |"
+            )
+    lines.append("")
+    for row in rows:
+        if row["question"] == "many people at once":
+            lines.append(
+                f"- {row['batch']} people at once, history {row['history']:,}, "
+                f"{row['num_items']:,} items: {row['events_per_s']:,.0f} events/s, "
+                f"{row['requests_per_s']:,.0f} requests/s."
+            )
+        elif row["question"] == "approximate index":
+            found = "; ".join(
+                f"recall@10 {one['recall@10']:.3f} in {one['ms_per_request']:.1f} ms with "
+                f"{one['num_candidates']} candidates"
+                for one in row["rows"]
+            )
+            exact = row["rows"][0]["exact_ms_per_request"]
+            lines.append(
+                f"- Approximate index of {row['num_items']:,} random vectors, a request: {found}; "
+                f"exact in {exact:.1f} ms."
+            )
+    return "\n".join(lines)
+
+
+def service_table() -> str:
+    """Load and kills, of `benchmarks.bench_service`."""
+    load, kills = _json_lines("service")
+    answers = ", ".join(f"{count:,} with {status}" for status, count in load["statuses"].items())
+    memory = load["resident_mb"]
+    lines = [
+        f"{load['connections']} connections for {load['seconds']:.0f} s, 80 % requests and 20 % "
+        f"events, clients on the same {load['cores']} cores, load {load['load']:.0f} "
+        "(`benchmarks/results/service.json`):",
+        "",
+        "| | p50, ms | p95, ms | p99, ms |",
+        "|---|---|---|---|",
+    ]
+    for name in ("recommend", "events"):
+        times = load[f"{name}_ms"]
+        cells = " | ".join(f"{times[p]:.0f}" for p in ("p50", "p95", "p99"))
+        lines.append(f"| POST /{name} | {cells} |")
+    lines += [
+        "",
+        f"{load['calls_per_s']:,.0f} calls a second; answers: {answers}; memory "
+        f"{memory['start']:.0f} MB at the start, {memory['half']:.0f} MB half way, "
+        f"{memory['end']:.0f} MB at the end. "
+        f"{kills['kills']} kills (`kill -9`) under load: {kills['acknowledged']:,} acknowledged "
+        f"events, {kills['missing']} missing, {kills['twice']} twice.",
+    ]
+    return "\n".join(lines)
+
+
+def _json_lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (RESULTS / f"{name}.json").read_text().splitlines()]
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "quickstart": lambda: transcript("quickstart"),
     "quality city": lambda: quality_table("city"),
     "quality nyc": lambda: quality_table("nyc"),
+    "realtime": realtime_table,
+    "service": service_table,
     "quality overview": lambda: quality_overview(
         ("ml100k", "gowalla", "calgary", "online_retail", "globo")
     ),

@@ -753,6 +753,19 @@ class ServeConfig:
         check(0 <= self.port < 65536, f"--port={self.port} must be in 0..65535")
 
 
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Which run is exported, and where to."""
+
+    run: str = option("", "Directory of the run.")
+    data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    out: str = option("", "Directory for the artifacts; made if missing.")
+    k: int = option(100, "Items that the exported score gives, at most as many as there are.")
+
+    def __post_init__(self) -> None:
+        check(self.k > 0, f"--k={self.k} must be positive")
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)

@@ -8,8 +8,14 @@ import shlex
 import pytest
 
 from benchmarks import tables
-from stt_jax import command, evaluate, generate, prepare, recommend, train
-from stt_jax.config import CityConfig, EvaluationConfig, RequestConfig
+from stt_jax import command, evaluate, export, generate, prepare, recommend, serve, train
+from stt_jax.config import (
+    CityConfig,
+    EvaluationConfig,
+    ExportConfig,
+    RequestConfig,
+    ServeConfig,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +40,8 @@ def test_every_command_line_parses():
         train: train.FLAG_GROUPS,
         evaluate: {"evaluation": EvaluationConfig},
         recommend: {"request": RequestConfig},
+        serve: {"serving": ServeConfig},
+        export: {"export": ExportConfig},
     }
     lines = "\n".join(blocks("")).replace("\\\n", " ").splitlines()
     seen = set()
