@@ -132,9 +132,14 @@ def _random_params(model, catalogue, history, requests):
         lambda: model.init(jax.random.key(0), catalogue, history, requests, deterministic=True)
     )["params"]
     rng = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)), shapes
-    )
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        mean = (
+            np.float32(1) if path[-1].key == "scale" else np.float32(0)
+        )  # of a layer norm: signals keep their size
+        return jnp.asarray(mean + np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def one_event(num_items: int, length: int, num_rounds: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@
     manifest.json        every argument and result by name, shape and dtype
     README.md            model card: what it is, what it was made from, how to call it
 
-The number of people b is symbolic: one artifact serves any batch. Attention is the plain XLA form.
+The number of people b is symbolic: one artifact serves any batch. Attention is the dense XLA form,
+the one whose operations all take a symbolic batch.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def flat_functions(run: Run, log: PreparedLog, num_items_listed: int) -> Exporte
       run, log: a trained run and its log.
       num_items_listed: k of `score`.
     """
-    config = dataclasses.replace(run.model_config, attention="xla")
+    config = dataclasses.replace(run.model_config, attention="reference")
     model = SpatiotemporalTransformer(config, run.info.sizes)
     weights = (jax.device_get(run.params), catalogue(log))
     window = run.training.window

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pathlib
+import signal
 import threading
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -52,7 +53,7 @@ def create_app(service: Service, *, token: str = "", managed: bool = True) -> An
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
         if managed:
-            threading.Thread(target=service.load, name="load", daemon=True).start()
+            threading.Thread(target=_load, args=(service,), daemon=True).start()
         yield
         if managed:
             await run_in_threadpool(service.stop)
@@ -170,6 +171,15 @@ def _state_routes(service: Service) -> fastapi.APIRouter:
         return JSONResponse(service.trail(user))
 
     return routes
+
+
+def _load(service: Service) -> None:
+    try:
+        service.load()
+    except Exception as error:
+        # There is nothing to serve: the process is to end, and to say why.
+        service.failure = str(error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _invalid(_: fastapi.Request, error: Any) -> JSONResponse:

@@ -117,11 +117,9 @@ class LiveTable:
         Args:
           served: the model.
           store: the log of events.
-          state_bytes: memory for states; more people than fit are encoded again when they come.
+          state_bytes: memory for states, but never less than a batch of each size takes; more
+            people than fit are encoded again when they come.
           max_batch: most asks at a time.
-
-        Raises:
-          ValueError: the memory does not hold one batch.
         """
         self.served, self._store = served, store
         self.max_batch = max_batch

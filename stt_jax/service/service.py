@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import logging
 import pathlib
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -104,13 +103,7 @@ class Service:
 
     def load(self) -> None:
         """Loads and warms the model, in the calling thread, and begins to look for newer ones."""
-        try:
-            self._table = self._table_for(load_model(self._directory, self.config.data))
-        except Exception as error:
-            # Nothing to serve: the process is to end, and to say why.
-            self.failure = str(error)
-            signal.raise_signal(signal.SIGTERM)
-            return
+        self._table = self._table_for(load_model(self._directory, self.config.data))
         self._watcher.start()
 
     def stop(self) -> None:

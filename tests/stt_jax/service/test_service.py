@@ -124,6 +124,13 @@ def test_unknown_items_are_kept_and_count_as_context(client):
     assert client("GET", "/users/explorer").json()["events"][0]["item"] == "brand new"
 
 
+def test_unknown_people_take_no_room(client):
+    live = client.service._table.num_people
+    answers = {str(client.recommend(user=f"stranger {i}")["items"]) for i in range(200)}
+    assert len(answers) == 1
+    assert client.service._table.num_people == live
+
+
 def test_the_list_obeys_its_rules(client):
     whole = client.recommend(user="u4", k=11)
     assert len(whole["items"]) == 11
@@ -186,22 +193,38 @@ def test_people_who_ask_at_once_get_their_own_answers(client):
             assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def openapi(client):
-    return schemathesis.openapi.from_asgi("/openapi.json", client.app)
+def test_the_service_keeps_to_its_own_description(client):
+    """Right and wrong requests drawn from the OpenAPI: no 5xx, nothing that is not described."""
+    checks = [
+        schemathesis.checks.not_a_server_error,
+        status_code_conformance,
+        content_type_conformance,
+        response_schema_conformance,
+    ]
+    tried = set()
+    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        for mode in schemathesis.GenerationMode:
 
+            @hypothesis.settings(
+                max_examples=12,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(hypothesis.HealthCheck),
+            )
+            @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+            def check(case):
+                case.call_and_validate(checks=checks)
 
-@schemathesis.pytest.from_fixture("openapi").parametrize()
-@hypothesis.settings(max_examples=12, deadline=None, database=None)
-def test_the_service_keeps_to_its_own_description(case):
-    case.call_and_validate(
-        checks=[
-            schemathesis.checks.not_a_server_error,
-            status_code_conformance,
-            content_type_conformance,
-            response_schema_conformance,
-        ]
-    )
+            check()
+            tried.add((operation.method.upper(), operation.path))
+    assert tried == {
+        ("POST", "/events"),
+        ("POST", "/recommend"),
+        ("GET", "/users/{user}"),
+        ("DELETE", "/users/{user}"),
+    }
 
 
 def test_a_newer_checkpoint_is_taken_without_a_failed_request_and_a_broken_one_is_not(
