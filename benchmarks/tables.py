@@ -98,10 +98,10 @@ def transcript(name: str) -> str:
 def realtime_table() -> str:
     """What one more event costs, of `benchmarks.bench_realtime`."""
     rows = _json_lines("realtime")
-    first = rows[0]
+    first, loads = rows[0], [row["load"] for row in rows]
     lines = [
         f"One appended event and a new top-10, one person; {first['processor']}, {first['cores']} "
-        f"cores under a load of {first['load']:.0f} threads, jax {first['jax']} "
+        f"cores under a load of {min(loads):.0f} to {max(loads):.0f} threads, jax {first['jax']} "
         "(`benchmarks/results/realtime.json`).",
         "",
         "| items | history | live p50 / p95 / p99, ms | full recompute p50, ms | times faster |",

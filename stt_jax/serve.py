@@ -3,7 +3,8 @@
     python -m stt_jax.serve --run=runs/nyc
 
 Then http://127.0.0.1:8000/ shows a page, and /docs every route. Accepted events are in the run
-directory's events.db, or where --store says. Needs pip install 'stt_jax[serve]'.
+directory's events.db, or where --store says; compiled functions in its folder compiled, so that
+only the first start takes its time. Needs pip install 'stt_jax[serve]'.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def serve(serving: ServeConfig) -> None:
     """Serves until it is stopped."""
     token = read_token(serving)
     try:
+        import jax
         import uvicorn
 
         from stt_jax.service import logs
@@ -37,6 +39,9 @@ def serve(serving: ServeConfig) -> None:
         raise ValueError(
             f"{error.name} is not installed; serving needs pip install 'stt_jax[serve]'"
         ) from error
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(serving.run, "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     with _listen(serving) as listening:
         try:
             service = Service(serving)
