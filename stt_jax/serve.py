@@ -39,7 +39,7 @@ def serve(serving: ServeConfig) -> None:
         raise ValueError(
             f"{error.name} is not installed; serving needs pip install 'stt_jax[serve]'"
         ) from error
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.join(serving.run, "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     with _listen(serving) as listening:
