@@ -446,6 +446,9 @@ class ModelConfig:
     use_time: bool = option(True, "Let the model see times: gaps, hour of the week, request time.")
     use_place: bool = option(True, "Let the model see places: coordinates, distances, cells.")
     use_gate: bool = option(True, "Gate each block, f_enc(x) * g_att(x, x'); off: attention only.")
+    use_decoder: bool = option(
+        True, "Let the request attend to the history; off: it starts from the last state alone."
+    )
     use_pointer: bool = option(True, "Mix in pointing at the person's own history.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     num_time_buckets: int = option(64, "Log-scale buckets of the time gap, two an octave; 2..256.")

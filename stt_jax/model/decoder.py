@@ -103,4 +103,6 @@ class Decoder(nn.Module):
             dense = nn.Dense(config.width, use_bias=False, dtype=config.dtype, name="place")
             query = query + dense(features)
         query = nn.Dropout(config.dropout)(query, deterministic=deterministic)
+        if not config.use_decoder:
+            return query
         return self.block.attend(query, memory, geometry, deterministic=deterministic)

@@ -63,7 +63,7 @@ def predict(model, params, history, requests):
 VARIANTS = {
     "whole": {},
     "blind": {"use_time": False, "use_place": False},
-    "bare": {"use_gate": False, "use_pointer": False, "use_person": False},
+    "bare": {"use_gate": False, "use_decoder": False, "use_pointer": False, "use_person": False},
 }
 
 
