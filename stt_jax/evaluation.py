@@ -119,14 +119,18 @@ def write_report(report: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:
-    """Labels of each target: how long its context is, and whether its item is in there."""
+    """Labels of each target: its context's length, whether its item is in there, its hour."""
     contexts = [targets.context(t) for t in range(len(targets))]
     wanted = log.items[targets.events]
     seen = [item in log.items[context] for item, context in zip(wanted, contexts, strict=True)]
-    return {
+    groups = {
         "history_length": length_groups([len(context) for context in contexts]),
         "item": np.where(seen, "seen before", "new to the person"),
     }
+    if log.meta.has_times:
+        hours = (log.times[targets.events] + log.utc_offsets_s[targets.events]) // 3600 % 24
+        groups["hour_of_day"] = np.array([f"{hour:02d}" for hour in hours])
+    return groups
 
 
 def _best_possible(path: str, log: PreparedLog, targets: Targets) -> dict[str, dict[str, float]]:

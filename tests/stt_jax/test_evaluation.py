@@ -1,0 +1,24 @@
+import datetime
+
+import numpy as np
+
+from stt_jax.data.protocol import find_targets
+from stt_jax.data.store import TEST
+from stt_jax.evaluation import _groups
+from tests.stt_jax.tiny_logs import random_log
+
+
+def test_targets_are_grouped_by_their_local_hour():
+    log = random_log(seed=2)
+    targets = find_targets(log, TEST)
+    zone = datetime.timezone(datetime.timedelta(hours=-4))  # of every event of a random log
+    expected = [
+        datetime.datetime.fromtimestamp(int(log.times[event]), zone).strftime("%H")
+        for event in targets.events
+    ]
+    np.testing.assert_array_equal(_groups(log, targets)["hour_of_day"], expected)
+
+
+def test_a_log_without_times_has_no_hours():
+    log = random_log(seed=2, has_times=False)
+    assert "hour_of_day" not in _groups(log, find_targets(log, TEST))
