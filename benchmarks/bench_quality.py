@@ -5,29 +5,34 @@
 
 Full-catalogue ranking on the test part, ties against the model, mean and standard deviation over
 seeds; hyper-parameters are those of the flagfile. Writes
-benchmarks/results/quality/SUITE.json, from which `benchmarks.tables` fills the README.
+benchmarks/results/quality/SUITE.json, from which `benchmarks.tables` fills the README. With
+`--rows` some rows are run and the others of the file stay.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from stt_jax import command
 from stt_jax.config import EvaluationConfig, option
 from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.evaluation import evaluate_model
+from stt_jax.model.block import TABLE_SCALE
 from stt_jax.training.loop import train_model
-from stt_jax.training.run import FLAG_GROUPS
+from stt_jax.training.run import FLAG_GROUPS, Run
 
 _METRICS = ("accuracy@1", "recall@10", "f1@10", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
 
@@ -55,6 +60,14 @@ def _log_suite(name: str, contexts: tuple[str, ...] = ("all",)) -> Suite:
 
 
 _BLIND = {"use_time": False, "use_place": False}
+_ABLATIONS = {
+    "without time": {"use_time": False},
+    "without place": {"use_place": False},
+    "without time and place": _BLIND,
+    "without the gate": {"use_gate": False},
+    "without the decoder": {"use_decoder": False},
+    "without pointing": {"use_pointer": False},
+}
 SUITES = {
     "city": Suite(
         (
@@ -63,7 +76,13 @@ SUITES = {
         ),
         optimum="city/optimum.arrow",
     ),
-    "nyc": _log_suite("nyc", ("strict", "all")),
+    "nyc": Suite(
+        (
+            Row("whole model", "configs/nyc.flags"),
+            *(Row(name, "configs/nyc.flags", changes) for name, changes in _ABLATIONS.items()),
+        ),
+        ("strict", "all"),
+    ),
     "ml100k": _log_suite("ml100k"),
     "gowalla": _log_suite("gowalla"),
     "calgary": _log_suite("calgary"),
@@ -78,6 +97,7 @@ class QualityConfig:
 
     suite: str = option("city", "The suite.", choices=tuple(SUITES))
     seeds: int = option(3, "Seeds, from 0.")
+    rows: tuple[str, ...] = option((), "Numbers of the rows to run, from 0; empty = all.")
     data_root: str = option("", "Folder of the prepared log's folder; empty = as the flagfile.")
     max_targets: int = option(20_000, "Most test targets, drawn by a fixed seed; 0 = all.")
     runs: str = option("runs/quality", "Folder for the runs; finished ones are not trained again.")
@@ -87,28 +107,48 @@ class QualityConfig:
 def bench(quality: QualityConfig) -> None:
     """Trains and evaluates a suite and writes its results."""
     suite = SUITES[quality.suite]
-    results: dict[str, Any] = {
-        "suite": quality.suite,
-        "python": platform.python_version(),
-        "machine": f"{jax.device_count()} {jax.devices()[0].device_kind}, {platform.processor()}",
-        "rows": [],
-    }
+    path = pathlib.Path(quality.output) / f"{quality.suite}.json"
+    results: dict[str, Any] = {"suite": quality.suite, "rows": []}
+    if quality.rows and path.exists():
+        results = json.loads(path.read_text(encoding="utf-8"))
     for number, row in enumerate(suite.rows):
+        if quality.rows and number not in map(int, quality.rows):
+            continue
         configs = command.from_flagfile(row.flagfile, FLAG_GROUPS)
         log = _open(quality, configs["training"].data)
         reports = []
         for seed in range(quality.seeds):
             reports.append(_train_and_evaluate(quality, suite, row, configs, log, seed, number))
         results["split_hash"], results["data_hash"] = log.meta.split_hash, log.meta.data_hash
-        results["versions"] = reports[0]["versions"]
-        results["rows"].append({"name": row.name, "flagfile": row.flagfile} | _summary(reports))
+        summary = {"name": row.name, "flagfile": row.flagfile, **_where(), **_summary(reports)}
+        others = [other for other in results["rows"] if other["name"] != row.name]
+        names = [known.name for known in suite.rows]
+        results["rows"] = sorted([*others, summary], key=lambda one: names.index(one["name"]))
         if number == 0:
-            results["baselines"] = reports[0]["baselines"]
-            results["num_targets"] = reports[0]["num_targets"]
-    path = pathlib.Path(quality.output) / f"{quality.suite}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            kept = ("baselines", "num_targets", "groups", "curves")
+            results |= {name: reports[0][name] for name in kept}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"results in {path}")
+
+
+def _where() -> dict[str, Any]:
+    """What the row ran on and with."""
+    processor = platform.processor() or platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = models[0].partition(":")[2].strip() if models else processor
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "machine": f"{jax.device_count()} {jax.devices()[0].device_kind}, {processor}, "
+        f"{os.cpu_count()} cores",
+        "load": round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "commit": commit,
+    }
 
 
 def _open(quality: QualityConfig, data: str) -> PreparedLog:
@@ -141,6 +181,7 @@ def _train_and_evaluate(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
         "metrics": {},
         "baselines": {},
+        "curves": _curves(run),
     }
     for context in suite.contexts:
         config = EvaluationConfig(
@@ -151,9 +192,17 @@ def _train_and_evaluate(
         )
         report = evaluate_model(run, log, config)
         out["num_targets"] = report["num_targets"]
+        out.setdefault("groups", {})
         for mode, values in report["modes"].items():
             key = f"{context}/{mode}"
             out["metrics"][key] = {name: values["model"][name] for name in _METRICS}
+            out["groups"][key] = {
+                kind: {
+                    label: {name: of_label[name] for name in ("num_targets", "accuracy@1", "mrr")}
+                    for label, of_label in labels.items()
+                }
+                for kind, labels in values["groups"].items()
+            }
             others = dict(values.get("baselines", {}))
             if "best_possible" in values:
                 others["best possible"] = values["best_possible"]
@@ -163,6 +212,15 @@ def _train_and_evaluate(
             }
     print(f"{row.name}, seed {seed}: {json.dumps(out['metrics'])}", flush=True)
     return out
+
+
+def _curves(run: Run) -> dict[str, list[float]]:
+    """The pointer's learned offsets by bucket, mean over heads: what a gap is worth to it."""
+    tables = run.params.get("pointer", {}).get("encodings", {})
+    return {
+        name.removesuffix("_table"): (TABLE_SCALE * np.asarray(table).mean(0)).round(4).tolist()
+        for name, table in tables.items()
+    }
 
 
 def _summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,6 +235,8 @@ def _summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
                 "values": values,
             }
     return {
+        "versions": reports[0]["versions"],
+        "seeds": len(reports),
         "parameters": reports[0]["parameters"],
         "minutes": statistics.fmean(report["minutes"] for report in reports),
         "metrics": metrics,

@@ -31,11 +31,12 @@ _QUALITY_COLUMNS = {
 def quality_table(name: str) -> str:
     """The table of one suite of `benchmarks.bench_quality`."""
     results = json.loads((RESULTS / "quality" / f"{name}.json").read_text())
-    seeds = len(next(iter(results["rows"][0]["metrics"].values()))["mrr"]["values"])
+    first = {**results, **results["rows"][0]}
+    seeds = len(next(iter(first["metrics"].values()))["mrr"]["values"])
     lines = [
         f"Test split `{results['split_hash'][:16]}`, {results['num_targets']['known']:,} targets, "
         f"mean ± s.d. of {seeds} seeds, full-catalogue ranking, ties against the model; "
-        f"{results['machine'].strip(', ')}, jax {results['versions']['jax']} "
+        f"{first['machine'].strip(', ')}, jax {first['versions']['jax']} "
         f"(`benchmarks/results/quality/{name}.json`)."
     ]
     for key in results["rows"][0]["metrics"]:
@@ -54,12 +55,28 @@ def quality_table(name: str) -> str:
                 for m in _QUALITY_COLUMNS
             ]
             cells = [f"**{cell}**" for cell in cells] if row is results["rows"][0] else cells
+            of_row = len(row["metrics"][key]["mrr"]["values"])
+            name_of_row = row["name"] if of_row == seeds else f"{row['name']} ({of_row} seed)"
             lines.append(
-                _line(row["name"], cells, f"{row['parameters']:,}", f"{row['minutes']:.1f}")
+                _line(name_of_row, cells, f"{row['parameters']:,}", f"{row['minutes']:.1f}")
             )
         if best:
             cells = [_number(best.get(m)) for m in _QUALITY_COLUMNS]
             lines.append(_line("best possible", cells, "", ""))
+    return "\n".join(lines)
+
+
+def published_table(name: str) -> str:
+    """Figures of others, cited and not measured here."""
+    published = json.loads((RESULTS / "published.json").read_text())[name]
+    columns = {key: title for key, title in _QUALITY_COLUMNS.items() if key in published["columns"]}
+    lines = [
+        f"| cited, not measured here | request time | {' | '.join(columns.values())} | source |",
+        "|---|---|" + "---|" * (len(columns) + 1),
+    ]
+    for row in published["rows"]:
+        cells = " | ".join(_number(row.get(key)) for key in columns)
+        lines.append(f"| {row['name']} | {row['mode']} | {cells} | {row['source']} |")
     return "\n".join(lines)
 
 
@@ -171,6 +188,7 @@ def _json_lines(name: str) -> list[dict[str, Any]]:
 SECTIONS: dict[str, Callable[[], str]] = {
     "quickstart": lambda: transcript("quickstart"),
     "quality city": lambda: quality_table("city"),
+    "published nyc": lambda: published_table("nyc"),
     "quality nyc": lambda: quality_table("nyc"),
     "realtime": realtime_table,
     "service": service_table,

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import plots, tables
 from stt_jax import command, evaluate, export, generate, prepare, recommend, serve, train
 from stt_jax.config import (
     CityConfig,
@@ -61,6 +61,23 @@ def test_every_command_line_parses():
 
 def test_the_numbers_are_those_of_the_result_files():
     assert tables.fill(README) == README
+
+
+def test_the_plots_are_those_of_the_result_files():
+    drawn = plots.draw()
+    assert drawn
+    for name, text in drawn.items():
+        assert (plots.DOCS / name).read_text(encoding="utf-8") == text
+    shown = re.findall(r"\(docs/(\w+\.svg)\)", README)
+    assert set(shown) <= set(drawn)
+    assert "nyc_published.svg" in shown
+
+
+def test_a_bar_is_as_long_as_its_value():
+    drawn = plots.bars("title <&>", [("a", 0.4, "red"), ("b", 0.1, "blue")])
+    lengths = [float(width) for width in re.findall(r'width="([\d.]+)" height="18"', drawn)]
+    assert lengths[0] == 4 * lengths[1]
+    assert "title &lt;&amp;&gt;" in drawn
 
 
 def test_public_names_exist():
