@@ -21,9 +21,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from implicit.als import AlternatingLeastSquares
-from implicit.bpr import BayesianPersonalizedRanking
-from threadpoolctl import threadpool_limits
 
 from benchmarks.bench_quality import SUITES
 from stt_jax import command
@@ -36,7 +33,7 @@ from stt_jax.training.run import FLAG_GROUPS
 _CHUNK = 512  # targets whose scores are held at once
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     "ALS": {"factors": (32, 64, 128), "alpha": (1.0, 10.0)},
-    "BPR": {"factors": (32, 64), "regularization": (0.01, 0.001)},
+    "BPR": {"factors": (32, 64), "learning_rate": (0.03, 0.15)},
 }
 
 
@@ -53,6 +50,10 @@ class FactorisationConfig:
 
 def fit(kind: str, options: dict[str, Any], counts: Any, seed: int) -> tuple[Any, Any]:
     """User and item factors of a counts matrix [users, items]."""
+    from implicit.als import AlternatingLeastSquares
+    from implicit.bpr import BayesianPersonalizedRanking
+    from threadpoolctl import threadpool_limits
+
     if kind == "ALS":
         model = AlternatingLeastSquares(**options, random_state=seed, num_threads=1)
     else:
@@ -79,8 +80,9 @@ def ranks(
     return np.concatenate([np.zeros(0, np.int32), *found])
 
 
-def bench(config: FactorisationConfig) -> None:
+def bench(factorisation: FactorisationConfig) -> None:
     """Tunes and evaluates both, and writes their rows."""
+    config = factorisation
     path = pathlib.Path(config.results) / f"{config.suite}.json"
     results = json.loads(path.read_text(encoding="utf-8"))
     configs = command.from_flagfile(SUITES[config.suite].rows[0].flagfile, FLAG_GROUPS)
