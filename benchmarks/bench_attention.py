@@ -158,7 +158,7 @@ def last_answers(arrays, tables, sides):
     sides = {name: side[:2] for name, side in sides.items()}
     num_queries, num_keys = q.shape[1], k.shape[1]
     num_last = min(num_queries, NUM_CHECKED)
-    order = np.broadcast_to(np.arange(num_keys, dtype=np.int32), (2, num_keys))
+    order = np.broadcast_to(np.arange(num_keys, dtype=np.int32), k.shape[:2])
     queries = {
         name: sides.get(f"query_{name}", sides.get(name, order))[:, -num_last:]
         for name in ("times", "coords", "positions")

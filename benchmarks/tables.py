@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import kernel_tables
+
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -186,6 +188,9 @@ def _json_lines(name: str) -> list[dict[str, Any]]:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "kernel speed": kernel_tables.speed,
+    "kernel model": kernel_tables.model_speed,
+    "kernel devices": kernel_tables.device_kernels,
     "quickstart": lambda: transcript("quickstart"),
     "quality city": lambda: quality_table("city"),
     "published nyc": lambda: published_table("nyc"),

@@ -1,7 +1,9 @@
 """The public functions: what they mean, what they refuse, and which backend runs."""
 
 import functools
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,13 @@ import jax.numpy as jnp
 from stt_kernels import dispatch
 from stt_kernels.attention import checks, mosaic_tpu, reference, triton, xla
 
-_BACKENDS = {"reference": reference, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
+_BACKENDS: dict[str, Any] = {
+    "reference": reference,
+    "xla": xla,
+    "triton": triton,
+    "mosaic_tpu": mosaic_tpu,
+}
+_CHECKED = frozenset(inspect.signature(checks.check_call).parameters)
 _PLATFORM_ORDERS = {"cpu": ("xla",), "gpu": ("triton", "xla"), "tpu": ("mosaic_tpu", "xla")}
 
 
@@ -81,7 +89,7 @@ def spatiotemporal_attention(
         attend to.
       silu_denominator: a constant to take in place of that number.
       implementation: None = the platform's best that can; a name = that one or an error; a sequence
-        = the first of those that can. Names: "reference", "xla".
+        = the first of those that can. Names: "reference", "xla", "triton", "mosaic_tpu".
 
     Returns:
       [B, L, H, D] in q's dtype. A query with no key to attend to gives 0, with gradient 0.
@@ -96,28 +104,7 @@ def spatiotemporal_attention(
     Differs from it: tables per head, distance and phase, buckets by float bits, exact gradients in
       O(L) memory.
     """
-    call = checks.check_call(
-        q,
-        k,
-        times=times,
-        query_times=query_times,
-        coords=coords,
-        query_coords=query_coords,
-        time_table=time_table,
-        space_table=space_table,
-        order_table=order_table,
-        cycle_table=cycle_table,
-        phases=phases,
-        query_phases=query_phases,
-        positions=positions,
-        query_positions=query_positions,
-        segment_ids=segment_ids,
-        query_segment_ids=query_segment_ids,
-        causal=causal,
-        scale=scale,
-        normalizer=normalizer,
-        silu_denominator=silu_denominator,
-    )
+    call = _check(locals())
     checks.check_array("v", v, k.shape, str(q.dtype), "as k")
     v = checks.zero_padding(jnp.asarray(v), call.keys.segment_ids)
     backend = _BACKENDS[_choose(implementation, call)]
@@ -176,29 +163,10 @@ def pointer_log_mass(
       ValueError: an argument has the wrong shape, dtype or range, or lacks its partner.
       NotImplementedError: the implementation asked for can't take this call.
     """
-    call = checks.check_call(
-        q,
-        k,
-        times=times,
-        query_times=query_times,
-        coords=coords,
-        query_coords=query_coords,
-        time_table=time_table,
-        space_table=space_table,
-        order_table=order_table,
-        cycle_table=cycle_table,
-        phases=phases,
-        query_phases=query_phases,
-        positions=positions,
-        query_positions=query_positions,
-        segment_ids=segment_ids,
-        query_segment_ids=query_segment_ids,
-        causal=causal,
-        scale=scale,
-    )
+    call = _check(locals())
     checks.check_array("ids", ids, k.shape[:2], "int32", "[B, S]")
     checks.check_array("target_ids", target_ids, q.shape[:2], "int32", "[B, L]")
-    backend = _BACKENDS[_choose(implementation, call)]
+    backend = _BACKENDS[_choose(implementation, call, "pointer_log_mass")]
     ids, target_ids = jnp.asarray(ids), jnp.asarray(target_ids)
     _, _, tables, queries, keys, rules = call
     return backend.pointer_log_mass(call.q, call.k, ids, target_ids, tables, queries, keys, rules)
@@ -245,28 +213,7 @@ def attention_weights(
     Raises:
       ValueError: an argument has the wrong shape, dtype or range, or lacks its partner.
     """
-    call = checks.check_call(
-        q,
-        k,
-        times=times,
-        query_times=query_times,
-        coords=coords,
-        query_coords=query_coords,
-        time_table=time_table,
-        space_table=space_table,
-        order_table=order_table,
-        cycle_table=cycle_table,
-        phases=phases,
-        query_phases=query_phases,
-        positions=positions,
-        query_positions=query_positions,
-        segment_ids=segment_ids,
-        query_segment_ids=query_segment_ids,
-        causal=causal,
-        scale=scale,
-        normalizer=normalizer,
-        silu_denominator=silu_denominator,
-    )
+    call = _check(locals())
     return reference.attention_weights(*call)
 
 
@@ -294,9 +241,21 @@ def available_implementations(
     return {name: _BACKENDS[name].unsupported(call) for name in (*order, *others)}
 
 
-def _choose(implementation: str | Sequence[str] | None, call: checks.Call) -> str:
+def _check(arguments: Mapping[str, Any]) -> checks.Call:
+    """Checks what a public function was given: its `locals()` before any other line."""
+    return checks.check_call(**{name: arguments[name] for name in arguments if name in _CHECKED})
+
+
+def _choose(
+    implementation: str | Sequence[str] | None, call: checks.Call, function: str = "attend"
+) -> str:
+    def reason(backend: Any) -> str | None:
+        if not hasattr(backend, function):
+            return f"it has no {function}."
+        return backend.unsupported(call)
+
     return dispatch.choose(
         implementation,
         _PLATFORM_ORDERS[jax.default_backend()],
-        {name: functools.partial(backend.unsupported, call) for name, backend in _BACKENDS.items()},
+        {name: functools.partial(reason, backend) for name, backend in _BACKENDS.items()},
     )

@@ -25,13 +25,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from stt_kernels import buckets
-from stt_kernels.attention import geometry
+from stt_kernels.attention import flash_inputs, geometry
+from stt_kernels.attention.flash_inputs import LOWEST, MASKED, NOTHING, NUMBERS, dot, pad
 
 INTERPRET = False  # True runs the kernels in Pallas's interpreter, on any platform: for tests
 
-_MASKED = -1e30
-_LOWEST = -1e20
-_NOTHING = 1e30
 _LANES = 128
 _MAX_VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a TPU v5e gives a kernel by default
 
@@ -93,8 +91,8 @@ def _attend_backward(rules, sizes, saved, out_gradient):
     arrays = _arrange(plan, q, k, v, tables, queries, keys)
     out_gradient32 = out_gradient.astype(jnp.float32)
     overlap = jnp.sum(out_gradient32 * out.astype(jnp.float32), axis=-1)  # [B, L, H]
-    overlap = _pad(jnp.swapaxes(overlap, 1, 2), plan.padded_queries, axis=2)[..., None]
-    arrays["out_gradient"] = _pad(_heads_first(out_gradient), plan.padded_queries, axis=2)
+    overlap = pad(jnp.swapaxes(overlap, 1, 2), plan.padded_queries, axis=2)[..., None]
+    arrays["out_gradient"] = pad(_heads_first(out_gradient), plan.padded_queries, axis=2)
     arrays["statistics"], arrays["overlap"] = statistics, overlap
     q_gradient, table_gradients = _call_query_gradient(plan, arrays)
     k_gradient, v_gradient = _call_key_gradient(plan, arrays)
@@ -179,23 +177,11 @@ class _Plan:
         return key_block * self.block_keys < (query_block + 1) * self.block_queries
 
 
-_COLUMNS = ("times", "phases", "positions", "segment_ids")
-
-
 def _arrange(plan, q, k, v, tables, queries, keys):
     """Pads to whole blocks. The queries' side lies along sublanes, the keys' side along lanes."""
 
     def whole_numbers(side, length):
-        side = geometry.number(side, length)
-        segment_ids = side.segment_ids
-        if segment_ids is None:
-            segment_ids = jnp.ones((plan.num_rows, length), jnp.int32)
-        side = side._replace(segment_ids=segment_ids)
-        absent = jnp.zeros((1, length), jnp.int32)
-        columns = [getattr(side, name) for name in _COLUMNS]
-        columns = [absent if column is None else column for column in columns]
-        columns = [jnp.broadcast_to(column, (plan.num_rows, length)) for column in columns]
-        return jnp.stack(columns, axis=-1)
+        return jnp.stack(flash_inputs.whole_numbers(side, plan.num_rows, length), axis=-1)
 
     def places(side, length):
         if side.coords is None:
@@ -204,11 +190,11 @@ def _arrange(plan, q, k, v, tables, queries, keys):
 
     def lay_out(table):
         rows = pl.cdiv(table.shape[1], _LANES)
-        table = _pad(table.astype(jnp.float32), rows * _LANES, axis=1)
+        table = pad(table.astype(jnp.float32), rows * _LANES, axis=1)
         return table.reshape(table.shape[0], rows, _LANES)
 
-    pad_queries = functools.partial(_pad, length=plan.padded_queries)
-    pad_keys = functools.partial(_pad, length=plan.padded_keys)
+    pad_queries = functools.partial(pad, length=plan.padded_queries)
+    pad_keys = functools.partial(pad, length=plan.padded_keys)
     return {
         "q": pad_queries(_heads_first(q), axis=2),
         "k": pad_keys(_heads_first(k), axis=2),
@@ -225,11 +211,6 @@ def _heads_first(array):
 
 
 _heads_last = _heads_first
-
-
-def _pad(array, length, axis):
-    widths = [(0, length - array.shape[axis] if a == axis else 0) for a in range(array.ndim)]
-    return jnp.pad(array, widths)
 
 
 def _specs(plan, names, query_block, key_block):
@@ -252,10 +233,10 @@ def _specs(plan, names, query_block, key_block):
             shape = (1, plan.num_heads, size, last)
             return pl.BlockSpec(shape, lambda b, x, y: (b, 0, where(x, y), 0))
         if name in ("query_numbers", "query_coords"):
-            shape = (1, plan.block_queries, len(_COLUMNS) if name == "query_numbers" else 3)
+            shape = (1, plan.block_queries, len(NUMBERS) if name == "query_numbers" else 3)
             return pl.BlockSpec(shape, lambda b, x, y: (b, query_block(x, y), 0))
         if name in ("key_numbers", "key_coords"):
-            shape = (1, len(_COLUMNS) if name == "key_numbers" else 3, plan.block_keys)
+            shape = (1, len(NUMBERS) if name == "key_numbers" else 3, plan.block_keys)
             return pl.BlockSpec(shape, lambda b, x, y: (b, 0, key_block(x, y)))
         rows = pl.cdiv(plan.sizes[name.removesuffix("_table")], _LANES)
         return pl.BlockSpec((plan.num_heads, rows, _LANES), lambda b, x, y: (0, 0, 0))
@@ -296,7 +277,7 @@ def _tile_geometry(plan, inputs):
     query_numbers, key_numbers = inputs["query_numbers"][0], inputs["key_numbers"][0]
 
     def columns(name):
-        index = _COLUMNS.index(name)
+        index = NUMBERS.index(name)
         return query_numbers[:, index : index + 1], key_numbers[index : index + 1, :]
 
     def square(axis):
@@ -343,31 +324,23 @@ def _look_up(table, entries):
 
 
 def _logits(plan, inputs, head, allowed, entries):
-    logits = _dot(inputs["q"][0, head], inputs["k"][0, head], ((1,), (1,))) * plan.rules.scale
+    logits = dot(inputs["q"][0, head], inputs["k"][0, head], ((1,), (1,))) * plan.rules.scale
     for name, entry in entries.items():
         logits = logits + _look_up(inputs[f"{name}_table"][head], entry)
-    return jnp.where(allowed, logits, _MASKED)
+    return jnp.where(allowed, logits, MASKED)
 
 
 def _tile_backward(plan, inputs, head, allowed, entries):
     """Gives the weights of one head of a tile and the gradient of its logits."""
     logits = _logits(plan, inputs, head, allowed, entries)
     statistics = inputs["statistics"][0, head]
-    weight_gradient = _dot(inputs["out_gradient"][0, head], inputs["v"][0, head], ((1,), (1,)))
+    weight_gradient = dot(inputs["out_gradient"][0, head], inputs["v"][0, head], ((1,), (1,)))
     if plan.rules.normalizer == "softmax":
         weights = jnp.exp(logits - statistics)
         return weights, weights * (weight_gradient - inputs["overlap"][0, head])
     gates = jax.nn.sigmoid(logits)
     slopes = gates * (1.0 + logits * (1.0 - gates))
     return logits * gates / statistics, weight_gradient * slopes / statistics
-
-
-def _dot(a, b, contracted):
-    """Multiplies in the inputs' dtype with float32 sums; float32 is not cut to bfloat16."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(
-        a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 def _for_each_head(plan, body):
@@ -414,7 +387,7 @@ def _forward_kernel(plan, inputs, out, statistics, highest, sums, total):
 
     @pl.when(key_block == 0)
     def _start():
-        highest[...] = jnp.full(highest.shape, _LOWEST, jnp.float32)
+        highest[...] = jnp.full(highest.shape, LOWEST, jnp.float32)
         sums[...] = jnp.zeros(sums.shape, jnp.float32)
         total[...] = jnp.zeros(total.shape, jnp.float32)
 
@@ -429,14 +402,14 @@ def _forward_kernel(plan, inputs, out, statistics, highest, sums, total):
                 weights = logits * jax.nn.sigmoid(logits)
                 kept = allowed.astype(jnp.float32)
                 sums[head] = sums[head] + jnp.sum(kept, axis=1, keepdims=True)
-                total[head] = total[head] + _dot(weights.astype(values.dtype), values, ((1,), (0,)))
+                total[head] = total[head] + dot(weights.astype(values.dtype), values, ((1,), (0,)))
                 return
             before = highest[head]
             now = jnp.maximum(before, jnp.max(logits, axis=1, keepdims=True))
             weights, fading = jnp.exp(logits - now), jnp.exp(before - now)
             highest[head] = now
             sums[head] = sums[head] * fading + jnp.sum(weights, axis=1, keepdims=True)
-            added = _dot(weights.astype(values.dtype), values, ((1,), (0,)))
+            added = dot(weights.astype(values.dtype), values, ((1,), (0,)))
             total[head] = total[head] * fading + added
 
         _for_each_head(plan, head_step)
@@ -448,7 +421,7 @@ def _forward_kernel(plan, inputs, out, statistics, highest, sums, total):
             if softmax:
                 divisors = jnp.where(found == 0.0, 1.0, found)
                 log_sums = highest[head] + jnp.log(divisors)
-                statistics[0, head] = jnp.where(found == 0.0, _NOTHING, log_sums)
+                statistics[0, head] = jnp.where(found == 0.0, NOTHING, log_sums)
             else:
                 divisors = jnp.maximum(found, 1.0)
                 if plan.rules.silu_denominator is not None:
@@ -520,7 +493,7 @@ def _query_gradient_kernel(plan, inputs, q_gradient, *rest):
             if logit_gradients:
                 logit_gradients[0][head] = logit_gradient
             scaled = (logit_gradient * plan.rules.scale).astype(plan.dtype)
-            total[head] = total[head] + _dot(scaled, inputs["k"][0, head], ((1,), (0,)))
+            total[head] = total[head] + dot(scaled, inputs["k"][0, head], ((1,), (0,)))
 
         _for_each_head(plan, head_step)
         for entry, gradient in zip(entries.values(), table_gradients, strict=True):
@@ -587,8 +560,8 @@ def _key_gradient_kernel(plan, inputs, k_gradient, v_gradient, k_total, v_total)
             scaled = (logit_gradient * plan.rules.scale).astype(plan.dtype)
             weights = weights.astype(plan.dtype)
             out_gradient = inputs["out_gradient"][0, head]
-            k_total[head] = k_total[head] + _dot(scaled, inputs["q"][0, head], ((0,), (0,)))
-            v_total[head] = v_total[head] + _dot(weights, out_gradient, ((0,), (0,)))
+            k_total[head] = k_total[head] + dot(scaled, inputs["q"][0, head], ((0,), (0,)))
+            v_total[head] = v_total[head] + dot(weights, out_gradient, ((0,), (0,)))
 
         _for_each_head(plan, head_step)
 

@@ -28,13 +28,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from stt_kernels import buckets
-from stt_kernels.attention import geometry
+from stt_kernels.attention import flash_inputs, geometry
+from stt_kernels.attention.flash_inputs import LOWEST, MASKED, NOTHING, NUMBERS, dot, pad
 
 INTERPRET = False  # True runs the kernels in Pallas's interpreter, on any platform: for tests
 
-_MASKED = -1e30
-_LOWEST = -1e20
-_NOTHING = 1e30
 _MAX_WIDTH = 128
 _LEAST_CAPABILITY = 8.0
 
@@ -108,7 +106,7 @@ def _attend_backward(rules, sizes, saved, out_gradient):
     arrays |= {
         "out_gradient": _arrange_heads(plan, out_gradient, plan.padded_queries),
         "statistics": statistics,
-        "overlap": _pad(jnp.swapaxes(overlap, 1, 2), plan.padded_queries, axis=2),
+        "overlap": pad(jnp.swapaxes(overlap, 1, 2), plan.padded_queries, axis=2),
     }
     call = functools.partial(_call, plan, arrays=arrays)
     (q_gradient,) = call(
@@ -209,28 +207,17 @@ class _Plan:
         return key_block * self.tile.block_keys // self.tile.block_queries
 
 
-_NUMBERS = ("times", "phases", "positions", "segment_ids")
-
-
 def _arrange(plan, q, k, v, tables, queries, keys):
     """Puts heads before events and pads to whole blocks and to a width that Triton takes."""
 
     def whole_numbers(side, length, padded):
-        side = geometry.number(side, length)
-        segment_ids = side.segment_ids
-        if segment_ids is None:
-            segment_ids = jnp.ones((plan.num_rows, length), jnp.int32)
-        side = side._replace(segment_ids=segment_ids)
-        absent = jnp.zeros((1, length), jnp.int32)
-        columns = [getattr(side, name) for name in _NUMBERS]
-        columns = [absent if column is None else column for column in columns]
-        columns = [jnp.broadcast_to(column, (plan.num_rows, length)) for column in columns]
-        return _pad(jnp.stack(columns, axis=1), padded, axis=2)
+        columns = flash_inputs.whole_numbers(side, plan.num_rows, length)
+        return pad(jnp.stack(columns, axis=1), padded, axis=2)
 
     def places(side, length, padded):
         if side.coords is None:
             return jnp.zeros((plan.num_rows, 3, padded), jnp.float32)
-        return _pad(jnp.swapaxes(side.coords, 1, 2), padded, axis=2)
+        return pad(jnp.swapaxes(side.coords, 1, 2), padded, axis=2)
 
     num_queries, num_keys = plan.num_queries, plan.num_keys
     return {
@@ -245,18 +232,13 @@ def _arrange(plan, q, k, v, tables, queries, keys):
 
 
 def _arrange_heads(plan, array, length):
-    array = _pad(jnp.swapaxes(array, 1, 2), length, axis=2)
-    return _pad(array, plan.width, axis=3)
+    array = pad(jnp.swapaxes(array, 1, 2), length, axis=2)
+    return pad(array, plan.width, axis=3)
 
 
 def _trim(array, like):
     """Undoes `_arrange_heads`."""
     return jnp.swapaxes(array[:, :, : like.shape[1], : like.shape[3]], 1, 2)
-
-
-def _pad(array, length, axis):
-    widths = [(0, length - array.shape[axis] if a == axis else 0) for a in range(array.ndim)]
-    return jnp.pad(array, widths)
 
 
 def _out(plan, side, dtype, per_event=False):
@@ -325,7 +307,7 @@ class _Block:
         return self._inputs[name][self.events][:, None]
 
     def number(self, name):
-        return self._inputs[f"{self._side}_numbers"][_NUMBERS.index(name), self.events]
+        return self._inputs[f"{self._side}_numbers"][NUMBERS.index(name), self.events]
 
     def coordinate(self, axis):
         return self._inputs[f"{self._side}_coords"][axis, self.events]
@@ -368,7 +350,7 @@ def _entries(plan, queries, keys):
 
 def _logits(plan, inputs, queries, keys):
     """Gives a tile's masked logits, its allowed pairs (None = all) and its table entries."""
-    logits = _dot(queries.heads("q"), keys.heads("k"), ((1,), (1,))) * plan.rules.scale
+    logits = dot(queries.heads("q"), keys.heads("k"), ((1,), (1,))) * plan.rules.scale
     entries = _entries(plan, queries, keys)
     for name, entry in entries.items():
         logits = logits + pltriton.load(inputs[f"{name}_table"].at[entry])
@@ -381,7 +363,7 @@ def _logits(plan, inputs, queries, keys):
         same = (query_segments == key_segments) & (key_segments != 0)
         allowed = same if allowed is None else allowed & same
     if allowed is not None:
-        logits = jnp.where(allowed, logits, _MASKED)
+        logits = jnp.where(allowed, logits, MASKED)
     return logits, allowed, entries
 
 
@@ -389,7 +371,7 @@ def _tile_backward(plan, inputs, queries, keys):
     """Gives a tile's weights, the gradient of its logits, its allowed pairs and its entries."""
     logits, allowed, entries = _logits(plan, inputs, queries, keys)
     statistics = queries.per_event("statistics")
-    weight_gradient = _dot(queries.heads("out_gradient"), keys.heads("v"), ((1,), (1,)))
+    weight_gradient = dot(queries.heads("out_gradient"), keys.heads("v"), ((1,), (1,)))
     if plan.rules.normalizer == "softmax":
         weights = jnp.exp(logits - statistics)
         logit_gradient = weights * (weight_gradient - queries.per_event("overlap"))
@@ -403,14 +385,6 @@ def _tile_backward(plan, inputs, queries, keys):
 
 def _sigmoid(values):
     return 1.0 / (1.0 + jnp.exp(-values))
-
-
-def _dot(a, b, contracted):
-    """Multiplies in the inputs' dtype with float32 sums; float32 is not cut to TF32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(
-        a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 # Forward
@@ -438,16 +412,16 @@ def _forward_kernel(plan, inputs, out, statistics):
             if allowed is not None:
                 kept = jnp.where(allowed, kept, 0.0)
             sums = sums + jnp.sum(kept, axis=1)
-        return highest, sums, total + _dot(weights.astype(values.dtype), values, ((1,), (0,)))
+        return highest, sums, total + dot(weights.astype(values.dtype), values, ((1,), (0,)))
 
     size = plan.tile.block_queries
     zeros = jnp.zeros((size,), jnp.float32)
-    start = jnp.full((size,), _LOWEST, jnp.float32), zeros, jnp.zeros((size, plan.width))
+    start = jnp.full((size,), LOWEST, jnp.float32), zeros, jnp.zeros((size, plan.width))
     end = plan.key_blocks_end(index)
     highest, sums, total = lax.fori_loop(0, end, take_tile, start)
     if softmax:
         divisors = jnp.where(sums == 0.0, 1.0, sums)
-        statistics[...] = jnp.where(sums == 0.0, _NOTHING, highest + jnp.log(divisors))
+        statistics[...] = jnp.where(sums == 0.0, NOTHING, highest + jnp.log(divisors))
     else:
         divisors = jnp.maximum(sums, 1.0)
         if plan.rules.silu_denominator is not None:
@@ -467,7 +441,7 @@ def _query_gradient_kernel(plan, inputs, q_gradient):
         keys = _key_block(plan, inputs, key_index)
         _, logit_gradient, _, _ = _tile_backward(plan, inputs, queries, keys)
         k = keys.heads("k")
-        return total + _dot((logit_gradient * plan.rules.scale).astype(k.dtype), k, ((1,), (0,)))
+        return total + dot((logit_gradient * plan.rules.scale).astype(k.dtype), k, ((1,), (0,)))
 
     zeros = jnp.zeros((plan.tile.block_queries, plan.width), jnp.float32)
     total = lax.fori_loop(0, plan.key_blocks_end(index), take_tile, zeros)
@@ -484,8 +458,8 @@ def _key_gradient_kernel(plan, inputs, k_gradient, v_gradient):
         weights, logit_gradient, _, _ = _tile_backward(plan, inputs, queries, keys)
         q, out_gradient = queries.heads("q"), queries.heads("out_gradient")
         scaled = (logit_gradient * plan.rules.scale).astype(q.dtype)
-        k_total = k_total + _dot(scaled, q, ((0,), (0,)))
-        v_total = v_total + _dot(weights.astype(q.dtype), out_gradient, ((0,), (0,)))
+        k_total = k_total + dot(scaled, q, ((0,), (0,)))
+        v_total = v_total + dot(weights.astype(q.dtype), out_gradient, ((0,), (0,)))
         return k_total, v_total
 
     zeros = jnp.zeros((plan.tile.block_keys, plan.width), jnp.float32)

@@ -144,3 +144,15 @@ def test_ids_of_the_wrong_shape_are_refused(name):
     options[name] = options[name][:, :5]
     with pytest.raises(ValueError, match=rf"^{name} must be int32"):
         stt_kernels.pointer_log_mass(q, k, **tables, **options)
+
+
+@pytest.mark.parametrize("name", ["triton", "mosaic_tpu"])
+def test_device_backends_say_that_they_have_no_pointer(monkeypatch, name):
+    cases.interpret(monkeypatch, name)  # it could run here if it had one
+    (q, k, _), _, _, _ = cases.build(Case(8, tables=()))
+    ids = np.zeros(q.shape[:2], np.int32)
+    with pytest.raises(NotImplementedError, match=f"{name}: it has no pointer_log_mass"):
+        stt_kernels.pointer_log_mass(q, k, ids=ids, target_ids=ids, implementation=name)
+    either = (name, "xla")
+    found = stt_kernels.pointer_log_mass(q, k, ids=ids, target_ids=ids, implementation=either)
+    np.testing.assert_allclose(found, 0.0, atol=1e-6)
