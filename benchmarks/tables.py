@@ -187,6 +187,51 @@ def _json_lines(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / f"{name}.json").read_text().splitlines()]
 
 
+def training_table() -> str:
+    """Events a second of `benchmarks.bench_training`, ours against others."""
+    rows = _json_lines("training_cpu")
+    lines = [
+        "| suite | trainer | events/s | ours is so many times as fast | parameters | "
+        "HR@10, time unknown / known |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        rates = row.get("hit_rates", {})
+        shown = " / ".join(_number(rates.get(mode)) or "not asked" for mode in ("unknown", "known"))
+        versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+        lines.append(
+            f"| {row['suite']} | {row['candidate']} ({versions}) | {row['events_per_s']:,.0f} | "
+            f"{row['ours_times_as_fast']:.2f} | {row['parameters']:,} | "
+            f"{shown if rates else ''} |"
+        )
+    return "\n".join([*lines, "", _machine(rows)])
+
+
+def input_table() -> str:
+    """The input pipeline alone, of `benchmarks.bench_input`."""
+    rows = _json_lines("input_cpu")
+    lines = [
+        "| events in the log | file, MB | opened in, s | events/s | tokens/s | "
+        "private memory, MB: at start, packed, most |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['events']:,} | {row['file_mb']:,} | {row['opened_s']} | {row['events_per_s']:,} | "
+        f"{row['tokens_per_s']:,} | {row['start_mb']}, {row['packed_mb']}, {row['most_mb']} |"
+        for row in rows
+    ]
+    return "\n".join([*lines, "", _machine(rows)])
+
+
+def _machine(rows: list[dict[str, Any]]) -> str:
+    row = rows[0]
+    loads = sorted(row["load"] for row in rows)
+    return (
+        f"{row['cores']} cores of {row['processor']}, jax {row['jax']}, while "
+        f"{loads[0]} to {loads[-1]} threads wanted to run on them."
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "kernel speed": kernel_tables.speed,
     "kernel model": kernel_tables.model_speed,
@@ -197,6 +242,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "quality nyc": lambda: quality_table("nyc"),
     "realtime": realtime_table,
     "service": service_table,
+    "training speed": training_table,
+    "input speed": input_table,
     "quality overview": lambda: quality_overview(
         ("ml100k", "gowalla", "calgary", "online_retail", "globo")
     ),

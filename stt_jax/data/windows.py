@@ -14,6 +14,8 @@ import numpy as np
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import TRAIN, PreparedLog
 
+_COUNTED_AT_ONCE = 1 << 20  # events
+
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
@@ -59,8 +61,7 @@ def training_windows(log: PreparedLog, *, window: int, requests: int) -> Windows
       requests: most requests in a window, at most `window`.
     """
     firsts = log.user_offsets[: log.num_train_users]
-    train_before = np.concatenate([[0], np.cumsum(log.parts == TRAIN)])
-    counts = np.diff(train_before[log.user_offsets[: log.num_train_users + 1]])
+    counts = _train_counts(log)
     num_windows = -(-counts // requests)
     users = np.repeat(np.arange(log.num_train_users), num_windows)
     nth = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
@@ -69,6 +70,21 @@ def training_windows(log: PreparedLog, *, window: int, requests: int) -> Windows
     ends = request_ends - 1  # the last requested event is no token
     starts = np.maximum(firsts[users], ends - window)
     return Windows(users, starts, starts, starts, ends, request_starts, request_ends)
+
+
+def _train_counts(log: PreparedLog) -> np.ndarray:
+    """int64, training events of each person who has any; holds a stretch of the log at a time."""
+    offsets = log.user_offsets[: log.num_train_users + 1]
+    counts = np.zeros(log.num_train_users, np.int64)
+    first = 0
+    while first < log.num_train_users:
+        end = int(np.searchsorted(offsets, offsets[first] + _COUNTED_AT_ONCE))
+        end = min(max(end, first + 1), log.num_train_users)
+        is_train = log.parts[offsets[first] : offsets[end]] == TRAIN
+        starts = offsets[first:end] - offsets[first]
+        counts[first:end] = np.add.reduceat(is_train, starts, dtype=np.int64)
+        first = end
+    return counts
 
 
 def target_windows(targets: Targets, *, window: int) -> Windows:

@@ -36,7 +36,7 @@ from stt_jax.training.step import TrainState, init_state, make_optimizer, make_t
 
 _REPORT_EVERY = 20  # steps
 _AGREE_EVERY = 10  # steps between asking all processes whether one was told to stop
-_READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def train_model(
         jax.set_mesh(setup.placement.mesh),
         checkpoint.open_manager(directory, training.keep) as manager,
     ):
-        data = iter(grain.MapDataset.source(setup.batches).to_iter_dataset(_READ_AHEAD))
+        data = iter(grain.MapDataset.source(setup.batches).to_iter_dataset(READ_AHEAD))
         if manager.latest_step() is None:
             state, progress = setup.initial_state(), Progress()
         else:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from stt_jax.data import windows as windows_module
 from stt_jax.data.protocol import find_targets
 from stt_jax.data.store import TEST, TRAIN
 from stt_jax.data.windows import target_windows, training_windows
@@ -15,6 +16,16 @@ def test_every_training_event_is_asked_for_once(window, requests):
         [np.arange(a, b) for a, b in zip(windows.request_starts, windows.request_ends, strict=True)]
     )
     np.testing.assert_array_equal(np.sort(asked), np.flatnonzero(log.parts == TRAIN))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40])
+def test_counting_a_stretch_at_a_time_changes_nothing(monkeypatch, at_once):
+    log = random_log(num_users=20)
+    whole = training_windows(log, window=8, requests=3)
+    monkeypatch.setattr(windows_module, "_COUNTED_AT_ONCE", at_once)
+    parts = training_windows(log, window=8, requests=3)
+    np.testing.assert_array_equal(whole.request_starts, parts.request_starts)
+    np.testing.assert_array_equal(whole.request_ends, parts.request_ends)
 
 
 def test_training_windows_fit_and_stay_with_their_person():
