@@ -21,6 +21,7 @@ for months, or rebuilt a moment ago on another machine from the log, it is the s
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, cast
@@ -54,6 +55,14 @@ def window_start(num_events: int, window: int, hop: int) -> int:
     `window - hop + 1` and `window` events are held once there are that many.
     """
     return max(0, (num_events // hop + 1) * hop - 1 - window)
+
+
+def _for_few_queries(model: SpatiotemporalTransformer) -> SpatiotemporalTransformer:
+    """The same model with dense attention: for few queries it is as fast and compiles sooner."""
+    if model.config.attention != "auto":
+        return model
+    config = dataclasses.replace(model.config, attention="reference")
+    return SpatiotemporalTransformer(config, model.sizes)
 
 
 def size_bucket(size: int, sizes: Sequence[int]) -> int:
@@ -108,6 +117,7 @@ def append(
         watch: an event without room is dropped.
       events: [B, N], times and coords from the same anchor as those that are there.
     """
+    model = _for_few_queries(model)
     extended = model.apply({"params": params}, cache, rows, starts, events, method=model.extend)
     return cast(Cache, extended)
 
@@ -155,6 +165,7 @@ def score(
       allowed: bool [B, V + 1], which items may be listed; None = all.
       k: at most V.
     """
+    model = _for_few_queries(model)
     answer = cast(
         Answer, model.apply({"params": params}, cache, rows, requests, method=model.answer)
     )
@@ -198,6 +209,7 @@ def explain(
     requests: Requests,
 ) -> Explanation:
     """What the requests of `score` look at."""
+    model = _for_few_queries(model)
     answer, effects = model.apply({"params": params}, cache, rows, requests, method=model.explain)
     if answer.event_mass is None:
         mass = jnp.zeros((rows.shape[0], cache.capacity), jnp.float32)

@@ -31,10 +31,10 @@ from stt_jax.service.events import base_events, live_events, merge_events
 from stt_jax.service.models import ServedModel
 from stt_jax.service.store import EventStore, Version
 
-_NEW_EVENTS = (1, 8)  # events that are appended at once; more are encoded from the start
+_NEW_EVENTS = (4,)  # events that are appended at once; more are encoded from the start
 _CANDIDATES = (32, 256)  # best items that are fetched at once; then all of them
 _REASONS = 3  # events that a recommendation is explained by
-_SMALLEST_CAPACITY = 32
+_SMALLEST_CAPACITY = 128  # every further pool costs memory for a batch and time to warm up
 
 
 @dataclasses.dataclass

@@ -208,7 +208,7 @@ def test_the_service_keeps_to_its_own_description(client):
         for mode in schemathesis.GenerationMode:
 
             @hypothesis.settings(
-                max_examples=12,
+                max_examples=8,
                 deadline=None,
                 database=None,
                 suppress_health_check=list(hypothesis.HealthCheck),
