@@ -37,6 +37,9 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         503: "The event log or the model is not available now.",
     }.items()
 }
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"model": schemas.Problem, "description": "Nothing is known of this id, or it is none."}
+}
 UserId = Annotated[schemas.Text, fastapi.Path(description="Id of the person.")]
 
 
@@ -99,7 +102,7 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
             raise HTTPException(422, str(error)) from None
         return schemas.Recommended.of(answer, step)
 
-    @routes.get("/users/{user:path}", responses={404: _PROBLEMS[400] | {"description": "Unknown."}})
+    @routes.get("/users/{user:path}", responses=_UNKNOWN)
     def get_user(user: UserId) -> schemas.User:
         """What is known of a person."""
         known = service.known(user)
@@ -124,7 +127,7 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
             ],
         )
 
-    @routes.delete("/users/{user:path}")
+    @routes.delete("/users/{user:path}", responses=_UNKNOWN)
     def forget_user(user: UserId) -> schemas.Forgotten:
         """Forgets a person: deletes their events, and uses none of the prepared log any more."""
         return schemas.Forgotten(deleted_events=service.forget(user))

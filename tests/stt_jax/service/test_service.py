@@ -210,7 +210,7 @@ def test_the_service_keeps_to_its_own_description(client):
             @hypothesis.settings(
                 max_examples=8,
                 deadline=None,
-                database=None,
+                derandomize=True,
                 suppress_health_check=list(hypothesis.HealthCheck),
             )
             @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
