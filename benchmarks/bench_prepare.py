@@ -3,9 +3,10 @@
     python -m benchmarks.bench_prepare --sizes=1e6,1e7 --data=../shared/data
     python -m benchmarks.bench_prepare --quick
 
-Each row runs the command line in a process of its own and takes its wall time and its peak of
-resident memory. Synthetic events are drawn here (a Zipf catalogue, people of many activity levels,
-one place an item) and written as CSV; making them is not timed. Real logs run by their flagfiles.
+Each row runs the command line in a process of its own and takes its wall time, its time on the
+CPUs (of all threads: what counts where others compute as well) and its peak of resident memory.
+Synthetic events are drawn here (a skewed catalogue, people of many activity levels, one place an
+item) and written as CSV; making them is not timed. Real logs run by their flagfiles.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ _MEASURE = """
 import resource, sys
 from stt_jax import prepare
 code = prepare.main(["prepare.py", *sys.argv[1:]])
-print("peak_kb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
 sys.exit(code)
 """
 
@@ -102,6 +104,7 @@ def measure(flags: Sequence[str], name: str) -> dict:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip()}")
+    cpu_seconds, peak_kb = map(float, done.stderr.split()[-2:])
     output = pathlib.Path(next(f for f in flags if f.startswith("--output=")).split("=", 1)[1])
     meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
     return {
@@ -109,7 +112,8 @@ def measure(flags: Sequence[str], name: str) -> dict:
         "rows_read": sum(s["rows_in"] for s in meta["steps"] if s["name"].startswith("read ")),
         "events": meta["statistics"]["num_events"],
         "seconds": round(seconds, 2),
-        "peak_gb": round(int(done.stderr.split()[-1]) * 1024 / 1e9, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "peak_gb": round(peak_kb * 1024 / 1e9, 2),
         "load_before": round(os.getloadavg()[0], 1),
     }
 

@@ -24,8 +24,7 @@ from ibis.expr import types as ir
 # letter reads one or two digits, as strptime does.
 _JAVA_PATTERNS = {
     "Y": "yyyy", "y": "yy", "m": "M", "d": "d", "H": "H", "I": "h", "M": "m", "S": "s",
-    "f": "SSSSSS", "p": "a", "b": "MMM", "B": "MMMM", "a": "EEE", "A": "EEEE", "j": "D",
-    "z": "xx", "%": "%",
+    "f": "SSSSSS", "p": "a", "b": "MMM", "B": "MMMM", "j": "D", "z": "xx", "%": "%",
 }  # fmt: skip
 
 
@@ -194,6 +193,8 @@ class SparkEngine:
 
     def parse_time(self, text: ir.StringValue, pattern: str) -> ir.TimestampValue:
         """Text by a strptime pattern; null where it does not follow it."""
+        if pattern.startswith("%a "):  # Spark writes names of weekdays, but does not read them
+            text, pattern = text.re_replace("^(Mon|Tue|Wed|Thu|Fri|Sat|Sun) ", ""), pattern[3:]
         return _spark_strptime(text, _java_pattern(pattern))
 
     def to_micros(self, moment: ir.TimestampValue) -> ir.IntegerValue:

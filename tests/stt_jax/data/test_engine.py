@@ -1,11 +1,13 @@
 """DuckDB and Spark make the same bytes out of the same log."""
 
+import datetime
 import hashlib
 import importlib.util
 import random
 import shutil
 import warnings
 
+import ibis
 import pytest
 
 from stt_jax import command
@@ -25,9 +27,13 @@ needs_spark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory):
     """One session for all tests; whoever finds one running uses it."""
+    import pyspark.sql
+
     engine = open_engine(
         "spark", str(tmp_path_factory.mktemp("spark")), threads=0, spark_master="local[2]"
     )
+    # Compiling a query takes far longer than running it on so few rows.
+    pyspark.sql.SparkSession.getActiveSession().conf.set("spark.sql.codegen.wholeStage", "false")
     yield engine
     engine.close()
 
@@ -83,6 +89,17 @@ def test_times_by_pattern_are_read_alike(tmp_path, spark):
         tmp_path, input=(str(tmp_path / "log.csv"),), time="t", time_format="%d/%m/%Y %H:%M:%S"
     )
     assert duck == other
+
+
+@needs_spark
+def test_weekdays_and_offsets_in_a_pattern_are_read_by_spark_too(spark):
+    text = ibis.memtable({"row": [0, 1], "t": ["Tue Apr 03 18:00:09 +0200 2012", "Tue soon"]})
+    pattern = "%a %b %d %H:%M:%S %z %Y"
+    found = spark.fetch(
+        text.mutate(us=spark.to_micros(spark.parse_time(text.t, pattern))).order_by("row")
+    )
+    moment = datetime.datetime(2012, 4, 3, 16, 0, 9, tzinfo=datetime.UTC)
+    assert found["us"].to_pylist() == [int(moment.timestamp()) * 1_000_000, None]
 
 
 @needs_spark
