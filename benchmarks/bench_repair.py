@@ -10,6 +10,7 @@ measures the repair itself, not yet what a model trained on the repaired log gai
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -57,7 +58,7 @@ def repair_categories(log: PreparedLog, fraction: float, methods: Sequence[str])
         columns = columns_of(log)
         columns.codes["category"] = np.where(hidden, 0, true).astype(np.int32)
         fill = impute.Fill("category", method, "")
-        seconds = _timed(lambda c=columns, f=fill: impute.fill_texts(c, "category", f))
+        seconds = _timed(functools.partial(impute.fill_texts, columns, "category", fill))
         found = columns.codes["category"]
         row: dict = {"what": "category", "hidden": fraction, "method": method, "seconds": seconds}
         for part, mask in (("train", log.parts == TRAIN), ("later", log.parts != TRAIN)):
@@ -76,7 +77,7 @@ def repair_places(log: PreparedLog, fraction: float, methods: Sequence[str]) -> 
         for degrees in (columns.latitudes_e7, columns.longitudes_e7):
             degrees[hidden] = UNKNOWN_E7
         fill = impute.Fill("latitude", method, "")
-        seconds = _timed(lambda c=columns, f=fill: impute.fill_places(c, f))
+        seconds = _timed(functools.partial(impute.fill_places, columns, fill))
         row = {"what": "place", "hidden": fraction, "method": method, "seconds": seconds}
         yield row | _errors(log, columns, hidden)
 
@@ -108,7 +109,7 @@ def _errors(log: PreparedLog, columns: Columns, hidden: np.ndarray) -> dict:
     km = distance_km(
         columns.latitudes_e7, columns.longitudes_e7, log.latitudes_e7, log.longitudes_e7
     )
-    row = {}
+    row: dict = {}
     for part, mask in (("train", log.parts == TRAIN), ("later", log.parts != TRAIN)):
         found = km[hidden & mask]
         filled = found[~np.isnan(found)]
@@ -122,7 +123,7 @@ def _share(mask: np.ndarray) -> float:
     return round(float(np.mean(mask)), 4) if len(mask) else 0.0
 
 
-def _timed(function: Callable[[], None]) -> float:
+def _timed(function: Callable[[], object]) -> float:
     began = time.process_time()
     function()
     return round(time.process_time() - began, 2)
