@@ -232,11 +232,36 @@ def _machine(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def repair_table() -> str:
+    """What `benchmarks.bench_repair` found: later events are those after the training part."""
+    rows = json.loads((RESULTS / "repair.json").read_text())["rows"]
+    lines = [
+        "| log | hidden | repair | training: filled | right | later: filled | right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        right = "right" if row["what"] == "category" else "within_200_m"
+        cells = [row[f"{p}_{what}"] for p in ("train", "later") for what in ("filled", right)]
+        if row["what"].startswith("noise"):
+            what = row["what"]
+            cells = [
+                f"{1000 * row[f'{part}_median_km']:.0f} m" if name == "right" else ""
+                for part in ("train", "later")
+                for name in ("filled", "right")
+            ]
+        else:
+            what = f"{row['hidden']:.0%} of {row['what'].replace('category', 'categorie')}s"
+            cells = [f"{cell:.1%}" for cell in cells]
+        lines.append(f"| {row['log']} | {what} | {row['method']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "kernel speed": kernel_tables.speed,
     "kernel model": kernel_tables.model_speed,
     "kernel devices": kernel_tables.device_kernels,
     "quickstart": lambda: transcript("quickstart"),
+    "repair": repair_table,
     "quality city": lambda: quality_table("city"),
     "published nyc": lambda: published_table("nyc"),
     "quality nyc": lambda: quality_table("nyc"),
