@@ -7,7 +7,7 @@ import random
 import shutil
 import warnings
 
-import ibis
+import pyarrow as pa
 import pytest
 
 from stt_jax import command
@@ -93,7 +93,8 @@ def test_times_by_pattern_are_read_alike(tmp_path, spark):
 
 @needs_spark
 def test_weekdays_and_offsets_in_a_pattern_are_read_by_spark_too(spark):
-    text = ibis.memtable({"row": [0, 1], "t": ["Tue Apr 03 18:00:09 +0200 2012", "Tue soon"]})
+    rows = pa.table({"row": [0, 1], "t": ["Tue Apr 03 18:00:09 +0200 2012", "Tue soon"]})
+    text = spark.insert("weekdays", rows.schema, [rows])
     pattern = "%a %b %d %H:%M:%S %z %Y"
     found = spark.fetch(
         text.mutate(us=spark.to_micros(spark.parse_time(text.t, pattern))).order_by("row")
