@@ -116,7 +116,7 @@ def bench(factorisation: FactorisationConfig) -> None:
         print(kind, json.dumps(metrics))
         for of_mode in results["baselines"].values():
             of_mode[f"{kind} (implicit)"] = metrics
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
