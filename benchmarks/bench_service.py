@@ -53,8 +53,9 @@ class Served:
     def wait_until_ready(self) -> float:
         """Seconds until the service was ready."""
         start = time.perf_counter()
-        while not httpx.get(f"{self.address}/readyz", timeout=60).is_success:
-            time.sleep(0.1)
+        with httpx.Client(base_url=self.address, timeout=60) as client:
+            while not client.get("/readyz").is_success:
+                time.sleep(0.5)
         return time.perf_counter() - start
 
     @property
@@ -71,8 +72,9 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def connected(address: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with one connection."""
-    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+    """A client with all connections."""
+    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
         yield client
 
 
@@ -112,13 +114,10 @@ class Load:
 
     async def run(self, address: str, seconds: float, only_events: bool = False) -> None:
         """All connections; a service that goes away ends it."""
-        async with contextlib.AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(connected(address)) for _ in range(CONNECTIONS)
-            ]
-            until = time.perf_counter() + seconds
+        until = time.perf_counter() + seconds
+        async with connected(address) as client:
             await asyncio.gather(
-                *(self.send(client, until, only_events) for client in clients),
+                *(self.send(client, until, only_events) for _ in range(CONNECTIONS)),
                 return_exceptions=only_events,
             )
 
