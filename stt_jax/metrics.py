@@ -62,9 +62,10 @@ def target_ranks(scores: Any, targets: Any) -> Any:
     # Not a gather: where the columns are split over devices it would fetch all scores.
     is_target = namespace.arange(scores.shape[1], dtype=targets.dtype)[None] == targets[:, None]
     target_scores = namespace.where(is_target, scores, -namespace.inf).max(axis=1, keepdims=True)
-    # Counting "not below" instead of "at least" makes a NaN count against the model, and includes
-    # the target itself: the 1 of the rank.
-    ranks = (~(scores < target_scores)).sum(axis=1).astype(namespace.int32)
+    # Counting "not below" instead of "at least" makes a NaN count against the model. The target is
+    # left out and its 1 added: a compiler that computes scores once for each of the two uses may
+    # round them apart, and then a target can lie below itself.
+    ranks = 1 + (~(scores < target_scores) & ~is_target).sum(axis=1).astype(namespace.int32)
     answered = (targets != 0) & (target_scores[:, 0] != -namespace.inf)
     return namespace.where(answered, ranks, namespace.zeros_like(ranks))
 

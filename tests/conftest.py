@@ -15,6 +15,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiling(request):
+    """Tests run what they compile a few times: time goes into optimisations, but for kernels."""
+    quick = "stt_kernels" not in request.path.parts
+    jax.config.update("jax_disable_most_optimizations", quick)
+    with pytest.MonkeyPatch.context() as patch:
+        if quick:  # for commands that tests start
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        yield

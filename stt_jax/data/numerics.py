@@ -101,8 +101,12 @@ def _fit_boxcox(values: np.ndarray) -> Stage:
     logs = np.log(values + shift)
 
     def loss(power: float) -> float:
-        powers = logs if power == 0 else np.expm1(power * logs) / power
-        spread = max(float(np.var(powers)), 1e-300)
+        # A column of millions and of 1e-300 has powers beyond any float: those are the worst.
+        with np.errstate(over="ignore", invalid="ignore"):
+            powers = logs if power == 0 else np.expm1(power * logs) / power
+            spread = max(float(np.var(powers)), 1e-300)
+        if not np.isfinite(spread):
+            return 1e100  # worse than any true one, and its square is still a number
         return len(logs) / 2 * np.log(spread) - (power - 1) * float(np.sum(logs))
 
     import scipy.optimize  # slow to import, and only this needs it

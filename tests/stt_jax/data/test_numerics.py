@@ -62,6 +62,11 @@ def test_exponential_mean_passes_over_the_unknown():
     np.testing.assert_array_equal(found, [4, NAN, 5, 1, 1.5])
 
 
+def test_a_power_is_found_for_a_column_that_spans_all_floats():
+    stage = numerics.fit_stage("boxcox", 0.0, np.array([5e-324, 1e-5, 1.0, 1e6]))
+    assert np.isfinite(stage["power"])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(["log1p", "boxcox", "quantile", "zscore", "minmax", "robust"]),

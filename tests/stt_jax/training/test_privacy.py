@@ -18,17 +18,19 @@ from stt_jax.training.privacy import Account, make_account, most_people, private
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=60, seed=6)
-MODEL = ModelConfig(width=8, num_heads=2, num_layers=1, use_place=False, use_person=False)
+MODEL = ModelConfig(
+    width=8,
+    num_heads=2,
+    num_layers=1,
+    use_time=False,
+    use_place=False,
+    use_person=False,
+    use_pointer=False,
+    attention="reference",
+)
 TRAINING = TrainingConfig(
     window=16, requests=8, batch_rows=12, epochs=2, dp_epsilon=4.0, dp_delta=1e-3, patience=0
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def gradient_of_row(row, key):

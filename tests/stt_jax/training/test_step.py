@@ -24,14 +24,6 @@ MODEL = ModelConfig(
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=4, learning_rate=1e-2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiling():
-    """Steps here run a few times and compile for many options: time goes into optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def train(num_steps=3, model=MODEL, change=lambda number, batch: batch, **changes):
     """A few steps from fresh parameters: the state, and the measures of each step."""
     config = dataclasses.replace(TRAINING, **changes)
