@@ -30,3 +30,15 @@ def quick_compiling(request):
         if quick:  # for commands that tests start
             patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
         yield
+
+
+# The files that take longest, so that none of them is begun when all others are done. Most start
+# processes and wait for them, which is why there are more test processes than cores.
+_BEGUN_FIRST = ("test_processes", "test_engine", "test_privacy", "test_sharding", "test_loop",
+                "test_readme", "test_stt", "test_step", "test_service", "test_quick")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first."""
+    order = {name: place for place, name in enumerate(_BEGUN_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

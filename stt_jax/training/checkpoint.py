@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -53,7 +54,27 @@ def open_manager(
     Raises:
       ValueError: the folder of checkpoints cannot be read.
     """
-    options = ocp.CheckpointManagerOptions(
+    folder = directory / "checkpoints"
+    orbax_log = logging.getLogger("absl")
+    level = orbax_log.level
+    if read_only:
+        orbax_log.setLevel(logging.ERROR)  # it warns that what is read only is read only
+    try:
+        options = _options(keep, read_only)
+        return ocp.CheckpointManager(
+            os.path.abspath(folder), options=options, item_names=("params", "optimizer", "record")
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds a damaged checkpoint ({error}); remove the newest of its folders, and "
+            "the same command goes on from the one before"
+        ) from error
+    finally:
+        orbax_log.setLevel(level)
+
+
+def _options(keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
+    return ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(max(1, keep)),
@@ -68,16 +89,6 @@ def open_manager(
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
     )
-    folder = directory / "checkpoints"
-    try:
-        return ocp.CheckpointManager(
-            os.path.abspath(folder), options=options, item_names=("params", "optimizer", "record")
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} holds a damaged checkpoint ({error}); remove the newest of its folders, and "
-            "the same command goes on from the one before"
-        ) from error
 
 
 def save(
