@@ -4,7 +4,8 @@
     python -m benchmarks.bench_prepare --quick
 
 Each row runs the command line in a process of its own and takes its wall time, its time on the
-CPUs (of all threads: what counts where others compute as well) and its peak of resident memory.
+CPUs (of all threads: what counts where others compute as well), its peak of resident memory, and
+the wall time of each step (loading the table engine is in the first one's).
 Synthetic events are drawn here (a skewed catalogue, people of many activity levels, one place an
 item) and written as CSV; making them is not timed. Real logs run by their flagfiles.
 """
@@ -47,11 +48,22 @@ FLAGS = (
     "--memory_gb=2",
 )
 _MEASURE = """
-import resource, sys
+import json, resource, sys, time
 from stt_jax import prepare
+steps, last = [], time.perf_counter()
+def take_time(count, step=prepare.print_step):
+    step(count)
+    end_step(count.name)
+def end_step(name):
+    global last
+    steps.append([name, round(time.perf_counter() - last, 2)])
+    last = time.perf_counter()
+prepare.print_step = take_time
 code = prepare.main(["prepare.py", *sys.argv[1:]])
+end_step("assemble, write, report")
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
+measured = {"cpu": used.ru_utime + used.ru_stime, "peak_kb": used.ru_maxrss, "steps": steps}
+print(json.dumps(measured), file=sys.stderr)
 sys.exit(code)
 """
 
@@ -92,6 +104,7 @@ def _table(
 
 def measure(flags: Sequence[str], name: str) -> dict:
     """Runs one preparation; a row for the result file."""
+    load = round(os.getloadavg()[0], 1)
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, *flags],
@@ -104,7 +117,7 @@ def measure(flags: Sequence[str], name: str) -> dict:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip()}")
-    cpu_seconds, peak_kb = map(float, done.stderr.split()[-2:])
+    measured = json.loads(done.stderr.splitlines()[-1])
     output = pathlib.Path(next(f for f in flags if f.startswith("--output=")).split("=", 1)[1])
     meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
     return {
@@ -112,9 +125,10 @@ def measure(flags: Sequence[str], name: str) -> dict:
         "rows_read": sum(s["rows_in"] for s in meta["steps"] if s["name"].startswith("read ")),
         "events": meta["statistics"]["num_events"],
         "seconds": round(seconds, 2),
-        "cpu_seconds": round(cpu_seconds, 2),
-        "peak_gb": round(peak_kb * 1024 / 1e9, 2),
-        "load_before": round(os.getloadavg()[0], 1),
+        "cpu_seconds": round(measured["cpu"], 2),
+        "peak_gb": round(measured["peak_kb"] * 1024 / 1e9, 2),
+        "load_before": load,
+        "step_seconds": measured["steps"],
     }
 
 

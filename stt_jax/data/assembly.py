@@ -15,6 +15,7 @@ from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data import store, vocabulary
+from stt_jax.data.arrays import to_numpy
 from stt_jax.data.findings import describe_log, find_warnings
 from stt_jax.data.schema import (
     EVENT_DTYPES,
@@ -191,7 +192,7 @@ def _describe_items(table: ir.Table, values: Mapping[str, ir.Table]) -> dict[str
 
 
 def _array(table: pa.Table, name: str, dtype: Any) -> np.ndarray:
-    return np.ascontiguousarray(table[name].to_numpy(), dtype)
+    return to_numpy(table[name], dtype)
 
 
 def _texts(values: ir.Table) -> list[str]:

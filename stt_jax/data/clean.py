@@ -97,6 +97,15 @@ def mark_bad_ids(table: ir.Table, user_name: str, item_name: str) -> ir.Table:
     )
 
 
+def read_numbers(table: ir.Table, columns: Sequence[str]) -> ir.Table:
+    """Adds a float64 column `<column>_number` for each text column; null for what is no number.
+
+    An engine works out an expression anew wherever it occurs. What has been stored once as a column
+    is not parsed again by the steps that look at it many times.
+    """
+    return table.mutate(**{f"{column}_number": to_number(table[column]) for column in columns})
+
+
 def mark_places(table: ir.Table) -> ir.Table:
     """Turns text `latitude`, `longitude` into `latitude_e7`, `longitude_e7`; adds `changed`.
 
@@ -104,8 +113,11 @@ def mark_places(table: ir.Table) -> ir.Table:
     So does (0, 0), a spot in the open sea where devices without a fix report to be. A latitude
     that is impossible but would do as a longitude, with a longitude that would do as a latitude,
     was written the wrong way round: the two are swapped.
+
+    Args:
+      table: the two texts and their `read_numbers`.
     """
-    latitude, longitude = to_number(table.latitude), to_number(table.longitude)
+    latitude, longitude = table.latitude_number, table.longitude_number
     swapped = (latitude.abs() > 90) & (latitude.abs() <= 180) & (longitude.abs() <= 90)
     changed = ibis.cases(
         (table.latitude.isnull() & table.longitude.isnull(), None),
@@ -117,15 +129,14 @@ def mark_places(table: ir.Table) -> ir.Table:
         ((latitude == 0) & (longitude == 0), "place is 0, 0"),
         else_=None,
     ).cast("string")
-    known = table.latitude.notnull() & table.longitude.notnull()
-    known &= changed.isnull() | (changed == SWAPPED)
-    swapped = swapped.fill_null(False)
+    possible = (latitude.abs() <= 90) & (longitude.abs() <= 180)
+    known = swapped | (possible & ((latitude != 0) | (longitude != 0)))
     return table.mutate(
         latitude_e7=_to_e7(known, swapped.ifelse(longitude, latitude)),
         longitude_e7=_to_e7(known, swapped.ifelse(latitude, longitude)),
         changed=changed,
         sample=table.latitude.fill_null("") + ", " + table.longitude.fill_null(""),
-    ).drop("latitude", "longitude")
+    ).drop("latitude", "longitude", "latitude_number", "longitude_number")
 
 
 def to_number(text: ir.StringValue) -> ir.FloatingValue:
@@ -150,17 +161,18 @@ def mark_numbers(table: ir.Table, columns: Mapping[str, str]) -> ir.Table:
     """Turns text columns into float64; adds `changed` and `sample` for what is no number.
 
     Args:
-      table: text columns, null where missing.
+      table: text columns, null where missing, and their `read_numbers`.
       columns: column of `table` -> its name in the files.
     """
-    numbers = {column: to_number(table[column]) for column in columns}
+    numbers = {column: table[f"{column}_number"] for column in columns}
     branches = [
         (table[column].notnull() & number.isnull(), f"{columns[column]} is not a number")
         for column, number in numbers.items()
     ]
     sample = ibis.literal(", ").join([table[column].fill_null("") for column in columns])
     changed = ibis.cases(*branches, else_=None).cast("string")
-    return table.mutate(**numbers, changed=changed, sample=sample)
+    marked = table.mutate(**numbers, changed=changed, sample=sample)
+    return marked.drop(*(f"{column}_number" for column in columns))
 
 
 def mark_outside(table: ir.Table, from_s: int | None, to_s: int | None) -> ir.Table:

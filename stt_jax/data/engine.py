@@ -7,6 +7,7 @@ the two functions that Ibis has no common name for.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import shutil
@@ -64,14 +65,19 @@ class DuckEngine:
         if memory_gb:
             settings["memory_limit"] = f"{memory_gb}GB"
         self.connection = ibis.duckdb.connect(temp_directory=folder, **settings)
+        # Ibis's own imports pandas, which takes longer than preparing a small log.
+        self.connection.to_pyarrow = self._to_pyarrow
 
     def insert(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> ir.Table:
         """A new table out of Arrow tables of one schema."""
-        # Not create_table(name, table): that also drops a view, which Ibis 12 writes without its
-        # name when the SQL writer is newer than it expects.
-        self.connection.create_table(name, schema=ibis.Schema.from_pyarrow(schema))
-        for table in tables:
-            self.connection.insert(name, table)
+        database = self.connection.con
+        for number, table in enumerate(
+            itertools.chain([pa.Table.from_batches([], schema)], tables)
+        ):
+            database.register("incoming", table)
+            into = f'INSERT INTO "{name}"' if number else f'CREATE TABLE "{name}" AS'
+            database.execute(f"{into} SELECT * FROM incoming")
+            database.unregister("incoming")
         return self.connection.table(name)
 
     def store(self, name: str, expression: ir.Table) -> ir.Table:
@@ -85,7 +91,14 @@ class DuckEngine:
 
     def fetch(self, expression: ir.Table) -> pa.Table:
         """The rows of a table, in its order."""
-        return self.connection.to_pyarrow(expression)
+        return self._to_pyarrow(expression)
+
+    def _to_pyarrow(self, expression: ir.Expr, **_: Any) -> Any:
+        table = expression.as_table()
+        reader = pa.RecordBatchReader.from_stream(
+            self.connection.con.sql(self.connection.compile(table))
+        )
+        return expression.__pyarrow_result__(reader.read_all().cast(table.schema().to_pyarrow()))
 
     def parse_time(self, text: ir.StringValue, pattern: str) -> ir.TimestampValue:
         """Text by a strptime pattern; null where it does not follow it."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
-from stt_jax.data.clean import to_nearest, to_number
+from stt_jax.data.clean import to_nearest
 from stt_jax.data.columns import fetch_columns
 from stt_jax.data.engine import Engine
 
@@ -141,8 +141,12 @@ def local_offset(
 
 
 def mark_offsets(table: ir.Table) -> ir.Table:
-    """Turns text `utc_offset` (minutes) into `utc_offset_s`; adds `changed`, `sample`."""
-    minutes = to_number(table.utc_offset)
+    """Turns text `utc_offset` (minutes) into `utc_offset_s`; adds `changed`, `sample`.
+
+    Args:
+      table: the text and its `clean.read_numbers`.
+    """
+    minutes = table.utc_offset_number
     possible = (minutes.abs() <= MAX_OFFSET_MIN).fill_null(False)
     return table.mutate(
         utc_offset_s=possible.ifelse(to_nearest(minutes * 60), 0).cast("int64"),
@@ -152,7 +156,7 @@ def mark_offsets(table: ir.Table) -> ir.Table:
             else_=None,
         ).cast("string"),
         sample=table.utc_offset,
-    ).drop("utc_offset")
+    ).drop("utc_offset", "utc_offset_number")
 
 
 def mark_zones(table: ir.Table, engine: Engine, config: PrepareConfig) -> ir.Table:

@@ -43,7 +43,7 @@ from stt_jax.data.engine import error_types, open_engine
 from stt_jax.data.layouts import apply_layout
 from stt_jax.data.read import RawLog, read_log
 from stt_jax.data.report import render_report
-from stt_jax.data.schema import ROLE_FLAGS, TRAIN, StepCount
+from stt_jax.data.schema import ROLE_FLAGS, TRAIN, UNKNOWN_E7, StepCount
 from stt_jax.data.steps import Steps
 from stt_jax.data.values import check_rules, refine_values
 
@@ -133,12 +133,13 @@ def _clean(
         broken_flag=f"--user={config.user} --item={config.item}",
     )
     clock = _read_times(steps, raw, config, zone)
-    places = clean.mark_places(steps.table)
     if config.latitude:
         flag = f"--latitude={config.latitude} --longitude={config.longitude}"
-        steps.run("places", places, broken_flag=flag)
+        steps.run("places", clean.mark_places(steps.table), broken_flag=flag)
     else:
-        steps.table = places.drop("changed", "sample")
+        unknown = ibis.literal(UNKNOWN_E7, "int32")
+        steps.table = steps.table.mutate(latitude_e7=unknown, longitude_e7=unknown)
+        steps.table = steps.table.drop("latitude", "longitude")
     if config.timezone == localtime.FROM_PLACES:
         steps.run("zones", localtime.mark_zones_of_places(steps.table, steps.engine))
     if config.numeric:
@@ -182,7 +183,10 @@ def _mark_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:
 
 
 def _select_roles(table: ir.Table, columns: Mapping[str, str], config: PrepareConfig) -> ir.Table:
-    """One text column a role, null where missing: what the log's columns are, not their names."""
+    """One text column a role, null where missing: what the log's columns are, not their names.
+
+    Beside the texts that are numbers or times stands what they read as, for the steps to come.
+    """
     names = {role: getattr(config, flag) for role, flag in ROLE_FLAGS.items()}
     names |= {f"context_{i}": name for i, name in enumerate(config.context)}
     names |= {f"numeric_{i}": name for i, name in enumerate(config.numeric)}
@@ -190,7 +194,12 @@ def _select_roles(table: ir.Table, columns: Mapping[str, str], config: PrepareCo
         role: table[columns[name]].nullif("") if name else ibis.null("string")
         for role, name in names.items()
     }
-    return table.select("source_row", "part", **texts)
+    table = table.select("source_row", "part", **texts)
+    roles = [role for role in ("utc_offset", "latitude", "longitude") if names[role]]
+    table = clean.read_numbers(
+        table, roles + [name for name in names if name.startswith("numeric_")]
+    )
+    return times.read_kinds(table) if config.time else table
 
 
 def _read_times(

@@ -19,6 +19,7 @@ import pyarrow as pa
 from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
+from stt_jax.data.arrays import to_arrow
 from stt_jax.data.clean import condition_column
 from stt_jax.data.engine import Engine
 from stt_jax.data.files import LogFile, ReadOptions
@@ -176,7 +177,7 @@ def _load_files(
                 rows = np.arange(num_rows, num_rows + len(batch), dtype=np.int64)
                 parts = np.full(len(batch), part, np.int8)
                 yield pa.Table.from_arrays(
-                    [pa.array(rows), pa.array(parts), *batch.columns], schema=schema
+                    [to_arrow(rows), to_arrow(parts), *batch.columns], schema=schema
                 )
                 num_rows += len(batch)
             counts.append(_count_read(file, part, num_rows - first_rows[-1], config))
@@ -228,7 +229,7 @@ def _join_items(
     items = pa.concat_tables(tables)
     if len(items) == 0:
         raise ValueError(f"--items={file.path} has no rows")
-    items = items.append_column("row", pa.array(np.arange(len(items), dtype=np.int64)))
+    items = items.append_column("row", to_arrow(np.arange(len(items), dtype=np.int64)))
     table = engine.insert("items_table", items.schema, [items])
     # The first row of an item counts; a join on several would multiply events.
     table = table.filter(table.i0 != "").mutate(

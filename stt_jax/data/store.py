@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stt_jax.data.arrays import texts_to_arrow, to_arrow, to_numpy
 from stt_jax.data.schema import (
     EVENT_DTYPES,
     TEST,
@@ -318,8 +319,8 @@ def _to_tables(log: PreparedLog) -> dict[str, pa.RecordBatch]:
 
 def _to_array(column: np.ndarray | Sequence[str]) -> pa.Array:
     if isinstance(column, np.ndarray):
-        return pa.array(column)
-    return column.array if isinstance(column, Texts) else pa.array(column, pa.string())
+        return to_arrow(column)
+    return column.array if isinstance(column, Texts) else texts_to_arrow(column)
 
 
 def _from_tables(
@@ -360,9 +361,7 @@ def _views_of(events: pa.RecordBatch, prefix: str) -> dict[str, np.ndarray]:
 
 
 def _view(table: pa.RecordBatch, name: str) -> np.ndarray:
-    # Not Array.to_numpy, which imports pandas.
-    column = table.column(name)
-    return np.frombuffer(column.buffers()[1], column.type.to_pandas_dtype(), len(column))
+    return to_numpy(table.column(name))
 
 
 def _split_values(table: pa.RecordBatch) -> dict[str, list[str]]:
@@ -391,4 +390,4 @@ def _value_bytes(column: pa.Array) -> Iterable[Any]:
         yield np.array([len(text) for text in texts], np.int64).tobytes()
         yield b"".join(texts)
     else:
-        yield np.ascontiguousarray(column.to_numpy(zero_copy_only=True)).data
+        yield to_numpy(column).data

@@ -11,6 +11,8 @@ from typing import overload
 
 import pyarrow as pa
 
+from stt_jax.data.arrays import texts_to_arrow
+
 _NUM_NEAR_IDS = 2_000  # neighbours that are searched for a near miss
 
 
@@ -18,7 +20,7 @@ class Texts(Sequence[str]):
     """A read-only sequence of str over an Arrow array, without a Python object a row."""
 
     def __init__(self, values: pa.Array | Sequence[str]):
-        self.array = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+        self.array = values if isinstance(values, pa.Array) else texts_to_arrow(values)
 
     def __len__(self) -> int:
         return len(self.array)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import ibis
 from ibis.expr import types as ir
 
-from stt_jax.data.clean import to_nearest, to_number
+from stt_jax.data.clean import read_numbers, to_nearest
 from stt_jax.data.engine import Engine
 
 _DAY = r"\d{4}-\d{2}-\d{2}"
@@ -53,13 +53,19 @@ class TimeReading:
     description: str
 
 
+def read_kinds(table: ir.Table) -> ir.Table:
+    """Adds text `time_kind` (null: no time) and float64 `time_number` beside text `time`."""
+    numbers = read_numbers(table, ["time"])
+    return numbers.mutate(time_kind=_kind(numbers.time, numbers.time_number))
+
+
 def choose_reading(
     table: ir.Table, *, time_format: str, flag: str, where: Callable[[int], str]
 ) -> TimeReading:
     """The reading that `time_format` names, or else the one that the data show.
 
     Args:
-      table: text `time`, null where missing, and `source_row`.
+      table: text `time`, null where missing, its `read_kinds`, and `source_row`.
       time_format: as --time_format; empty to find it from the data.
       flag: "--time=ts", to begin error messages.
       where: source row -> words for it.
@@ -69,7 +75,7 @@ def choose_reading(
     """
     if time_format:
         return _named_reading(time_format)
-    table = table.select("source_row", "time", kind=_kind(table.time))
+    table = table.select("source_row", "time", kind="time_kind")
     table = table.filter(table.kind.notnull())
     found = table.group_by("kind").agg(
         count=table.count(), first=table.source_row.min(), text=table.time.argmin(table.source_row)
@@ -105,8 +111,8 @@ def _named_reading(time_format: str) -> TimeReading:
     return TimeReading((time_format,), "", KINDS[time_format])
 
 
-def _kind(times: ir.StringColumn) -> ir.StringColumn:
-    number = to_number(times).abs()
+def _kind(times: ir.StringColumn, numbers: ir.FloatingColumn) -> ir.StringColumn:
+    number = numbers.abs()
     sizes = ibis.cases(
         (number < 1e11, "seconds"),
         (number < 1e14, "milliseconds"),
@@ -152,7 +158,7 @@ def _reading_of(seen: Mapping[str, _Seen], flag: str) -> TimeReading:
 
 
 def mark_times(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Table:
-    """Turns text `time` into numbers; adds `dropped` and `sample`.
+    """Turns text `time` with its `read_kinds` into numbers; adds `dropped` and `sample`.
 
     The numbers are int64 `time_s` (unix seconds, floor), `time_us` (the rest of the second) and
     `zone_s` (the offset written with the time, else 0). Where bool `is_zoned` is False, the time
@@ -160,13 +166,13 @@ def mark_times(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Tabl
     """
     time_s, time_us = ibis.null("int64"), ibis.null("int64")
     zone_s: ir.IntegerValue = ibis.literal(0, "int64")
-    kind = _kind(table.time)
+    kind = table.time_kind
     is_zoned: ir.BooleanValue = ibis.literal("%z" in reading.pattern or not reading.pattern)
     if "iso" in reading.kinds:
         is_zoned = kind != "iso"
     for name in reading.kinds:
         if name in _UNITS_PER_SECOND:
-            time_s, time_us = _read_numbers(table.time, _UNITS_PER_SECOND[name])
+            time_s, time_us = _read_numbers(table.time_number, _UNITS_PER_SECOND[name])
         elif name == "pattern":
             time_s, time_us = _read_timestamps(
                 engine.parse_time(table.time, reading.pattern), engine
@@ -194,12 +200,11 @@ def mark_times(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Tabl
         is_zoned=is_zoned,
         dropped=dropped,
         sample=table.time,
-    ).drop("time")
+    ).drop("time", "time_kind", "time_number")
 
 
-def _read_numbers(times: ir.StringColumn, per_second: int) -> tuple[ir.Value, ir.Value]:
+def _read_numbers(number: ir.FloatingColumn, per_second: int) -> tuple[ir.Value, ir.Value]:
     # float64 holds every number of milliseconds or microseconds until the year 2255.
-    number = to_number(times)
     number = (number.abs() < 1e11 * per_second).ifelse(number, None)
     seconds = (number / per_second).floor()
     micros = to_nearest((number - seconds * per_second) * (1e6 / per_second))

@@ -18,7 +18,9 @@ def engine(tmp_path):
 
 
 def marks(engine, table, column="dropped"):
-    return engine.fetch(table.order_by("source_row"))[column].to_pylist()
+    values = engine.fetch(engine.store("marked", table).order_by("source_row"))[column].to_pylist()
+    engine.drop("marked")
+    return values
 
 
 def make(**columns):
@@ -83,7 +85,7 @@ def test_impossible_places_become_unknown(engine):
         ("0", "5", None),
     ]
     table = make(latitude=[p[0] for p in places], longitude=[p[1] for p in places])
-    marked = clean.mark_places(table)
+    marked = clean.mark_places(clean.read_numbers(table, ["latitude", "longitude"]))
     assert marks(engine, marked, "changed") == [p[2] for p in places]
     latitudes = marks(engine, marked, "latitude_e7")
     longitudes = marks(engine, marked, "longitude_e7")
@@ -95,7 +97,9 @@ def test_impossible_places_become_unknown(engine):
 
 def test_degrees_are_rounded_not_cut(engine):
     texts = [f"{degree + 0.1234567:.7f}" for degree in range(-89, 89)]
-    marked = clean.mark_places(make(latitude=texts, longitude=texts))
+    marked = clean.mark_places(
+        clean.read_numbers(make(latitude=texts, longitude=texts), ["latitude", "longitude"])
+    )
     wanted = [int(text.replace(".", "")) for text in texts]
     assert marks(engine, marked, "latitude_e7") == wanted
 
@@ -134,7 +138,7 @@ def test_core_is_the_fixed_point(engine):
     kept, dropped = clean.keep_core(
         engine.store("log", table), engine, min_user_events=9, min_item_events=7
     )
-    source_rows = engine.fetch(kept.order_by("source_row"))["source_row"].to_pylist()
+    source_rows = marks(engine, kept, "source_row")
     wanted = plain_core(rows, 9, 7)
     assert 0 < len(wanted) < len(rows)
     assert source_rows == [row[0] for row in wanted]
@@ -145,7 +149,7 @@ def test_core_is_the_fixed_point(engine):
 
 def test_swapped_coordinates_are_put_right(engine):
     table = make(latitude=["-114.1", "95", "200"], longitude=["51.04", "95", "51"])
-    marked = clean.mark_places(table)
+    marked = clean.mark_places(clean.read_numbers(table, ["latitude", "longitude"]))
     assert marks(engine, marked, "changed") == [
         "latitude and longitude swapped",
         "latitude beyond 90",
@@ -167,7 +171,9 @@ def test_swapped_coordinates_are_put_right(engine):
     ],
 )
 def test_numbers_are_what_every_engine_reads_alike(engine, text, number):
-    marked = clean.mark_numbers(make(price=[text]), {"price": "Price"})
+    marked = clean.mark_numbers(
+        clean.read_numbers(make(price=[text]), ["price"]), {"price": "Price"}
+    )
     assert marks(engine, marked, "price") == [number]
     assert marks(engine, marked, "changed") == [None if number else "Price is not a number"]
 

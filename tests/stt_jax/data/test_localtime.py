@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from stt_jax.config import PrepareConfig
-from stt_jax.data import localtime
+from stt_jax.data import clean, localtime
 from stt_jax.data.engine import DuckEngine
 from stt_jax.data.schema import UNKNOWN_E7
 
@@ -97,12 +97,14 @@ def test_wrong_zone_names_near_ones():
 
 def test_impossible_offsets_become_zero_and_are_marked(connection):
     table = ibis.memtable({"row": [0, 1, 2, 3], "utc_offset": ["-300", "345.0", None, "9999"]})
-    rows = connection.to_pyarrow(localtime.mark_offsets(table).order_by("row")).to_pylist()
+    rows = connection.to_pyarrow(
+        localtime.mark_offsets(clean.read_numbers(table, ["utc_offset"])).order_by("row")
+    ).to_pylist()
     assert [row["utc_offset_s"] for row in rows] == [-18_000, 20_700, 0, 0]
     assert [bool(row["changed"]) for row in rows] == [False, False, True, True]
 
 
-def zone_rows(**columns):
+def zone_rows(engine, **columns):
     size = len(columns["time_s"])
     fixed = {
         "source_row": list(range(size)),
@@ -112,7 +114,8 @@ def zone_rows(**columns):
         "zone_s": [0] * size,
         "part": pa.array([0] * size, pa.int8()),
     }
-    return ibis.memtable(pa.table(fixed | columns))
+    rows = pa.table(fixed | columns)
+    return engine.insert("rows", rows.schema, [rows])
 
 
 def test_a_column_of_zones_gives_each_event_its_own_clock(tmp_path):
@@ -120,6 +123,7 @@ def test_a_column_of_zones_gives_each_event_its_own_clock(tmp_path):
     zones = ["America/New_York", "Europe/Vienna", "America/New_York", None, "Mars/Base"]
     noon = int(datetime.datetime(2012, 1, 10, 12, tzinfo=datetime.UTC).timestamp())
     table = zone_rows(
+        engine,
         time_s=[noon, noon, noon, noon, noon],
         zone=pa.array(zones),
         is_zoned=[False, False, True, False, False],
@@ -148,6 +152,7 @@ def test_zones_come_from_places_and_are_carried_on(tmp_path):
     july = int(datetime.datetime(2012, 7, 1, tzinfo=datetime.UTC).timestamp())
     u = UNKNOWN_E7
     table = zone_rows(
+        engine,
         time_s=[july + i for i in range(4)],
         utc_offset_s=[0] * 4,
         latitude_e7=pa.array([u, 407_000_000, u, 482_000_000], pa.int32()),
