@@ -21,8 +21,10 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import rich.console
 from absl import flags
+
+if typing.TYPE_CHECKING:
+    import rich.console
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -115,6 +117,8 @@ def table_console() -> rich.console.Console:
 
     In a file or a pipe the ids and numbers must stay whole to be of use.
     """
+    import rich.console  # slow to import, and not every command prints tables
+
     return rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import ibis
 import numpy as np
 import pyarrow as pa
 from ibis.expr import types as ir
@@ -16,6 +15,7 @@ from ibis.expr import types as ir
 from stt_jax.config import PrepareConfig
 from stt_jax.data import store, vocabulary
 from stt_jax.data.arrays import to_numpy
+from stt_jax.data.columnfiles import ColumnFiles
 from stt_jax.data.findings import describe_log, find_warnings
 from stt_jax.data.schema import (
     EVENT_DTYPES,
@@ -24,7 +24,10 @@ from stt_jax.data.schema import (
 )
 from stt_jax.data.split import Cuts
 from stt_jax.data.steps import Steps
+from stt_jax.data.texts import Texts
 from stt_jax.data.values import Values
+
+_STORED_ORDER = ("user_row", "time_s", "time_us", "source_row")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +39,17 @@ class Clock:
 
 
 def assemble_log(
-    steps: Steps, config: PrepareConfig, clock: Clock, cuts: Cuts | None, refined: Values
+    steps: Steps,
+    config: PrepareConfig,
+    clock: Clock,
+    cuts: Cuts | None,
+    refined: Values,
+    folder: pathlib.Path,
 ) -> store.PreparedLog:
     """Numbers users, items, categories, contexts and sessions, and lays the events out by user.
+
+    The events come out of the engine in their order and go to disk some users at a time, so what
+    this holds in memory grows with users, items and values, and not with the events.
 
     Args:
       steps: its table has one row an event: source_row, part, user, item, time_s, time_us,
@@ -48,6 +59,7 @@ def assemble_log(
       clock: words for the times.
       cuts: where a split by time has cut, for the statistics.
       refined: the context and numeric columns.
+      folder: for the columns of the events; they are mapped from there.
     """
     table, engine = steps.table, steps.engine
     users = engine.store("users", vocabulary.number_users(table))
@@ -56,15 +68,34 @@ def assemble_log(
         field: engine.store(f"{field}_rows", vocabulary.number_values(table, field))
         for field in fields
     }
-    events = engine.store("ordered_events", _order_events(table, users))
-    event_columns = _encode_events(events, values, refined)
-    arrays = {name: _array(event_columns, name, dtype) for name, dtype in EVENT_DTYPES.items()}
+    of_items = _describe_items(table, values)
+    dtypes: dict[str, Any] = {
+        **EVENT_DTYPES,
+        **{f"{column}_row": np.int32 for column in refined.contexts.values()},
+        **{column: np.float32 for column in refined.numbers.values()},
+        **{column: np.int8 for column in refined.flags.values()},
+    }
+    events, split_hash = _write_events(
+        engine.stream(_encode_events(table, users, values, refined)),
+        ColumnFiles(folder, dtypes),
+        of_items["item_categories"],
+    )
+    columns: dict[str, Any] = {
+        **{name: events[name] for name in EVENT_DTYPES},
+        **_describe_users(users),
+        **of_items,
+        "category_values": _texts(values["category"]),
+        "contexts": {n: events[f"{column}_row"] for n, column in refined.contexts.items()},
+        "context_values": {n: _texts(values[column]) for n, column in refined.contexts.items()},
+        "numbers": {name: events[column] for name, column in refined.numbers.items()},
+        "was_missing": {name: events[column] for name, column in refined.flags.items()},
+    }
     meta = store.LogMeta(
         format_version=store.FORMAT_VERSION,
         data_hash="",
-        split_hash=_hash_lines(vocabulary.split_lines(events, PART_NAMES)),
+        split_hash=split_hash,
         has_times=bool(config.time),
-        has_places=bool((arrays["latitudes_e7"] != UNKNOWN_E7).any()),
+        has_places=False,
         time_format=clock.time_format,
         local_time=clock.local_time,
         steps=tuple(steps.counts),
@@ -72,102 +103,139 @@ def assemble_log(
         warnings=(),
         numerics=refined.stages,
     )
-    columns: dict[str, Any] = {
-        **arrays,
-        **_describe_users(users, _array(event_columns, "user_row", np.int32)),
-        **_describe_items(table, values),
-        **_describe_contexts(event_columns, values, refined.contexts),
-        "numbers": {
-            name: _array(event_columns, column, np.float32)
-            for name, column in refined.numbers.items()
-        },
-        "was_missing": {
-            name: _array(event_columns, column, np.int8) for name, column in refined.flags.items()
-        },
-    }
-    # Without a known category of its own, an event has its item's.
-    columns["categories"] = np.where(
-        arrays["categories"] == 0, columns["item_categories"][arrays["items"]], arrays["categories"]
-    )
     log = store.PreparedLog(directory=pathlib.Path(config.output), meta=meta, **columns)
-    statistics = describe_log(log) | (dataclasses.asdict(cuts) if cuts else {})
+    statistics = describe_log(log)
+    has_places = statistics["events_without_place"] < log.num_events
+    statistics |= dataclasses.asdict(cuts) if cuts else {}
     if refined.num_missing:
         statistics["num_missing"] = refined.num_missing
-    meta = dataclasses.replace(meta, statistics=statistics, warnings=find_warnings(log))
+    meta = dataclasses.replace(
+        meta, has_places=has_places, statistics=statistics, warnings=find_warnings(log)
+    )
     return dataclasses.replace(log, meta=meta)
 
 
 def fetch_items(steps: Steps) -> pa.ChunkedArray:
     """The items' ids of the events in stored order, after `assemble_log`."""
-    events = steps.engine.connection.table("ordered_events")
-    return steps.engine.fetch(events.order_by("position").select("item"))["item"]
+    users = steps.engine.connection.table("users")
+    ordered = _number_users(steps.table, users).order_by(*_STORED_ORDER)
+    return steps.engine.fetch(ordered.select("item"))["item"]
 
 
-def _order_events(table: ir.Table, users: ir.Table) -> ir.Table:
-    """The events with their user's row and their position in stored order."""
-    events = table.join(users.select("user", "user_row"), "user")
-    order = ["user_row", "time_s", "time_us", "source_row"]
-    return events.mutate(position=ibis.row_number().over(order_by=order))
+def _number_users(table: ir.Table, users: ir.Table) -> ir.Table:
+    return table.join(users.select("user", "user_row"), "user")
 
 
-def _hash_lines(lines: ir.Table) -> str:
+def _encode_events(
+    table: ir.Table, users: ir.Table, values: Mapping[str, ir.Table], refined: Values
+) -> ir.Table:
+    """The numeric columns of the events, their session's text and their line, in stored order."""
+    events = _number_users(table, users)
+    coded = events.mutate(line=vocabulary.split_line(events, PART_NAMES))
+    for field, rows in values.items():
+        coded = vocabulary.encode(coded, field, rows, name=f"{field}_row")
+    return coded.order_by(*_STORED_ORDER).select(
+        "line",
+        "session",
+        *(f"{field}_row" for field in values if field.startswith("context_")),
+        *refined.numbers.values(),
+        *refined.flags.values(),
+        user_row=coded.user_row.cast("int32"),
+        items="item_row",
+        categories="category_row",
+        times="time_s",
+        utc_offsets_s=coded.utc_offset_s.cast("int32"),
+        latitudes_e7="latitude_e7",
+        longitudes_e7="longitude_e7",
+        parts="part",
+    )
+
+
+def _write_events(
+    batches: Iterable[pa.Table], files: ColumnFiles, item_categories: np.ndarray
+) -> tuple[dict[str, np.ndarray], str]:
+    """Takes the events of `_encode_events` to disk.
+
+    Returns:
+      the columns, mapped, and the sha256 of the lines.
+    """
     digest = hashlib.sha256()
-    for chunk in lines.to_pyarrow()["line"].cast(pa.large_string()).chunks:
+    num_sessions = 0
+    for events in _whole_users(batches):
+        _hash_texts(digest, events["line"])
+        columns = {
+            name: to_numpy(column)
+            for name, column in zip(events.column_names, events.columns, strict=True)
+            if name not in ("line", "session")
+        }
+        columns["sessions"] = number_sessions(columns["user_row"], events["session"], num_sessions)
+        num_sessions = max(num_sessions, int(columns["sessions"].max()))
+        # Without a known category of its own, an event has its item's.
+        own = columns["categories"]
+        columns["categories"] = np.where(own == 0, item_categories[columns["items"]], own)
+        files.append(columns)
+    return files.map(), digest.hexdigest()
+
+
+def _whole_users(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, cut so that all events of a user are in one table."""
+    waiting: list[pa.Table] = []
+    for batch in batches:
+        if len(batch) == 0:
+            continue
+        user_rows = to_numpy(batch["user_row"])
+        start = int(np.searchsorted(user_rows, user_rows[-1]))
+        if start:
+            yield pa.concat_tables([*waiting, batch.slice(0, start)])
+            waiting = []
+        waiting.append(batch.slice(start))
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def number_sessions(
+    user_rows: np.ndarray, sessions: pa.ChunkedArray, num_before: int
+) -> np.ndarray:
+    """Numbers of the sessions, in the order of their first events.
+
+    Args:
+      user_rows: int [n], the user of each event; all events of these users.
+      sessions: text [n], null where there is none. A session is a user's: two users may write the
+        same text.
+      num_before: sessions of the users before.
+
+    Returns:
+      int32 [n], from num_before + 1 on; 0 = no session.
+    """
+    numbers = np.zeros(len(user_rows), np.int32)
+    if sessions.null_count == len(sessions):
+        return numbers
+    known = to_numpy(sessions.is_valid().cast(pa.int8())).astype(bool)
+    texts = sessions.drop_null().combine_chunks().dictionary_encode()
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    keys = user_rows[known].astype(np.int64) * len(texts.dictionary) + to_numpy(texts.indices)
+    _, firsts, which = np.unique(keys, return_index=True, return_inverse=True)
+    ranks = np.empty(len(firsts), np.int32)
+    ranks[np.argsort(firsts)] = np.arange(1, len(firsts) + 1)
+    numbers[known] = num_before + ranks[which]
+    return numbers
+
+
+def _hash_texts(digest: Any, column: pa.ChunkedArray) -> None:
+    for chunk in column.cast(pa.large_string()).chunks:
         _, offset_bytes, text = chunk.buffers()
         offsets = np.frombuffer(offset_bytes, np.int64)
         start, end = offsets[chunk.offset], offsets[chunk.offset + len(chunk)]
         digest.update(memoryview(text)[start:end])
-    return digest.hexdigest()
 
 
-def _encode_events(events: ir.Table, values: Mapping[str, ir.Table], refined: Values) -> pa.Table:
-    """The numeric columns of the events in stored order."""
-    sessions = vocabulary.number_sessions(events)
-    coded = events.drop("user", "name", "source_row", "time_us")
-    for field, table in values.items():
-        coded = vocabulary.encode(coded, field, table, name=f"{field}_row")
-    coded = coded.left_join(sessions, ["user_row", "session"])
-    coded = coded.mutate(sessions=coded.session_row.fill_null(0))
-    return (
-        coded.select(
-            "position",
-            "sessions",
-            *(f"{field}_row" for field in values if field.startswith("context_")),
-            *refined.numbers.values(),
-            *refined.flags.values(),
-            user_row=coded.user_row.cast("int32"),
-            items="item_row",
-            categories="category_row",
-            times="time_s",
-            utc_offsets_s=coded.utc_offset_s.cast("int32"),
-            latitudes_e7="latitude_e7",
-            longitudes_e7="longitude_e7",
-            parts="part",
-        )
-        .order_by("position")
-        .drop("position")
-        .to_pyarrow()
-    )
-
-
-def _describe_users(users: ir.Table, user_rows: np.ndarray) -> dict[str, Any]:
+def _describe_users(users: ir.Table) -> dict[str, Any]:
     columns = users.order_by("user_row").to_pyarrow()
+    counts = to_numpy(columns["count"])
     return {
-        "user_offsets": np.searchsorted(user_rows, np.arange(len(columns) + 1)),
-        "num_train_users": int(np.count_nonzero(_array(columns, "train_count", np.int64))),
-        "user_ids": columns["user"].to_pylist(),
-    }
-
-
-def _describe_contexts(
-    event_columns: pa.Table, values: Mapping[str, ir.Table], names: Mapping[str, str]
-) -> dict[str, Any]:
-    return {
-        "category_values": _texts(values["category"]),
-        "contexts": {
-            name: _array(event_columns, f"{column}_row", np.int32) for name, column in names.items()
-        },
-        "context_values": {name: _texts(values[column]) for name, column in names.items()},
+        "user_offsets": np.concatenate(([0], np.cumsum(counts))),
+        "num_train_users": int(np.count_nonzero(to_numpy(columns["train_count"]))),
+        "user_ids": Texts(columns["user"].combine_chunks()),
     }
 
 

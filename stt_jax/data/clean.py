@@ -101,9 +101,10 @@ def read_numbers(table: ir.Table, columns: Sequence[str]) -> ir.Table:
     """Adds a float64 column `<column>_number` for each text column; null for what is no number.
 
     An engine works out an expression anew wherever it occurs. What has been stored once as a column
-    is not parsed again by the steps that look at it many times.
+    is not parsed again by the steps that look at it many times. Numbers too large for a float64 are
+    still there as infinity: see `finite`.
     """
-    return table.mutate(**{f"{column}_number": to_number(table[column]) for column in columns})
+    return table.mutate(**{f"{column}_number": _parse(table[column]) for column in columns})
 
 
 def mark_places(table: ir.Table) -> ir.Table:
@@ -117,7 +118,7 @@ def mark_places(table: ir.Table) -> ir.Table:
     Args:
       table: the two texts and their `read_numbers`.
     """
-    latitude, longitude = table.latitude_number, table.longitude_number
+    latitude, longitude = finite(table.latitude_number), finite(table.longitude_number)
     swapped = (latitude.abs() > 90) & (latitude.abs() <= 180) & (longitude.abs() <= 90)
     changed = ibis.cases(
         (table.latitude.isnull() & table.longitude.isnull(), None),
@@ -144,7 +145,15 @@ def to_number(text: ir.StringValue) -> ir.FloatingValue:
 
     The pattern keeps out what only one engine reads: "1d", "0x1F", "1_000", "nan", "infinity".
     """
-    number = text.re_search(_NUMBER).ifelse(text, None).try_cast("float64")
+    return finite(_parse(text))
+
+
+def _parse(text: ir.StringValue) -> ir.FloatingValue:
+    return text.re_search(_NUMBER).ifelse(text, None).try_cast("float64")
+
+
+def finite(number: ir.FloatingValue) -> ir.FloatingValue:
+    """The number, null where it is infinite."""
     return (number.abs() <= _LARGEST).ifelse(number, None)
 
 
@@ -164,7 +173,7 @@ def mark_numbers(table: ir.Table, columns: Mapping[str, str]) -> ir.Table:
       table: text columns, null where missing, and their `read_numbers`.
       columns: column of `table` -> its name in the files.
     """
-    numbers = {column: table[f"{column}_number"] for column in columns}
+    numbers = {column: finite(table[f"{column}_number"]) for column in columns}
     branches = [
         (table[column].notnull() & number.isnull(), f"{columns[column]} is not a number")
         for column, number in numbers.items()

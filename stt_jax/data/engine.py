@@ -12,12 +12,11 @@ import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ibis
 import pyarrow as pa
-import pyarrow.parquet
 from ibis.expr import datatypes as dt
 from ibis.expr import types as ir
 
@@ -64,6 +63,8 @@ class DuckEngine:
         settings: dict[str, Any] = {"threads": threads} if threads else {}
         if memory_gb:
             settings["memory_limit"] = f"{memory_gb}GB"
+        # Every step has an order of its own; keeping that of the rows only costs memory.
+        settings["preserve_insertion_order"] = False
         self.connection = ibis.duckdb.connect(temp_directory=folder, **settings)
         # Ibis's own imports pandas, which takes longer than preparing a small log.
         self.connection.to_pyarrow = self._to_pyarrow
@@ -93,12 +94,20 @@ class DuckEngine:
         """The rows of a table, in its order."""
         return self._to_pyarrow(expression)
 
+    def stream(self, expression: ir.Table) -> Iterator[pa.Table]:
+        """The rows of a table, in its order, some at a time; no other query may run meanwhile."""
+        schema = expression.schema().to_pyarrow()
+        for batch in self._read(expression):
+            yield pa.Table.from_batches([batch]).cast(schema)
+
+    def _read(self, expression: ir.Table) -> pa.RecordBatchReader:
+        relation = self.connection.con.sql(self.connection.compile(expression))
+        return pa.RecordBatchReader.from_stream(relation)
+
     def _to_pyarrow(self, expression: ir.Expr, **_: Any) -> Any:
         table = expression.as_table()
-        reader = pa.RecordBatchReader.from_stream(
-            self.connection.con.sql(self.connection.compile(table))
-        )
-        return expression.__pyarrow_result__(reader.read_all().cast(table.schema().to_pyarrow()))
+        rows = self._read(table).read_all()
+        return expression.__pyarrow_result__(rows.cast(table.schema().to_pyarrow()))
 
     def parse_time(self, text: ir.StringValue, pattern: str) -> ir.TimestampValue:
         """Text by a strptime pattern; null where it does not follow it."""
@@ -170,6 +179,8 @@ class SparkEngine:
 
     def insert(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> ir.Table:
         """A new table out of Arrow tables of one schema."""
+        import pyarrow.parquet
+
         path = self._folder / name
         path.mkdir()
         with pyarrow.parquet.ParquetWriter(path / "rows.parquet", schema) as writer:
@@ -197,6 +208,19 @@ class SparkEngine:
     def fetch(self, expression: ir.Table) -> pa.Table:
         """The rows of a table, in its order."""
         return self.connection.to_pyarrow(expression)
+
+    def stream(self, expression: ir.Table) -> Iterator[pa.Table]:
+        """The rows of a table, in its order, some at a time."""
+        import pyarrow.parquet
+
+        self.store("streamed", expression)
+        schema = expression.schema().to_pyarrow()
+        # Spark numbers the files of a sorted table in its order.
+        for path in sorted((self._folder / "streamed").glob("part-*.parquet")):
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches():
+                    yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+        self.drop("streamed")
 
     def _to_pyarrow(self, expression: ir.Expr, **_: Any) -> Any:
         table = expression.as_table()

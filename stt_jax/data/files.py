@@ -102,9 +102,10 @@ def first_line(path: pathlib.Path, encoding: str) -> tuple[str, int]:
     """The first line with text in it, and its number from 0."""
     with open_stream(path) as stream:
         head = stream.read(_HEAD_BYTES).decode(encoding, errors="replace")
-    for number, line in enumerate(re.split("\r\n|\r|\n", head.removeprefix("\ufeff"))):
-        if line.strip():
-            return line, number
+    lines = re.finditer("(.*?)(?:\r\n|\r|\n|\\Z)", head.removeprefix("\ufeff"), re.DOTALL)
+    for number, line in enumerate(lines):
+        if line[1].strip():
+            return line[1], number
     raise ValueError(f"{path} is empty: it has no line with text")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ _DAY_S = 86_400
 _LARGE_SHARE = 0.4  # of all events, by one user
 _TIED_SHARE = 0.05  # of a user's steps in time, without a second in between
 _SAME_SECOND_SHARE = 0.01  # of all events, in one second
+_SECOND_BINS = 1 << 20
 _BUSY_DAY = 20  # events of a usual day, from which on an empty day is remarkable
 
 
@@ -26,8 +28,6 @@ def iso_time(time_s: int) -> str:
 
 def describe_log(log: PreparedLog) -> dict[str, Any]:
     """Numbers about a log: sizes by part, and how much of each part training has seen."""
-    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
-    known = (users < log.num_train_users) & (log.items > 0)
     statistics: dict[str, Any] = {
         "num_events": log.num_events,
         "num_users": log.num_users,
@@ -35,61 +35,94 @@ def describe_log(log: PreparedLog) -> dict[str, Any]:
         "num_items": log.num_items,
         "num_categories": log.num_categories,
         "num_contexts": {name: len(texts) - 1 for name, texts in log.context_values.items()},
-        "num_sessions": int(log.sessions.max()),
+        "num_sessions": 0,
         "median_user_events": float(np.median(np.diff(log.user_offsets))),
-        "events_without_place": int(np.count_nonzero(log.latitudes_e7 == UNKNOWN_E7)),
-        "events_without_category": int(np.count_nonzero(log.categories == 0)),
+        "events_without_place": 0,
+        "events_without_category": 0,
     }
-    for part, name in enumerate(PART_NAMES):
-        mask = log.parts == part
-        statistics[f"{name}_events"] = int(np.count_nonzero(mask))
-        statistics[f"{name}_users"] = len(np.unique(users[mask]))
-        statistics[f"{name}_known_events"] = int(np.count_nonzero(mask & known))
-        if log.meta.has_times and mask.any():
-            statistics[f"{name}_first_s"] = int(log.times[mask].min())
-            statistics[f"{name}_last_s"] = int(log.times[mask].max())
+    names = ("events", "users", "known_events")
+    statistics |= {f"{part}_{name}": 0 for part in PART_NAMES for name in names}
+    spans: list[list[int]] = [[] for _ in PART_NAMES]
+    first_unseen = log.user_offsets[log.num_train_users]  # the event from which users are unknown
+    for users, events in log.stretches():
+        sessions, items, parts = log.sessions[events], log.items[events], log.parts[events]
+        statistics["num_sessions"] = max(statistics["num_sessions"], int(sessions.max()))
+        unknown_places = log.latitudes_e7[events] == UNKNOWN_E7
+        statistics["events_without_place"] += int(np.count_nonzero(unknown_places))
+        statistics["events_without_category"] += int(np.count_nonzero(log.categories[events] == 0))
+        known = (items > 0) & (np.arange(events.start, events.stop) < first_unseen)
+        starts = log.user_offsets[users] - events.start
+        for part, name in enumerate(PART_NAMES):
+            mask = parts == part
+            statistics[f"{name}_events"] += int(np.count_nonzero(mask))
+            statistics[f"{name}_users"] += int(np.count_nonzero(np.add.reduceat(mask, starts)))
+            statistics[f"{name}_known_events"] += int(np.count_nonzero(mask & known))
+            if log.meta.has_times and mask.any():
+                times = log.times[events][mask]
+                spans[part] += [int(times.min()), int(times.max())]
+    for name, span in zip(PART_NAMES, spans, strict=True):
+        counts = {f"{name}_{what}": statistics.pop(f"{name}_{what}") for what in names}
+        statistics |= counts
+        if span:
+            statistics |= {f"{name}_first_s": min(span), f"{name}_last_s": max(span)}
     return statistics
 
 
 def find_warnings(log: PreparedLog) -> tuple[str, ...]:
     """What a careful person would want to know before training on a log."""
-    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
-    same_user = users[1:] == users[:-1]
     return (
-        *_warn_of_parts(log, users, same_user),
+        *_warn_of_parts(log),
         *_warn_of_people(log),
-        *(_warn_of_times(log, same_user) if log.meta.has_times else ()),
+        *(_warn_of_times(log) if log.meta.has_times else ()),
         *_warn_of_sessions(log),
     )
 
 
-def _warn_of_parts(log: PreparedLog, users: np.ndarray, same_user: np.ndarray) -> list[str]:
-    warnings = []
-    for part in (VALIDATION, TEST):
-        if not (log.parts == part).any():
-            warnings.append(f"the {PART_NAMES[part]} part is empty")
-    num_early = int(np.count_nonzero(same_user & (log.parts[1:] < log.parts[:-1])))
+def _warn_of_parts(log: PreparedLog) -> list[str]:
+    sizes, num_early, num_unknown = np.zeros(len(PART_NAMES), np.int64), 0, 0
+    test_starts = []
+    for users, events in log.stretches():
+        parts = log.parts[events]
+        sizes += np.bincount(parts, minlength=len(PART_NAMES))
+        falls = _same_user(log, users) & (parts[1:] < parts[:-1])
+        num_early += int(np.count_nonzero(falls))
+        test = parts == TEST
+        num_unknown += int(np.count_nonzero(test & (log.items[events] == 0)))
+        if test.any():
+            test_starts.append(int(log.times[events][test].min()))
+    warnings = [
+        f"the {PART_NAMES[part]} part is empty" for part in (VALIDATION, TEST) if sizes[part] == 0
+    ]
     if num_early:
         warnings.append(
             f"{num_early} times an event of an earlier part follows one of a later part in a "
             "user's order: training data may come after test data"
         )
-    test = log.parts == TEST
-    unknown = test & (log.items == 0)
-    if 2 * np.count_nonzero(unknown) > np.count_nonzero(test):
+    if 2 * num_unknown > sizes[TEST]:
         warnings.append(
-            f"{np.count_nonzero(unknown)} of {np.count_nonzero(test)} test events are at items "
+            f"{num_unknown} of {sizes[TEST]} test events are at items "
             "that training never saw; no model can name those"
         )
-    if log.meta.has_times and (log.parts == TRAIN).any() and test.any():
-        late = (log.parts == TRAIN) & (log.times > log.times[test].min())
-        share = np.count_nonzero(late) / np.count_nonzero(log.parts == TRAIN)
+    if log.meta.has_times and sizes[TRAIN] and test_starts:
+        num_late = sum(
+            int(np.count_nonzero((log.parts[e] == TRAIN) & (log.times[e] > min(test_starts))))
+            for _, e in log.stretches()
+        )
+        share = num_late / sizes[TRAIN]
         if share > 0.01:
             warnings.append(
                 f"{share:.0%} of the training events come after the first test event: what others "
                 "did later is known in training (leakage, unless the split means it so)"
             )
     return warnings
+
+
+def _same_user(log: PreparedLog, users: slice) -> np.ndarray:
+    """bool [n - 1]: of the n events of these users, whether the next one is of the same user."""
+    offsets = log.user_offsets[users.start : users.stop + 1] - log.user_offsets[users.start]
+    same = np.ones(offsets[-1] - 1, bool)
+    same[offsets[1:-1] - 1] = False
+    return same
 
 
 def _warn_of_people(log: PreparedLog) -> list[str]:
@@ -104,28 +137,36 @@ def _warn_of_people(log: PreparedLog) -> list[str]:
     ]
 
 
-def _warn_of_times(log: PreparedLog, same_user: np.ndarray) -> list[str]:
+def _warn_of_times(log: PreparedLog) -> list[str]:
     warnings = []
-    first, last = int(log.times.min()), int(log.times.max())
+    spans: list[int] = []
+    num_tied, num_steps = 0, 0
+    events_of_day: Counter[int] = Counter()
+    for users, events in log.stretches():
+        times, same_user = log.times[events], _same_user(log, users)
+        spans += [int(times.min()), int(times.max())]
+        num_steps += int(np.count_nonzero(same_user))
+        num_tied += int(np.count_nonzero(same_user & (times[1:] == times[:-1])))
+        _count_values(events_of_day, times // _DAY_S)
+    first, last = min(spans), max(spans)
     if first < EARLY_S or last > LATE_S:
         warnings.append(
             f"times run from {iso_time(first)} to {iso_time(last)}: is --time the right column?"
         )
-    num_tied = int(np.count_nonzero(same_user & (log.times[1:] == log.times[:-1])))
-    if num_tied > _TIED_SHARE * max(1, int(np.count_nonzero(same_user))):
+    if num_tied > _TIED_SHARE * max(1, num_steps):
         warnings.append(
             f"{num_tied} events have the time of their user's event before: within such a moment "
             "the order is that of the rows, which may mean nothing"
         )
-    seconds, counts = np.unique(log.times, return_counts=True)
-    if log.num_events >= 1_000 and counts.max() > _SAME_SECOND_SHARE * log.num_events:
+    second, count = _busiest_second(log)
+    if log.num_events >= 1_000 and count > _SAME_SECOND_SHARE * log.num_events:
         warnings.append(
-            f"{counts.max()} events are at the very second {iso_time(seconds[counts.argmax()])}: "
+            f"{count} events are at the very second {iso_time(second)}: "
             "a default value instead of a time?"
         )
-    days, counts = np.unique(log.times // _DAY_S, return_counts=True)
+    days = np.array(sorted(events_of_day))
     jumps = np.flatnonzero(np.diff(days) > 1)
-    if len(jumps) and np.median(counts) >= _BUSY_DAY:
+    if len(jumps) and np.median(list(events_of_day.values())) >= _BUSY_DAY:
         longest = jumps[np.argmax(np.diff(days)[jumps])]
         num_silent = int((np.diff(days)[jumps] - 1).sum())
         warnings.append(
@@ -135,10 +176,36 @@ def _warn_of_times(log: PreparedLog, same_user: np.ndarray) -> list[str]:
     return warnings
 
 
+def _count_values(counter: Counter[int], values: np.ndarray) -> None:
+    distinct, counts = np.unique(values, return_counts=True)
+    for value, count in zip(distinct.tolist(), counts.tolist(), strict=True):
+        counter[value] += count
+
+
+def _busiest_second(log: PreparedLog) -> tuple[int, int]:
+    """The second with the most events, the earliest of several, and their number.
+
+    Of a second with no more than `_SAME_SECOND_SHARE` of them nothing is said: (0, 0).
+    """
+    # Seconds are first counted in bins, which do not grow with the log; few bins have so many.
+    bins = np.zeros(_SECOND_BINS, np.int64)
+    for _, events in log.stretches():
+        bins += np.bincount(log.times[events] % _SECOND_BINS, minlength=_SECOND_BINS)
+    busy = bins > _SAME_SECOND_SHARE * log.num_events
+    events_of_second: Counter[int] = Counter()
+    for _, events in log.stretches() if busy.any() else ():
+        times = log.times[events]
+        _count_values(events_of_second, times[busy[times % _SECOND_BINS]])
+    return max(events_of_second.items(), key=lambda pair: (pair[1], -pair[0]), default=(0, 0))
+
+
 def _warn_of_sessions(log: PreparedLog) -> list[str]:
-    changes = (log.sessions[1:] != log.sessions[:-1]) & (log.sessions[1:] > 0)
-    num_runs = int(np.count_nonzero(changes)) + int(log.sessions[0] > 0)
-    num_sessions = int(log.sessions.max())
+    num_runs, num_sessions, last = 0, 0, 0
+    for _, events in log.stretches():
+        sessions = log.sessions[events]
+        before = np.concatenate(([last], sessions[:-1]))
+        num_runs += int(np.count_nonzero((sessions != before) & (sessions > 0)))
+        num_sessions, last = max(num_sessions, int(sessions.max())), int(sessions[-1])
     if num_runs <= num_sessions:
         return []
     return [

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet
 
 from stt_jax.data.files import (
     BrokenRows,
@@ -285,6 +284,8 @@ def _open_sequences(path: pathlib.Path, options: ReadOptions) -> LogFile:
 
 
 def _open_parquet(path: pathlib.Path, options: ReadOptions) -> LogFile:
+    import pyarrow.parquet  # slow to import, and most logs are text
+
     schema = pyarrow.parquet.read_schema(path)
     names = tuple(schema.names)
 

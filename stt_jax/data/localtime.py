@@ -12,7 +12,7 @@ import pyarrow as pa
 from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
-from stt_jax.data.clean import to_nearest
+from stt_jax.data.clean import finite, to_nearest
 from stt_jax.data.columns import fetch_columns
 from stt_jax.data.engine import Engine
 
@@ -146,7 +146,7 @@ def mark_offsets(table: ir.Table) -> ir.Table:
     Args:
       table: the text and its `clean.read_numbers`.
     """
-    minutes = table.utc_offset_number
+    minutes = finite(table.utc_offset_number)
     possible = (minutes.abs() <= MAX_OFFSET_MIN).fill_null(False)
     return table.mutate(
         utc_offset_s=possible.ifelse(to_nearest(minutes * 60), 0).cast("int64"),

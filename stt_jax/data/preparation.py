@@ -26,6 +26,7 @@ the speed filter and the values, which are arrays in that order (see `stt_jax.da
 
 from __future__ import annotations
 
+import pathlib
 import tempfile
 import zoneinfo
 from collections.abc import Callable, Mapping
@@ -95,7 +96,7 @@ def prepare_log(
             clock = _clean(steps, raw, config, zone)
             cuts = _split(steps, config)
             values = refine_values(steps, config)
-            log = assemble_log(steps, config, clock, cuts, values)
+            log = assemble_log(steps, config, clock, cuts, values, pathlib.Path(spill_folder))
             item_ids = fetch_items(steps) if config.write_recbole else None
         except error_types(engine) as error:
             raise OSError(
@@ -104,18 +105,24 @@ def prepare_log(
             ) from error
         finally:
             engine.close()
-    kept = [
-        line
-        for line in command.to_flagfile(config).splitlines()
-        if not line.startswith(tuple(f"--{name}=" for name in _FLAGS_NOT_KEPT))
-    ]
-    store.write_log(log, "\n".join(kept) + "\n")
+        store.write_log(log, _kept_flags(config))
+        del log  # and with it the arrays that lie in the spill folder
     stored = store.open_log(config.output)
     if item_ids is not None:
         recbole.write_recbole(stored, item_ids, stored.directory / recbole.FOLDER)
     text = render_report(stored)
     (stored.directory / store.REPORT_FILE).write_text(text, encoding="utf-8")
     return stored
+
+
+def _kept_flags(config: PrepareConfig) -> str:
+    """The flagfile that is stored with the log."""
+    kept = [
+        line
+        for line in command.to_flagfile(config).splitlines()
+        if not line.startswith(tuple(f"--{name}=" for name in _FLAGS_NOT_KEPT))
+    ]
+    return "\n".join(kept) + "\n"
 
 
 def _clean(
@@ -214,9 +221,10 @@ def _read_times(
     reading = times.choose_reading(
         steps.table, time_format=config.time_format, flag=flag, where=raw.where
     )
+    moments = times.read_moments(steps.table, reading, steps.engine)
     steps.run(
         f"times: {config.time} read as {reading.description}",
-        times.mark_times(steps.table, reading, steps.engine),
+        times.mark_times(steps.store(moments) if reading.is_text else moments, reading),
         broken_flag=flag,
     )
     if config.time_from or config.time_to:

@@ -151,8 +151,8 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequenc
 
 def _charts(log: PreparedLog) -> list[str]:
     rows = _sample(log.num_events)
-    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
-    follows = rows[1:][(np.diff(rows) == 1) & (users[rows[1:]] == users[rows[:-1]])]
+    users = np.searchsorted(log.user_offsets, rows, side="right")
+    follows = rows[1:][(np.diff(rows) == 1) & (users[1:] == users[:-1])]
     charts = []
     if log.meta.has_times:
         gaps_s = log.times[follows] - log.times[follows - 1]

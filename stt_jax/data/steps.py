@@ -36,6 +36,7 @@ class Steps:
         self._config = config
         self._announce = announce
         self._stored = raw.table.get_name()
+        self._num_stored = 0
         for count in raw.counts:
             self._add(count)
 
@@ -63,7 +64,8 @@ class Steps:
 
     def store(self, table: ir.Table) -> ir.Table:
         """Computes a table once and frees the one before it."""
-        name = f"step_{len(self.counts)}"
+        self._num_stored += 1
+        name = f"step_{self._num_stored}"
         stored = self.engine.store(name, table)
         self.engine.drop(self._stored)
         self._stored = name

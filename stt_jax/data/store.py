@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ META_FILE = "meta.json"
 FLAGS_FILE = "prepare.flags"
 REPORT_FILE = "report.html"
 TABLE_NAMES = ("events", "users", "items", "values")
+_STRETCH_EVENTS = 1 << 20
 CATEGORY_FIELD = "category"  # context columns are stored as "context:" + name
 
 
@@ -160,6 +161,19 @@ class PreparedLog:
     def num_categories(self) -> int:
         """C, without the unknown category: valid category rows are 1..C."""
         return len(self.category_values) - 1
+
+    def stretches(self) -> Iterator[tuple[slice, slice]]:
+        """(user rows, their events) from first to last: whole users, about a million events each.
+
+        Whoever looks at all events looks at them so, and a log larger than memory is no trouble.
+        """
+        first = 0
+        while first < self.num_users:
+            start = int(self.user_offsets[first])
+            end = int(np.searchsorted(self.user_offsets, start + _STRETCH_EVENTS))
+            end = min(max(end, first + 1), self.num_users)
+            yield slice(first, end), slice(start, int(self.user_offsets[end]))
+            first = end
 
     def user_row(self, user_id: str) -> int:
         """The row of a user; ValueError names near ids when there is no such user."""
@@ -287,12 +301,16 @@ def _to_tables(log: PreparedLog) -> dict[str, pa.RecordBatch]:
     events |= {f"context:{name}": values for name, values in log.contexts.items()}
     events |= {f"number:{name}": values for name, values in log.numbers.items()}
     events |= {f"missing:{name}": values for name, values in log.was_missing.items()}
-    starts = log.user_offsets[:-1]
-    train_counts = np.add.reduceat(log.parts == TRAIN, starts, dtype=np.int64)
+    train_counts = [
+        np.add.reduceat(
+            log.parts[events] == TRAIN, log.user_offsets[users] - events.start, dtype=np.int64
+        )
+        for users, events in log.stretches()
+    ]
     users = {
         "ids": log.user_ids,
         "event_counts": np.diff(log.user_offsets),
-        "train_counts": train_counts,
+        "train_counts": np.concatenate(train_counts),
     }
     items = {
         "ids": log.item_ids,

@@ -52,6 +52,11 @@ class TimeReading:
     pattern: str
     description: str
 
+    @property
+    def is_text(self) -> bool:
+        """False: the times are numbers."""
+        return self.kinds[0] not in _UNITS_PER_SECOND
+
 
 def read_kinds(table: ir.Table) -> ir.Table:
     """Adds text `time_kind` (null: no time) and float64 `time_number` beside text `time`."""
@@ -157,37 +162,44 @@ def _reading_of(seen: Mapping[str, _Seen], flag: str) -> TimeReading:
     return TimeReading((known[0],), "", KINDS[known[0]])
 
 
-def mark_times(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Table:
-    """Turns text `time` with its `read_kinds` into numbers; adds `dropped` and `sample`.
+def read_moments(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Table:
+    """Adds int64 `time_micros` and `zone_s` beside text `time`; for numbers, which need neither, 0.
+
+    `time_micros` is what the clock shows, counted from 1970, null where that cannot be read;
+    `zone_s` the offset written with it.
+    """
+    micros: ir.IntegerValue = ibis.literal(0, "int64")
+    zone_s: ir.IntegerValue = ibis.literal(0, "int64")
+    is_zoned = table.time_kind == "iso_zone"
+    if "pattern" in reading.kinds:
+        micros = engine.to_micros(engine.parse_time(table.time, reading.pattern))
+    elif "iso_zone" in reading.kinds:
+        readable = is_zoned | (table.time_kind == "iso") if "iso" in reading.kinds else is_zoned
+        wall = readable.ifelse(table.time.re_extract(f"^{_WALL}", 0), None)
+        micros = engine.to_micros(wall.try_cast("timestamp"))
+        zone_s = is_zoned.ifelse(_read_zone(table.time), 0)
+    elif "iso" in reading.kinds:
+        wall = (table.time_kind == "iso").ifelse(table.time, None)
+        micros = engine.to_micros(wall.try_cast("timestamp"))
+    return table.mutate(time_micros=micros, zone_s=zone_s)
+
+
+def mark_times(table: ir.Table, reading: TimeReading) -> ir.Table:
+    """Turns text `time` with its `read_moments` into numbers; adds `dropped` and `sample`.
 
     The numbers are int64 `time_s` (unix seconds, floor), `time_us` (the rest of the second) and
     `zone_s` (the offset written with the time, else 0). Where bool `is_zoned` is False, the time
     says no zone and comes out as if it were UTC.
     """
-    time_s, time_us = ibis.null("int64"), ibis.null("int64")
-    zone_s: ir.IntegerValue = ibis.literal(0, "int64")
-    kind = table.time_kind
     is_zoned: ir.BooleanValue = ibis.literal("%z" in reading.pattern or not reading.pattern)
     if "iso" in reading.kinds:
-        is_zoned = kind != "iso"
-    for name in reading.kinds:
-        if name in _UNITS_PER_SECOND:
-            time_s, time_us = _read_numbers(table.time_number, _UNITS_PER_SECOND[name])
-        elif name == "pattern":
-            time_s, time_us = _read_timestamps(
-                engine.parse_time(table.time, reading.pattern), engine
-            )
-        elif name == "iso":
-            seconds, micros = _read_timestamps(table.time.try_cast("timestamp"), engine)
-            time_s = (kind == "iso").ifelse(seconds, time_s)
-            time_us = (kind == "iso").ifelse(micros, time_us)
-        else:
-            zoned = kind == "iso_zone"
-            wall = table.time.re_extract(f"^{_WALL}", 0).try_cast("timestamp")
-            seconds, micros = _read_timestamps(wall, engine)
-            zone_s = zoned.ifelse(_read_zone(table.time), 0)
-            time_s = zoned.ifelse(seconds - zone_s, time_s)
-            time_us = zoned.ifelse(micros, time_us)
+        is_zoned = table.time_kind != "iso"
+    (kind, *_) = reading.kinds
+    if kind in _UNITS_PER_SECOND:
+        time_s, time_us = _read_numbers(table.time_number, _UNITS_PER_SECOND[kind])
+    else:
+        time_us = (table.time_micros % _MICROS + _MICROS) % _MICROS  # the sign of % is the time's
+        time_s = ((table.time_micros - time_us) / _MICROS).cast("int64") - table.zone_s
     dropped = ibis.cases(
         (table.time.isnull(), "time is empty"),
         (time_s.isnull(), f"time is not {reading.description}"),
@@ -196,25 +208,18 @@ def mark_times(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Tabl
     return table.mutate(
         time_s=time_s,
         time_us=time_us,
-        zone_s=zone_s,
         is_zoned=is_zoned,
         dropped=dropped,
         sample=table.time,
-    ).drop("time", "time_kind", "time_number")
+    ).drop("time", "time_kind", "time_number", "time_micros")
 
 
-def _read_numbers(number: ir.FloatingColumn, per_second: int) -> tuple[ir.Value, ir.Value]:
+def _read_numbers(numbers: ir.FloatingColumn, per_second: int) -> tuple[ir.Value, ir.Value]:
     # float64 holds every number of milliseconds or microseconds until the year 2255.
-    number = (number.abs() < 1e11 * per_second).ifelse(number, None)
+    number = (numbers.abs() < 1e11 * per_second).ifelse(numbers, None)
     seconds = (number / per_second).floor()
     micros = to_nearest((number - seconds * per_second) * (1e6 / per_second))
     return seconds.cast("int64"), micros.cast("int64")
-
-
-def _read_timestamps(times: ir.TimestampValue, engine: Engine) -> tuple[ir.Value, ir.Value]:
-    micros = engine.to_micros(times)
-    rest = (micros % _MICROS + _MICROS) % _MICROS  # the sign of % is that of the time
-    return ((micros - rest) / _MICROS).cast("int64"), rest.cast("int64")
 
 
 def _read_zone(times: ir.StringColumn) -> ir.IntegerValue:

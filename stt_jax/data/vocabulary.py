@@ -15,8 +15,10 @@ from stt_jax.data.schema import TRAIN, UNKNOWN_E7
 
 
 def number_users(table: ir.Table) -> ir.Table:
-    """user, user_row (from 0), train_count: users with training events first, then by bytes."""
-    users = table.group_by("user").agg(train_count=(table.part == TRAIN).sum().cast("int64"))
+    """user, user_row (from 0), count, train_count: who has training events first, then by bytes."""
+    users = table.group_by("user").agg(
+        count=table.count(), train_count=(table.part == TRAIN).sum().cast("int64")
+    )
     order = [ibis.desc(users.train_count > 0), users.user]
     return users.mutate(user_row=ibis.row_number().over(order_by=order).cast("int64"))
 
@@ -66,24 +68,13 @@ def _most_frequent(train: ir.Table, column: str) -> ir.Table:
 
 def _lower_median(train: ir.Table, column: str) -> ir.Table:
     known = train.filter(train[column] != UNKNOWN_E7)
-    ranked = known.mutate(
-        place=ibis.row_number().over(group_by="item", order_by=[column, "source_row"]),
-        size=known.count().over(group_by="item"),
+    counts = known.group_by(["item", column]).agg(count=known.count())
+    so_far = ibis.window(group_by="item", order_by=column, preceding=None, following=0)
+    counts = counts.mutate(
+        so_far=counts["count"].sum().over(so_far), size=counts["count"].sum().over(group_by="item")
     )
-    middle = ranked.filter(ranked.place == (ranked["size"] - 1) // 2)
-    return middle.select("item", column)
-
-
-def number_sessions(events: ir.Table) -> ir.Table:
-    """user_row, session, session_row (from 1): sessions by their first event in stored order.
-
-    Args:
-      events: user_row, text session (null: none), and position, the place in stored order.
-    """
-    known = events.filter(events.session.notnull())
-    sessions = known.group_by(["user_row", "session"]).agg(first=known.position.min())
-    order = ibis.row_number().over(order_by="first")
-    return sessions.mutate(session_row=(order + 1).cast("int32")).drop("first")
+    upper_half = counts.filter(2 * counts.so_far >= counts["size"])
+    return upper_half.group_by("item").agg(**{column: upper_half[column].min()})
 
 
 def encode(table: ir.Table, column: str, values: ir.Table, *, name: str) -> ir.Table:
@@ -94,12 +85,11 @@ def encode(table: ir.Table, column: str, values: ir.Table, *, name: str) -> ir.T
     return joined.mutate(**{name: row}).drop(f"{name}_value", f"{name}_row", column)
 
 
-def split_lines(events: ir.Table, part_names: Sequence[str]) -> ir.Table:
-    """One text a row, "user<TAB>item<TAB>seconds<TAB>part" and a line feed, in stored order."""
+def split_line(events: ir.Table, part_names: Sequence[str]) -> ir.StringValue:
+    """Text of an event: "user<TAB>item<TAB>seconds<TAB>part" and a line feed."""
     part = ibis.cases(
         *((events.part == number, name) for number, name in enumerate(part_names)), else_=""
     )
-    text = ibis.literal("\t").join(
+    return ibis.literal("\t").join(
         [events.user, events.item, events.time_s.cast("string"), part + "\n"]
     )
-    return events.select("position", line=text).order_by("position").select("line")

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
+from stt_jax.data import store
 from stt_jax.data.charts import bar_chart, curve_chart, density_map
 from stt_jax.data.findings import describe_log, find_warnings
 from stt_jax.data.preparation import prepare_log
@@ -122,6 +123,16 @@ def test_what_is_suspicious_is_said_in_words():
     assert "at items that training never saw" in warnings_of(log, items=unseen)
     late = log.times + np.where(log.parts == 0, 10**9, 0)
     assert "come after the first test event" in warnings_of(log, times=late)
+
+
+def test_a_log_of_many_stretches_is_described_as_one_of_a_single(monkeypatch):
+    log = random_log(num_users=30, max_events=60)
+    crowded = np.where(np.arange(log.num_events) % 3, log.times, 1_333_324_800)
+    log = dataclasses.replace(log, times=crowded, items=log.items * (log.parts < 2))
+    whole = describe_log(log), find_warnings(log)
+    assert len(whole[1]) > 1
+    monkeypatch.setattr(store, "_STRETCH_EVENTS", 7)
+    assert (describe_log(log), find_warnings(log)) == whole
 
 
 def read_png(path):

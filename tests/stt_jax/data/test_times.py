@@ -22,7 +22,8 @@ def read_times(texts, engine, time_format=""):
     reading = times.choose_reading(
         table, time_format=time_format, flag="--time=t", where=lambda row: f"row {row + 1}"
     )
-    marked = times.mark_times(table, reading, engine).order_by("source_row").to_pyarrow()
+    marked = times.mark_times(times.read_moments(table, reading, engine), reading)
+    marked = marked.order_by("source_row").to_pyarrow()
     return reading, marked.to_pylist()
 
 

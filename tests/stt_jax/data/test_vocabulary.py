@@ -53,17 +53,3 @@ def test_an_item_is_described_by_its_training_events():
     assert (found[0]["latitude_e7"], found[0]["longitude_e7"]) == (20, 7)
     assert (found[1]["name"], found[1]["category"]) == (None, None)
     assert (found[1]["latitude_e7"], found[1]["longitude_e7"]) == (u, u)
-
-
-def test_sessions_are_numbered_by_their_first_event():
-    events = ibis.memtable(
-        {
-            "user_row": [0, 0, 0, 1, 1],
-            "session": ["s2", "s1", "s2", "s1", None],
-            "position": [0, 1, 2, 3, 4],
-        }
-    )
-    table = vocabulary.number_sessions(events).order_by("session_row").to_pyarrow().to_pydict()
-    assert table["user_row"] == [0, 0, 1]
-    assert table["session"] == ["s2", "s1", "s1"]
-    assert table["session_row"] == [1, 2, 3]
