@@ -261,6 +261,50 @@ class CleaningOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProtectionOptions:
+    """What is hidden of people, after the cleaning and before the split."""
+
+    pseudonymise: str = option(
+        "",
+        "Replace the ids of users, or of users and items, by keyed hashes (BLAKE2b). Names and "
+        "other columns stay as they are.",
+        choices=("", "users", "users_and_items"),
+    )
+    key_file: str = option(
+        "",
+        "File with the key of the pseudonyms, readable by its owner only, outside of --output; it "
+        "is not copied. The same key gives the same pseudonyms in every log.",
+    )
+    make_key: bool = option(False, "Make a new --key_file if there is none.")
+    coarsen_cell: str = option(
+        "",
+        "Move places to the centre of their H3 cell of this resolution, 0 (large) to 15 (small), "
+        "e.g. 7 (5 square km); 'stt_jax[cells]'.",
+    )
+    coarsen_time_s: int = option(
+        0, "Move times back to a whole multiple of so many seconds since 1970 (UTC); 0: exact."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses a missing key file and impossible grids."""
+        check(
+            bool(self.pseudonymise) == bool(self.key_file),
+            "--pseudonymise and --key_file go together; "
+            f"got --pseudonymise={self.pseudonymise!r} --key_file={self.key_file!r}",
+        )
+        check(
+            bool(self.key_file) or not self.make_key,
+            "--make_key needs --key_file: the file to make",
+        )
+        cell = self.coarsen_cell
+        check(
+            cell == "" or (cell.isdecimal() and int(cell) <= 15),
+            f"--coarsen_cell={cell} is no resolution of H3; give 0 (large) to 15 (small)",
+        )
+        check(self.coarsen_time_s >= 0, "--coarsen_time_s must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class ValueOptions:
     """What is done to values, after the split and fitted to the training part, in this order."""
 
@@ -348,12 +392,21 @@ class SplitOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig(ValueOptions, SplitOptions, CleaningOptions, ColumnOptions, InputOptions):
-    """Everything about one preparation; the command line shows its five parts as groups."""
+class PrepareConfig(
+    ValueOptions, SplitOptions, ProtectionOptions, CleaningOptions, ColumnOptions, InputOptions
+):
+    """Everything about one preparation; the command line shows its six parts as groups."""
 
     def __post_init__(self) -> None:
         """Checks the parts, then what they ask of each other."""
-        for part in (InputOptions, ColumnOptions, CleaningOptions, SplitOptions, ValueOptions):
+        for part in (
+            InputOptions,
+            ColumnOptions,
+            CleaningOptions,
+            ProtectionOptions,
+            SplitOptions,
+            ValueOptions,
+        ):
             part.__post_init__(self)
         if self.layout:
             return  # what the parts ask of each other is known once the layout has been put in
@@ -372,12 +425,14 @@ class PrepareConfig(ValueOptions, SplitOptions, CleaningOptions, ColumnOptions, 
             "time_to",
             "max_events_per_day",
             "session_gap_h",
+            "coarsen_time_s",
         ):
             check(
                 bool(self.time) or not getattr(self, name),
                 f"--{name} needs times; name their column by --time",
             )
         placed, timed = bool(self.latitude), bool(self.time)
+        check(placed or not self.coarsen_cell, "--coarsen_cell needs places; name --latitude")
         for name in (*self.features, *(f"cells={cell}" for cell in self.cells)):
             needs_place = name in ("step_km", "centre_km") or name.startswith("cells=")
             flag = name if name.startswith("cells=") else f"features={name}"
@@ -402,7 +457,8 @@ class ForgetConfig:
     """Who is forgotten, and where."""
 
     data: str = option("", "Directory of the prepared log.")
-    user: str = option("", "Id of the person, as in the log.")
+    user: str = option("", "Id of the person, as in the log; with --key_file, as in the raw log.")
+    key_file: str = option("", "The key file of a log that was prepared with --pseudonymise.")
     runs: str = option("runs", "Folder in which to look for runs that have seen the person.")
 
     def __post_init__(self) -> None:
@@ -685,6 +741,7 @@ class RequestConfig:
     run: str = option("", "Directory of the run.")
     data: str = option("", "Directory of the prepared log; empty = the one of the run.")
     user: str = option("", "Id of the person, as in the raw log.")
+    key_file: str = option("", "The key file of a log that was prepared with --pseudonymise.")
     time: str = option(
         "",
         "Request time, ISO 8601; without a zone it is the person's local time. Events after it "

@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from stt_jax import command
 from stt_jax.config import ForgetConfig
 from stt_jax.data.forgetting import rewrite_without, runs_that_saw
+from stt_jax.data.pseudonyms import find_user
+from stt_jax.data.store import open_log
 
 
 def forget(forgetting: ForgetConfig) -> None:
     """Rewrites the log and prints what is left to do."""
-    before, after = rewrite_without(pathlib.Path(forgetting.data), forgetting.user)
+    user = find_user(open_log(forgetting.data), forgetting.user, forgetting.key_file)
+    before, after = rewrite_without(pathlib.Path(forgetting.data), user)
     print(
         f"{before.num_events - after.num_events:,} events of 1 person removed from "
         f"{forgetting.data}; {after.num_events:,} of {after.num_users:,} people are left"

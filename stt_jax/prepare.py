@@ -13,6 +13,7 @@ from stt_jax.config import (
     ColumnOptions,
     InputOptions,
     PrepareConfig,
+    ProtectionOptions,
     SplitOptions,
     ValueOptions,
 )
@@ -26,6 +27,7 @@ GROUPS = {
     "files": InputOptions,
     "columns": ColumnOptions,
     "cleaning": CleaningOptions,
+    "protection": ProtectionOptions,
     "split": SplitOptions,
     "values": ValueOptions,
 }

@@ -11,6 +11,7 @@ import numpy as np
 from stt_jax import session
 from stt_jax.config import RequestConfig
 from stt_jax.data.pipeline import EARTH_RADIUS_M, catalogue, earth_coords, model_users
+from stt_jax.data.pseudonyms import find_user
 from stt_jax.data.store import PreparedLog
 from stt_jax.histories import (
     Events,
@@ -179,10 +180,10 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
       At most `request.k` items, most probable first; fewer if the rules leave fewer.
 
     Raises:
-      ValueError: an unknown person or category, a time that cannot be read or that a log without
-        times cannot use, or a radius where no place is known.
+      ValueError: an unknown person or category, a key that is not the log's, a time that cannot be
+        read or that a log without times cannot use, or a radius where no place is known.
     """
-    row = _user_row(log, request.user)
+    row = _user_row(log, find_user(log, request.user, request.key_file))
     time_s, utc_offset_s = _request_time(log, row, request.time)
     first, end = int(log.user_offsets[row]), int(log.user_offsets[row + 1])
     if time_s is not None:

@@ -8,13 +8,16 @@ import shlex
 import pytest
 
 from benchmarks import plots, tables
-from stt_jax import command, evaluate, export, generate, prepare, recommend, serve, train
+from stt_jax import command, evaluate, export, forget, generate, prepare, recommend, serve, train
 from stt_jax.config import (
     CityConfig,
+    DeviceConfig,
     EvaluationConfig,
     ExportConfig,
+    ForgetConfig,
     RequestConfig,
     ServeConfig,
+    WatchConfig,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,7 +25,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=["library", "kernel"])
@@ -37,11 +41,12 @@ def test_every_command_line_parses():
     groups = {
         generate: {"city": CityConfig},
         prepare: prepare.GROUPS,
-        train: train.FLAG_GROUPS,
+        train: {**train.FLAG_GROUPS, "devices": DeviceConfig, "watching": WatchConfig},
         evaluate: {"evaluation": EvaluationConfig},
         recommend: {"request": RequestConfig},
         serve: {"serving": ServeConfig},
         export: {"export": ExportConfig},
+        forget: {"forgetting": ForgetConfig},
     }
     lines = "\n".join(blocks("")).replace("\\\n", " ").splitlines()
     seen = set()
@@ -52,7 +57,9 @@ def test_every_command_line_parses():
             found = re.match(r"\s*python -m stt_jax\.(\w+) (.*)", line)
             if found:
                 module = next(m for m in groups if m.__name__ == f"stt_jax.{found.group(1)}")
-                command.parse(groups[module], [module.__name__, *shlex.split(found.group(2))])
+                command.parse(
+                    groups[module], [module.__name__, *shlex.split(found.group(2), comments=True)]
+                )
                 seen.add(module)
     finally:
         os.chdir(here)

@@ -122,7 +122,7 @@ def _at(columns: Columns, rows: np.ndarray) -> np.ndarray:
 
 def add_cells(columns: Columns, resolution: int) -> None:
     """Adds the categorical column "cell_R": the H3 cell of the place at a resolution 0..15."""
-    cell_of = _h3().latlng_to_cell
+    cell_of = load_h3("cells").latlng_to_cell
     known = columns.place_mask
     pairs = np.stack([columns.latitudes_e7[known], columns.longitudes_e7[known]], axis=1)
     distinct, which = np.unique(pairs, axis=0, return_inverse=True)
@@ -144,9 +144,10 @@ def sessions_by_gap(table: ir.Table, gap_h: float) -> ir.Table:
     return table.mutate(session=table.begins.sum().over(so_far).cast("string")).drop("begins")
 
 
-def _h3() -> Any:
+def load_h3(flag: str) -> Any:
+    """The module h3, for the flag of that name; ValueError says how to install it."""
     try:
         import h3
     except ImportError as error:
-        raise ValueError(f"--cells needs h3 ({error}); pip install 'stt_jax[cells]'") from error
+        raise ValueError(f"--{flag} needs h3 ({error}); pip install 'stt_jax[cells]'") from error
     return h3

@@ -11,6 +11,7 @@
     bots               --max_events_per_day
     speed              --max_speed_kmh
     k-core             --min_user_events, --min_item_events
+    protection         --pseudonymise, --coarsen_cell, --coarsen_time_s
     split              train, validation, test; --session_gap_h
     values             --outliers, --fill, --smooth, --features and --cells, --transform,
                        --normalise, in this order and fitted to the training part
@@ -26,6 +27,7 @@ the speed filter and the values, which are arrays in that order (see `stt_jax.da
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import tempfile
 import zoneinfo
@@ -37,11 +39,22 @@ from ibis.expr import types as ir
 
 from stt_jax import command
 from stt_jax.config import PrepareConfig
-from stt_jax.data import clean, denoise, features, localtime, recbole, split, store, times
+from stt_jax.data import (
+    clean,
+    denoise,
+    features,
+    localtime,
+    protection,
+    recbole,
+    split,
+    store,
+    times,
+)
 from stt_jax.data.assembly import Clock, assemble_log, fetch_items
 from stt_jax.data.columns import fetch_columns
 from stt_jax.data.engine import error_types, open_engine
 from stt_jax.data.layouts import apply_layout
+from stt_jax.data.pseudonyms import KEY_CHECK, check_value
 from stt_jax.data.read import RawLog, read_log
 from stt_jax.data.report import render_report
 from stt_jax.data.schema import ROLE_FLAGS, TRAIN, UNKNOWN_E7, StepCount
@@ -57,6 +70,8 @@ _FLAGS_NOT_KEPT = (
     "engine",
     "spark_master",
     "write_recbole",
+    "key_file",
+    "make_key",
 )
 
 
@@ -79,6 +94,7 @@ def prepare_log(
     config = apply_layout(config)
     check_rules(config)
     store.check_output(config.output, overwrite=config.overwrite)
+    key = protection.take_key(config)
     zone = None
     if config.timezone and config.timezone != localtime.FROM_PLACES:
         zone = localtime.open_zone(config.timezone)
@@ -94,6 +110,7 @@ def prepare_log(
             raw = read_log(config, engine)
             steps = Steps(raw, config, engine, announce)
             clock = _clean(steps, raw, config, zone)
+            protection.protect(steps, config, key)
             cuts = _split(steps, config)
             values = refine_values(steps, config)
             log = assemble_log(steps, config, clock, cuts, values, pathlib.Path(spill_folder))
@@ -105,6 +122,11 @@ def prepare_log(
             ) from error
         finally:
             engine.close()
+        if key is not None:
+            statistics = log.meta.statistics | {KEY_CHECK: check_value(key)}
+            log = dataclasses.replace(
+                log, meta=dataclasses.replace(log.meta, statistics=statistics)
+            )
         store.write_log(log, _kept_flags(config))
         del log  # and with it the arrays that lie in the spill folder
     stored = store.open_log(config.output)

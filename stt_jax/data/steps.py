@@ -75,11 +75,17 @@ class Steps:
         """Counts a step that dropped nothing and has changed values elsewhere."""
         self._add(StepCount(name, self.num_rows, self.num_rows, {}, dict(changed)))
 
-    def replace(self, name: str, table: ir.Table, dropped: Mapping[str, int]) -> None:
+    def replace(
+        self,
+        name: str,
+        table: ir.Table,
+        dropped: Mapping[str, int],
+        changed: Mapping[str, int] | None = None,
+    ) -> None:
         """Ends a step that has counted by itself; `table` is what it kept."""
         self.table = self.store(table)
         num_out = self.num_rows - sum(dropped.values())
-        self._add(StepCount(name, self.num_rows, num_out, dict(dropped), {}))
+        self._add(StepCount(name, self.num_rows, num_out, dict(dropped), dict(changed or {})))
         if num_out == 0:
             raise ValueError(f"no rows are left after the step '{name}': {dict(dropped)}")
         self.num_rows = num_out

@@ -75,6 +75,11 @@ def test_every_step_gives_the_same_bytes_on_both(tmp_path, spark):
         "time_from": "2012-04-02T01:00",
         "min_item_events": 3,
         "min_user_events": 3,
+        "pseudonymise": "users_and_items",
+        "key_file": str(tmp_path / "key"),
+        "make_key": True,
+        "coarsen_cell": "10",
+        "coarsen_time_s": 60,
     }
     duck, other = both(tmp_path, **options)
     assert duck == other
