@@ -135,10 +135,10 @@ def measure(flags: Sequence[str], name: str) -> dict:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", default="1e6,1e7", help="synthetic events, comma separated")
+    parser.add_argument("--sizes", default="1e6,1e7", help="synthetic events; empty: none")
     parser.add_argument("--data", help="folder of the real logs; left out: none of them")
     parser.add_argument("--quick", action="store_true", help="ten thousand events, no file")
-    parser.add_argument("--output", default=str(RESULTS))
+    parser.add_argument("--output", default=str(RESULTS), help="rows of other names there stay")
     options = parser.parse_args(argv)
     rows = []
     with tempfile.TemporaryDirectory(prefix="bench_prepare_") as folder:
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ]
             rows.append(measure(flags, log))
             print(json.dumps(rows[-1]), flush=True)
-        for size in [1e4] if options.quick else map(float, options.sizes.split(",")):
+        for size in [1e4] if options.quick else map(float, filter(None, options.sizes.split(","))):
             path = pathlib.Path(folder) / "events.csv"
             write_events(path, int(size))
             row = measure(
@@ -160,19 +160,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(row | {"csv_gb": round(path.stat().st_size / 1e9, 3)})
             print(json.dumps(rows[-1]), flush=True)
     if not options.quick:
-        pathlib.Path(options.output).write_text(
-            json.dumps(
-                {
-                    "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-                    "python": platform.python_version(),
-                    "rows": rows,
-                },
-                indent=1,
-            )
-            + "\n",
-            encoding="utf-8",
-        )
+        write_rows(pathlib.Path(options.output), rows)
     return 0
+
+
+def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
+    """Puts rows into a result file, each in the place of the one of its name there."""
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    found = {row["name"]: row for row in [*before, *rows]}
+    results = {
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "python": platform.python_version(),
+        "rows": list(found.values()),
+    }
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -177,7 +177,9 @@ def read_moments(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Ta
         readable = is_zoned | (table.time_kind == "iso") if "iso" in reading.kinds else is_zoned
         wall = readable.ifelse(table.time.re_extract(f"^{_WALL}", 0), None)
         micros = engine.to_micros(wall.try_cast("timestamp"))
-        zone_s = is_zoned.ifelse(_read_zone(table.time), 0)
+        # Most logs are in UTC and say so by a letter: no need to look for digits.
+        has_digits = is_zoned & ~table.time.endswith("Z")
+        zone_s = has_digits.ifelse(_read_zone(table.time), 0)
     elif "iso" in reading.kinds:
         wall = (table.time_kind == "iso").ifelse(table.time, None)
         micros = engine.to_micros(wall.try_cast("timestamp"))

@@ -21,3 +21,11 @@ def test_quick_measures_a_row(capsys):
     assert 0 < row["events"] <= 10_000
     assert row["cpu_seconds"] > 0
     assert 0.1 < row["peak_gb"] < 6
+
+
+def test_rows_replace_those_of_their_name(tmp_path):
+    path = tmp_path / "rows.json"
+    bench_prepare.write_rows(path, [{"name": "a", "seconds": 1}, {"name": "b", "seconds": 2}])
+    bench_prepare.write_rows(path, [{"name": "c", "seconds": 3}, {"name": "a", "seconds": 4}])
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["name"], row["seconds"]) for row in rows] == [("a", 4), ("b", 2), ("c", 3)]
