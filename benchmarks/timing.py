@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -136,6 +137,7 @@ def environment() -> dict[str, object]:
         "load": round(os.getloadavg()[0], 1),  # of everything on the machine, in threads
         "jax": jax.__version__,
         "python": platform.python_version(),
+        "commit": _commit(),
     }
 
 
@@ -143,6 +145,26 @@ def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
     """Writes one JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _commit() -> str | None:
+    """Gives the commit of this code, with a + where a module was changed since; None without git."""
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(
+            ["git", *arguments],
+            cwd=pathlib.Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return found.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "*.py", "*.flags")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _num_cores() -> int:
