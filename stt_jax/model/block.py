@@ -13,6 +13,7 @@ from flax import struct
 from stt_jax.batch import HOURS_PER_WEEK
 from stt_jax.config import ModelConfig
 from stt_jax.mesh import over_rows
+from stt_jax.model.dropout import Dropout
 from stt_kernels import spatiotemporal_attention
 
 # Adam moves every parameter by about the learning rate a step, whatever its gradient. An offset of
@@ -173,12 +174,12 @@ class GatedBlock(nn.Module):
         if config.use_gate:
             gated = gated * nn.silu(dense(config.width, name="gate")(normed))
         update = dense(config.width, name="out")(gated)
-        x = queries + nn.Dropout(config.dropout)(update, deterministic=deterministic)
+        x = queries + Dropout(config.dropout)(update, deterministic=deterministic)
 
         hidden = nn.silu(dense(2 * config.width, name="wide")(norm(name="mlp_norm")(x)))
-        hidden = nn.Dropout(config.dropout)(hidden, deterministic=deterministic)
+        hidden = Dropout(config.dropout)(hidden, deterministic=deterministic)
         update = dense(config.width, name="narrow")(hidden)
-        return x + nn.Dropout(config.dropout)(update, deterministic=deterministic)
+        return x + Dropout(config.dropout)(update, deterministic=deterministic)
 
     def _memory(self, normed: jax.Array) -> Memory:
         return Memory(

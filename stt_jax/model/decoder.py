@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from stt_jax.batch import History, Requests, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.model.block import GatedBlock, Geometry, Memory
+from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import GapEmbedding, TimeOfWeekEmbedding, place_features
 
 
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
             features = place_features(request_places(history, requests))
             dense = nn.Dense(config.width, use_bias=False, dtype=config.dtype, name="place")
             query = query + dense(features)
-        query = nn.Dropout(config.dropout)(query, deterministic=deterministic)
+        query = Dropout(config.dropout)(query, deterministic=deterministic)
         if not config.use_decoder:
             return query
         return self.block.attend(query, memory, geometry, deterministic=deterministic)

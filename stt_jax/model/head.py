@@ -139,7 +139,8 @@ class ItemScorer:
           float32 [N, rows].
         """
         logits = jnp.einsum("ne,ve->nv", queries, self.vectors, preferred_element_type=jnp.float32)
-        logits = jnp.where(self.is_item[None], logits + self.bias[None], NO_ITEM)
+        # Next to NO_ITEM the rest of the sum is lost to rounding, as it should be.
+        logits = logits + jnp.where(self.is_item, self.bias, NO_ITEM)[None]
         if self.distance_table is None:
             return logits
         num_distances = self.distance_table.shape[1]

@@ -20,6 +20,7 @@ from stt_jax.config import ModelConfig
 from stt_jax.model.block import GatedBlock, Geometry, Memory
 from stt_jax.model.cache import Cache
 from stt_jax.model.decoder import Decoder, request_geometry, request_places
+from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
 from stt_jax.model.head import GenerateHead, ItemScorer, PointerHead, item_mass
 
@@ -82,7 +83,7 @@ class SpatiotemporalTransformer(nn.Module):
             sizes.num_items, sizes.num_categories, config.width, config.use_place, config.dtype
         )
         self.events = EventEmbedding(config.width, sizes.contexts, config.use_time, config.dtype)
-        self.event_dropout = nn.Dropout(config.dropout)
+        self.event_dropout = Dropout(config.dropout)
         self.blocks = [GatedBlock(config) for _ in range(config.num_layers)]
         self.decoder = Decoder(config, sizes.num_users)
         self.generate = GenerateHead(config, sizes.num_items, sizes.num_categories)

@@ -55,9 +55,22 @@ def full_softmax(
     """
     logits = scorer.logits(queries, places)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    rows = jnp.arange(logits.shape[1], dtype=jnp.int32)
-    target_logits, logit_sums = _target_and_sum(scorer, logits, targets, rows)
+    if scorer.distance_table is None and axis_size(MODEL) == 1:
+        # Both are linear in the vectors, so no pass over the logits and their gradient is needed.
+        target_logits = scorer.pair_logits(queries, places, targets)
+        logit_sums = _linear_sum(scorer, queries)
+    else:
+        rows = jnp.arange(logits.shape[1], dtype=jnp.int32)
+        target_logits, logit_sums = _target_and_sum(scorer, logits, targets, rows)
     return target_logits - log_normalizer, logit_sums / scorer.num_items - log_normalizer
+
+
+def _linear_sum(scorer: ItemScorer, queries: jax.Array) -> jax.Array:
+    """The sum of each query's logits over the items, where no distance enters; float32 [N]."""
+    is_item = scorer.is_item.astype(jnp.float32)
+    vectors = jnp.einsum("v,ve->e", is_item, scorer.vectors.astype(jnp.float32))
+    biases = jnp.dot(is_item, scorer.bias)
+    return jnp.einsum("ne,e->n", queries.astype(jnp.float32), vectors) + biases
 
 
 def _target_and_sum(
