@@ -148,7 +148,7 @@ def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
 
 
 def _commit() -> str | None:
-    """Gives the commit of this code, with a + where a module was changed since; None without git."""
+    """Gives the commit of this code, with a + if a module was changed since; None without git."""
 
     def git(*arguments: str) -> str:
         found = subprocess.run(

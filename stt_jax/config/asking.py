@@ -1,0 +1,150 @@
+"""Options of what asks a trained model: evaluate, recommend, serve, export."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stt_jax.config.options import check, option
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolConfig:
+    """What an evaluation asks and what may be known when it does."""
+
+    targets: str = option(
+        "every",
+        "Which events of the part are predicted.",
+        choices=("every", "session_last", "last"),
+    )
+    context: str = option(
+        "all",
+        "all: everything of the person before the target, as in service; strict: earlier parts "
+        "and the target's own session, as in next-place papers.",
+        choices=("all", "strict"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Which run is evaluated, on what, and what it is compared with."""
+
+    run: str = option("", "Directory of the run.")
+    data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    part: str = option("test", "Part that is predicted.", choices=("validation", "test"))
+    targets: str = option(
+        "as_run",
+        "Which events are predicted; as_run: as in the run's validation.",
+        choices=("as_run", "every", "session_last", "last"),
+    )
+    context: str = option(
+        "as_run",
+        "What may be seen of the person; as_run: as in the run's validation.",
+        choices=("as_run", "all", "strict"),
+    )
+    max_targets: int = option(20_000, "Most targets, drawn by a fixed seed; 0 = all of them.")
+    baselines: bool = option(True, "Tune and show the counting baselines beside the model.")
+    optimum: str = option("", "File of best possible metrics, written by stt_jax.generate.")
+    output: str = option("", "JSON report; empty = evaluation-PART.json in the run directory.")
+
+    def __post_init__(self) -> None:
+        check(self.max_targets >= 0, "--max_targets must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestConfig:
+    """One question: who, when, where, and what the list may hold."""
+
+    run: str = option("", "Directory of the run.")
+    data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    user: str = option("", "Id of the person, as in the raw log.")
+    key_file: str = option("", "The key file of a log that was prepared with --pseudonymise.")
+    time: str = option(
+        "",
+        "Request time, ISO 8601; without a zone it is the person's local time. Events after it "
+        "are not used. Empty = unknown, after the last event.",
+    )
+    latitude: str = option("", "Request latitude, degrees; empty = unknown.")
+    longitude: str = option("", "Request longitude, degrees; empty = unknown.")
+    k: int = option(10, "Length of the list.")
+    exclude_seen: bool = option(False, "Leave out items that the person has had.")
+    radius_km: float = option(
+        0.0, "Only items within this distance of the request or else the last place; 0 = all."
+    )
+    categories: tuple[str, ...] = option((), "Only items of these categories; empty = all.")
+    max_per_category: int = option(0, "Most items of one category in the list; 0 = any number.")
+    diversity: float = option(
+        0.0,
+        "How much unlike each other the items of the list are to be, in 0..1 (maximal marginal "
+        "relevance); 0 = by probability alone.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self.k > 0, f"--k={self.k} must be positive")
+        check(self.radius_km >= 0, f"--radius_km={self.radius_km} must not be negative")
+        check(self.max_per_category >= 0, "--max_per_category must not be negative")
+        check(0 <= self.diversity <= 1, f"--diversity={self.diversity} must be in 0..1")
+        check(
+            (self.latitude == "") == (self.longitude == ""),
+            "--latitude and --longitude go together; give both or none",
+        )
+        for name, value, limit in (
+            ("latitude", self.latitude, 90.0),
+            ("longitude", self.longitude, 180.0),
+        ):
+            check(
+                value == "" or (_is_number(value) and abs(float(value)) <= limit),
+                f"--{name}={value} must be degrees between -{limit:g} and {limit:g}",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """How a run is served over HTTP."""
+
+    run: str = option("", "Directory of the run.")
+    data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    host: str = option("127.0.0.1", "Address to listen on; any but this machine needs a token.")
+    port: int = option(8000, "Port to listen on; 0 = any free one, printed.")
+    store: str = option(
+        "",
+        "SQLAlchemy URL of the event log, e.g. postgresql+psycopg://user@host/name; empty = "
+        "SQLite, events.db in the run directory.",
+    )
+    api_token_file: str = option(
+        "", "File with the token that callers send as 'Authorization: Bearer TOKEN'; empty = none."
+    )
+    state_megabytes: int = option(256, "Memory for live states of people.")
+    max_batch: int = option(32, "Most requests that are answered in one call.")
+    max_waiting: int = option(512, "Requests that may wait; more are answered 429.")
+    timeout_s: float = option(5.0, "A request that waited longer is answered 429.")
+    max_body_bytes: int = option(1 << 20, "Largest request body; a larger one is answered 413.")
+    receive_s: float = option(10.0, "Seconds in which a client has to send a whole request.")
+    swap_seconds: float = option(10.0, "How often to look for a newer checkpoint.")
+
+    def __post_init__(self) -> None:
+        for name in ("state_megabytes", "max_batch", "max_waiting", "max_body_bytes"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+        for name in ("timeout_s", "receive_s", "swap_seconds"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+        check(0 <= self.port < 65536, f"--port={self.port} must be in 0..65535")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Which run is exported, and where to."""
+
+    run: str = option("", "Directory of the run.")
+    data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    out: str = option("", "Directory for the artifacts; made if missing.")
+    k: int = option(100, "Items that the exported score gives, at most as many as there are.")
+
+    def __post_init__(self) -> None:
+        check(self.k > 0, f"--k={self.k} must be positive")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,23 @@
+"""A field that is also a flag, and the check that every `__post_init__` uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    Args:
+      default: the value when the flag is not given. A tuple makes a comma-separated list flag.
+      help: one sentence for `--help`, with the unit where there is one.
+      choices: the allowed values of a string option.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `condition`; used by every `__post_init__`."""
+    if not condition:
+        raise ValueError(message)

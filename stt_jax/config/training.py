@@ -1,0 +1,207 @@
+"""Options of the model, of its training and of the devices: train."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stt_jax.config.options import check, option
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network: event embedding, gated blocks, decoder, generating and pointing head."""
+
+    width: int = option(64, "Width of embeddings and hidden states.")
+    num_layers: int = option(2, "Gated spatiotemporal blocks that encode the history.")
+    num_heads: int = option(4, "Attention heads; must divide the width.")
+    dropout: float = option(0.3, "Dropout rate on embeddings and block outputs, in [0, 1).")
+    use_time: bool = option(True, "Let the model see times: gaps, hour of the week, request time.")
+    use_place: bool = option(True, "Let the model see places: coordinates, distances, cells.")
+    use_gate: bool = option(True, "Gate each block, f_enc(x) * g_att(x, x'); off: attention only.")
+    use_decoder: bool = option(
+        True, "Let the request attend to the history; off: it starts from the last state alone."
+    )
+    use_pointer: bool = option(True, "Mix in pointing at the person's own history.")
+    use_person: bool = option(True, "Give each person of the training part an embedding.")
+    num_time_buckets: int = option(64, "Log-scale buckets of the time gap, two an octave; 2..256.")
+    num_space_buckets: int = option(64, "Log-scale buckets of the distance; 2..128.")
+    num_order_buckets: int = option(
+        64, "How many events back the pointer can tell apart; 1..256, older ones share the last."
+    )
+    attention: str = option(
+        "auto",
+        "Attention backend; auto takes the first that accepts the input.",
+        choices=("auto", "reference", "xla"),
+    )
+    dtype: str = option(
+        "float32",
+        "Type of activations; parameters, softmax, norms, losses and sums stay float32.",
+        choices=("float32", "bfloat16"),
+    )
+    remat: bool = option(
+        False, "Keep only each block's input for the backward pass and compute the rest again."
+    )
+
+    def __post_init__(self) -> None:
+        check(self.width > 0 and self.num_layers > 0, "--width and --num_layers must be positive")
+        check(
+            self.num_heads > 0 and self.width % self.num_heads == 0,
+            f"--num_heads={self.num_heads} must divide --width={self.width}",
+        )
+        check(0 <= self.dropout < 1, f"--dropout={self.dropout} must be in [0, 1)")
+        check(
+            2 <= self.num_time_buckets <= 256 and 2 <= self.num_space_buckets <= 128,
+            "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",
+        )
+        check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained on the training part of a prepared log."""
+
+    data: str = option("", "Directory of the prepared log.")
+    run: str = option("", "Directory of the run: checkpoints, metrics, flags.")
+    seed: int = option(0, "Seed of initialisation, shuffling, dropout and hiding.")
+    epochs: float = option(10.0, "Passes over the training events.")
+    window: int = option(128, "Tokens in a row: the longest history that a request sees.")
+    requests: int = option(
+        64, "Requests in a row, at most --window; fewer gives each a longer past at a price."
+    )
+    batch_rows: int = option(16, "Rows in a batch.")
+    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.")
+    warmup: float = option(0.05, "Fraction of the steps that the learning rate rises.")
+    weight_decay: float = option(0.05, "AdamW weight decay, on matrices only.")
+    clip_norm: float = option(1.0, "Largest global norm of the gradient.")
+    accumulate: int = option(
+        1, "Parts of a batch whose gradients are added up before the one update; less memory."
+    )
+    label_smoothing: float = option(0.1, "Weight of the uniform part of the generating target.")
+    loss: str = option(
+        "full",
+        "Softmax over the catalogue. full: all logits at once; chunked: the same numbers in little "
+        "memory; sampled: the items of the batch and a drawn part of the others stand for all.",
+        choices=("full", "chunked", "sampled"),
+    )
+    loss_chunk_items: int = option(8192, "loss=chunked: items whose logits are held at once.")
+    num_negatives: int = option(
+        1024, "loss=sampled: items drawn a step, at most as many as there are."
+    )
+    negatives: str = option(
+        "log_uniform",
+        "loss=sampled: which items are drawn. log_uniform: 1..V in strata of equal log rank, so "
+        "frequent items nearly always; uniform: each alike.",
+        choices=("log_uniform", "uniform"),
+    )
+    in_batch_negatives: bool = option(
+        True, "loss=sampled: every request is also compared with the targets of the whole batch."
+    )
+    known_time_rate: float = option(0.5, "Fraction of training requests that show their time.")
+    known_place_rate: float = option(0.1, "Fraction of training requests that show their place.")
+    place_noise_m: float = option(
+        500.0,
+        "Standard deviation by which a shown training place is moved: a device's place is "
+        "near, not at, the item that comes next.",
+    )
+    validation_every: float = option(1.0, "Epochs between validations.")
+    validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
+    patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
+    dp_epsilon: float = option(
+        0.0,
+        "Train with differential privacy for people, at most so much of it spent; 0 = without. "
+        "--batch_rows is then the expected number of people in a step.",
+    )
+    dp_delta: float = option(1e-6, "The delta of that privacy; below one over the people.")
+    dp_clip: float = option(1.0, "Largest norm of the gradient of one person in a private step.")
+    keep: int = option(2, "Checkpoints kept besides the best.")
+    checkpoint_every: int = option(
+        0, "Steps between checkpoints; 0 = one with each validation, and when stopped."
+    )
+    max_bad_steps: int = option(
+        10,
+        "Stop after so many steps in a row whose loss or gradient is not finite; such steps "
+        "change no parameter.",
+    )
+
+    def __post_init__(self) -> None:
+        check(0 < self.requests <= self.window, "--requests must be in 1..--window")
+        check(self.batch_rows > 0 and self.epochs > 0, "--batch_rows and --epochs must be positive")
+        check(self.learning_rate > 0, "--learning_rate must be positive")
+        check(0 <= self.warmup < 1, f"--warmup={self.warmup} must be in [0, 1)")
+        for name in ("label_smoothing", "known_time_rate", "known_place_rate"):
+            check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
+        check(self.validation_every > 0, "--validation_every must be positive")
+        check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")
+        check(self.dp_epsilon >= 0, f"--dp_epsilon={self.dp_epsilon} must not be negative")
+        check(0 < self.dp_delta < 1, f"--dp_delta={self.dp_delta} must be in (0, 1)")
+        check(self.dp_clip > 0, f"--dp_clip={self.dp_clip} must be positive")
+        for name in ("accumulate", "max_bad_steps"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+        for name in ("loss_chunk_items", "num_negatives"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceConfig:
+    """Which devices and processes do the work; never what comes out of it."""
+
+    mesh_data: int = option(1, "Devices that share the rows of a batch; -1 = all that are left.")
+    mesh_model: int = option(
+        1, "Devices that share the rows of the item and people tables; -1 = all that are left."
+    )
+    fsdp: bool = option(False, "Split the other parameters too, over the devices of --mesh_data.")
+    coordinator: str = option(
+        "",
+        "Several processes: host:port of process 0, or auto to find it from SLURM, Kubernetes, "
+        "Open MPI or the cloud.",
+    )
+    num_processes: int = option(1, "Several processes: how many.")
+    process_id: int = option(0, "Several processes: the number of this one, from 0.")
+
+    def __post_init__(self) -> None:
+        for name in ("mesh_data", "mesh_model"):
+            size = getattr(self, name)
+            check(size == -1 or size > 0, f"--{name}={size} must be positive, or -1 for the rest")
+        check(
+            not (self.mesh_data == -1 and self.mesh_model == -1),
+            "only one of --mesh_data and --mesh_model can be -1",
+        )
+        check(
+            128 % max(1, self.mesh_model) == 0,
+            f"--mesh_model={self.mesh_model} must be a power of two up to 128",
+        )
+        check(
+            0 <= self.process_id < self.num_processes,
+            f"--process_id={self.process_id} must be in 0..--num_processes-1 = "
+            f"{self.num_processes - 1}",
+        )
+        check(
+            self.num_processes == 1 or bool(self.coordinator),
+            "--num_processes needs --coordinator=host:port of process 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchConfig:
+    """Looking at a training without changing it."""
+
+    dry_run: bool = option(
+        False, "Print parameters, placement, operations and memory of the step, and stop there."
+    )
+    profile_steps: str = option(
+        "", "Steps a:b of which a trace is written to profile/ in the run directory, for XProf."
+    )
+
+    def __post_init__(self) -> None:
+        self.profiled()
+
+    def profiled(self) -> range:
+        """The steps of --profile_steps; empty where none are asked for."""
+        if not self.profile_steps:
+            return range(0)
+        first, _, end = self.profile_steps.partition(":")
+        check(
+            first.isdecimal() and end.isdecimal() and int(first) < int(end),
+            f"--profile_steps={self.profile_steps} must be a:b with a < b, e.g. 100:110",
+        )
+        return range(int(first), int(end))
