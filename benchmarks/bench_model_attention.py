@@ -18,7 +18,7 @@ import jax
 from benchmarks import timing
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.store import open_log
-from stt_jax.training.loop import set_up
+from stt_jax.training.setup import set_up
 from stt_jax.training.step import make_train_step
 
 WINDOWS = (TrainingConfig().window, 512)  # configs/nyc.flags leaves the default

@@ -46,8 +46,9 @@ from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingCo
 from stt_jax.data.protocol import find_targets
 from stt_jax.data.store import TEST, PreparedLog, open_log
 from stt_jax.metrics import ranking_metrics
-from stt_jax.training.loop import READ_AHEAD, set_up
+from stt_jax.training.loop import READ_AHEAD
 from stt_jax.training.ranks import make_ranker, model_ranks
+from stt_jax.training.setup import set_up
 from stt_jax.training.step import make_train_step
 
 MOVIELENS: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.training import checkpoint
 from stt_jax.training.checkpoint import Progress
-from stt_jax.training.loop import set_up
+from stt_jax.training.setup import set_up
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=20, seed=6)

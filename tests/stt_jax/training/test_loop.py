@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig, WatchConfig
-from stt_jax.training import loop
+from stt_jax.training import setup
 from stt_jax.training.loop import train_model
 from stt_jax.training.run import load_run
 from tests.stt_jax.tiny_logs import random_log
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(whole, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal_it_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch, number):
-    make = loop.make_train_step
+    make = setup.make_train_step
 
     def stopping(*arguments):
         step, calls = make(*arguments), []
@@ -86,7 +86,7 @@ def test_stopped_by_a_signal_it_goes_on_to_the_same_bits(whole, tmp_path, monkey
 
         return stop_in_the_sixth
 
-    monkeypatch.setattr(loop, "make_train_step", stopping)
+    monkeypatch.setattr(setup, "make_train_step", stopping)
     config = options(tmp_path / "stopped", keep=100, patience=0)
     with pytest.raises(KeyboardInterrupt):
         train_model(LOG, config, MODEL)

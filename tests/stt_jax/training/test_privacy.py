@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from stt_jax.config import DeviceConfig, ModelConfig, TrainingConfig
 from stt_jax.data.pipeline import PersonBatches
-from stt_jax.training import loop, privacy
+from stt_jax.training import privacy, setup
 from stt_jax.training.loop import train_model
 from stt_jax.training.privacy import Account, make_account, most_people, private_gradients
 from tests.stt_jax.tiny_logs import random_log
@@ -140,7 +140,7 @@ def test_a_private_run_counts_epsilon_goes_on_to_the_same_bits_and_forgets_its_k
     assert not (whole.directory / "noise.key").exists()
 
     stopped = tmp_path / "stopped"
-    make = loop.make_train_step
+    make = setup.make_train_step
 
     def stopping(*arguments):
         step, calls = make(*arguments), []
@@ -156,10 +156,10 @@ def test_a_private_run_counts_epsilon_goes_on_to_the_same_bits_and_forgets_its_k
         return stop_in_the_third
 
     config = dataclasses.replace(TRAINING, run=str(stopped))
-    monkeypatch.setattr(loop, "make_train_step", stopping)
+    monkeypatch.setattr(setup, "make_train_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         train_model(LOG, config, MODEL)
-    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(setup, "make_train_step", make)
     resumed = train_model(LOG, config, MODEL)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from stt_jax.batch import table_rows
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.mesh import DATA, MODEL
-from stt_jax.training.loop import set_up
 from stt_jax.training.ranks import make_ranker, model_ranks
+from stt_jax.training.setup import set_up
 from stt_jax.training.sharding import check_rows, connect, find_rule, make_placement
 from stt_jax.training.step import make_train_step
 from tests.stt_jax.tiny_logs import random_log

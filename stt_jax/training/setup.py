@@ -1,0 +1,163 @@
+"""What a training is made of, before anything is written or computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.data.pipeline import PersonBatches, TrainingBatches, catalogue
+from stt_jax.data.protocol import Targets, find_targets
+from stt_jax.data.store import VALIDATION, PreparedLog
+from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.training import privacy
+from stt_jax.training import run as runs
+from stt_jax.training.sharding import Placement, check_rows, make_placement
+from stt_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What stays the same while a run trains.
+
+    Attributes:
+      log, config, model: the data, how to train, and what.
+      optimizer, num_steps, batches: made from them.
+      placement: the devices; items: the catalogue on them.
+      key: of all randomness of the steps.
+      account: of a private training; None = not private.
+      shapes: of the state, with its shardings.
+      targets: what validations ask for.
+    """
+
+    log: PreparedLog
+    config: TrainingConfig
+    model: SpatiotemporalTransformer
+    optimizer: optax.GradientTransformation
+    num_steps: int
+    batches: TrainingBatches | PersonBatches
+    placement: Placement
+    items: Any
+    key: jax.Array
+    account: privacy.Account | None
+    shapes: TrainState
+    targets: Targets
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where each array of the state lives."""
+        return jax.tree.map(lambda shape: shape.sharding, self.shapes)
+
+    def put(self, batch: Any) -> Any:
+        """A batch of this process's rows, on the devices."""
+        rows = self.config.batch_rows
+        if self.account is not None:
+            rows = privacy.most_people(self.account, self.log.num_train_users)
+        return self.placement.put_rows(batch, rows)
+
+    def make_step(self) -> Any:
+        """The compiled step on these devices."""
+        return make_train_step(
+            self.model, self.optimizer, self.config, self.placement, self.shardings, self.account
+        )
+
+    def initial_state(self) -> TrainState:
+        """Fresh parameters, by the seed."""
+        make = jax.jit(init_state, static_argnums=(0, 1, 5), out_shardings=self.shardings)
+        batch = self.put(self.batches[0])
+        return make(self.model, self.optimizer, self.items, *batch, self.config.seed)
+
+
+def set_up(
+    log: PreparedLog,
+    training: TrainingConfig,
+    model_config: ModelConfig,
+    protocol: ProtocolConfig,
+    devices: DeviceConfig,
+    secret: int = 0,
+) -> Training:
+    """Everything that a training needs, without writing or computing anything.
+
+    Args:
+      log, training, model_config, protocol, devices: as in `loop.train_model`.
+      secret: of a private training, `privacy.secret_of` the run.
+    """
+    batches: TrainingBatches | PersonBatches
+    placement = make_placement(devices)
+    model = SpatiotemporalTransformer(runs.fit_to_log(model_config, log), runs.model_sizes(log))
+    account, key = None, jax.random.key(training.seed)
+    if training.dp_epsilon:
+        batches, num_steps, account, key = _private_input(log, training, placement, secret)
+    else:
+        check_rows(training.batch_rows, placement, training.accumulate, "--batch_rows")
+        batches = TrainingBatches(
+            log,
+            window=training.window,
+            requests=training.requests,
+            batch_rows=training.batch_rows,
+            seed=training.seed,
+            local_rows=placement.local_rows(training.batch_rows),
+        )
+        num_steps = batches.num_steps(training.epochs)
+    optimizer = make_optimizer(training, num_steps)
+    items = placement.put_whole(catalogue(log), placement.replicated)
+    history, requests = batches[0]
+    shapes = jax.eval_shape(
+        lambda: init_state(model, optimizer, items, history, requests, training.seed)
+    )
+    params = placement.params(shapes.params)
+    shardings = dataclasses.replace(
+        jax.tree.map(lambda _: placement.replicated, shapes),
+        params=params,
+        opt_state=placement.optimizer(optimizer, shapes.opt_state, params),
+    )
+    return Training(
+        log=log,
+        config=training,
+        model=model,
+        optimizer=optimizer,
+        num_steps=num_steps,
+        batches=batches,
+        placement=placement,
+        items=items,
+        key=key,
+        account=account,
+        shapes=jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=sharding
+            ),
+            shapes,
+            shardings,
+        ),
+        targets=_validation_targets(log, training, protocol),
+    )
+
+
+def _private_input(
+    log: PreparedLog, training: TrainingConfig, placement: Placement, secret: int
+) -> tuple[PersonBatches, int, privacy.Account, jax.Array]:
+    """(batches, steps, account, key of the noise) of a private training."""
+    if placement.mesh.size > 1 or training.accumulate > 1:
+        raise NotImplementedError(
+            "--dp_epsilon works on one device and without --accumulate: leave out --mesh_data, "
+            "--mesh_model and --accumulate"
+        )
+    options = dict(window=training.window, requests=training.requests, seed=secret)
+    rate = training.batch_rows / max(1, log.num_train_users)
+    unbounded = PersonBatches(log, batch_rows=1, rate=rate, **options)
+    num_steps = unbounded.num_steps(training.epochs)
+    account = privacy.make_account(training, log.num_train_users, num_steps)
+    rows = privacy.most_people(account, log.num_train_users)
+    batches = PersonBatches(log, batch_rows=rows, rate=account.rate, **options)
+    words = jax.numpy.asarray([secret >> 32, secret & 0xFFFFFFFF], jax.numpy.uint32)
+    return batches, num_steps, account, jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def _validation_targets(
+    log: PreparedLog, training: TrainingConfig, protocol: ProtocolConfig
+) -> Targets:
+    targets = find_targets(log, VALIDATION, targets=protocol.targets, context=protocol.context)
+    return targets[targets.known(log)].sample(training.validation_targets, seed=0)
