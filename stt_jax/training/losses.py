@@ -7,19 +7,17 @@ estimates the normaliser from part of the items.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stt_jax.config import TrainingConfig
-from stt_jax.mesh import MODEL, axis_size
 from stt_jax.model.head import ItemScorer
 from stt_jax.model.stt import Prediction
+from stt_jax.training.tiles import catalogue_sums
 
 # (scorer, queries, places, targets) -> (target_log_probs, mean_log_probs), as `full_softmax`.
 Softmax = Callable[[ItemScorer, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -55,38 +53,12 @@ def full_softmax(
     """
     logits = scorer.logits(queries, places)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    if scorer.distance_table is None and axis_size(MODEL) == 1:
-        # Both are linear in the vectors, so no pass over the logits and their gradient is needed.
-        target_logits = scorer.pair_logits(queries, places, targets)
-        logit_sums = _linear_sum(scorer, queries)
-    else:
-        rows = jnp.arange(logits.shape[1], dtype=jnp.int32)
-        target_logits, logit_sums = _target_and_sum(scorer, logits, targets, rows)
+    rows = jnp.arange(logits.shape[1], dtype=jnp.int32)
+    # A mask, because a gather along a dimension that is split over devices would fetch all of it.
+    hits = (targets[:, None] == rows[None]) & (rows > 0)[None]
+    target_logits = jnp.where(hits, logits, 0.0).sum(-1)
+    logit_sums = jnp.where(scorer.is_item[None], logits, 0.0).sum(-1)
     return target_logits - log_normalizer, logit_sums / scorer.num_items - log_normalizer
-
-
-def _linear_sum(scorer: ItemScorer, queries: jax.Array) -> jax.Array:
-    """The sum of each query's logits over the items, where no distance enters; float32 [N]."""
-    is_item = scorer.is_item.astype(jnp.float32)
-    vectors = jnp.einsum("v,ve->e", is_item, scorer.vectors.astype(jnp.float32))
-    biases = jnp.dot(is_item, scorer.bias)
-    return jnp.einsum("ne,e->n", queries.astype(jnp.float32), vectors) + biases
-
-
-def _target_and_sum(
-    scorer: ItemScorer, logits: jax.Array, targets: jax.Array, rows: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The logit of each query's target (0 if it is elsewhere) and the sum over the items."""
-    target_logits = jnp.where(_hits(targets, rows), logits, 0.0).sum(-1)
-    return target_logits, jnp.where(scorer.is_item[None], logits, 0.0).sum(-1)
-
-
-def _hits(targets: jax.Array, rows: jax.Array) -> jax.Array:
-    """Where the target's column is, bool [N, rows].
-
-    A mask, because a gather along a dimension that is split over devices would fetch all of it.
-    """
-    return (targets[:, None] == rows[None]) & (rows > 0)[None]
 
 
 def chunked_softmax(
@@ -97,139 +69,16 @@ def chunked_softmax(
     *,
     chunk_items: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `full_softmax`, holding the logits of `chunk_items` items at a time.
+    """As `full_softmax`, holding the logits of a few queries with `chunk_items` items at a time.
 
-    The backward pass makes each chunk's logits again: memory is that of one chunk and of the
-    gradients, time one more forward product. Where the catalogue is split over devices, every
-    chunk is a piece of each device's part.
-
-    Source: the running maximum and sum of Milakov and Gimelshein, "Online normalizer calculation
-    for softmax" (2018), algorithm 3. Differs from it: nothing.
+    The backward pass makes them again: memory is that of one tile and of the gradients, time one
+    more product, and less than that where the logits would not fit the cache. Where the catalogue
+    is split over devices, every chunk is a piece of each device's part.
     """
-    chunks, rows = _chunks(scorer, chunk_items)
-    log_normalizer, target_logits, logit_sums = _catalogue_sums(
-        chunks, rows, queries, places, targets
+    log_normalizers, target_logits, logit_sums = catalogue_sums(
+        scorer, queries, places, targets, chunk_items
     )
-    return target_logits - log_normalizer, logit_sums / scorer.num_items - log_normalizer
-
-
-def _chunks(scorer: ItemScorer, chunk_items: int) -> tuple[ItemScorer, jax.Array]:
-    """The catalogue in chunks: every array [chunks, rows of a chunk, ...], and the row numbers."""
-    parts = axis_size(MODEL)
-    part_rows = scorer.bias.shape[0] // parts
-    num_chunks = -(-scorer.bias.shape[0] // chunk_items)
-    chunk_rows = -(-part_rows // num_chunks)
-
-    def cut(array: jax.Array) -> jax.Array:
-        rest = array.shape[1:]
-        array = array.reshape(parts, part_rows, *rest)
-        padding = num_chunks * chunk_rows - part_rows
-        array = jnp.pad(array, ((0, 0), (0, padding), *((0, 0) for _ in rest)))
-        array = array.reshape(parts, num_chunks, chunk_rows, *rest)
-        return jnp.moveaxis(array, 1, 0).reshape(num_chunks, parts * chunk_rows, *rest)
-
-    # The padding has is_item False and, like the unknown item, row number 0.
-    return scorer.map_rows(cut), cut(jnp.arange(scorer.bias.shape[0], dtype=jnp.int32))
-
-
-@jax.custom_vjp
-def _catalogue_sums(
-    chunks: ItemScorer,
-    rows: jax.Array,
-    queries: jax.Array,
-    places: jax.Array,
-    targets: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logsumexp of each query's logits, the logit of its target (0: none), and their sum."""
-
-    def add_chunk(sums: Any, chunk_rows: Any) -> tuple[Any, None]:
-        largest, exponentials, target_logits, logit_sums = sums
-        chunk, numbers = _one_chunk(chunks, chunk_rows)
-        logits = chunk.logits(queries, places)
-        larger = jnp.maximum(largest, logits.max(-1))
-        exponentials = exponentials * jnp.exp(largest - larger)
-        exponentials = exponentials + jnp.exp(logits - larger[:, None]).sum(-1)
-        new_targets, new_sums = _target_and_sum(chunk, logits, targets, numbers)
-        return (larger, exponentials, target_logits + new_targets, logit_sums + new_sums), None
-
-    zeros = jnp.zeros(queries.shape[0], jnp.float32)
-    sums = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros)
-    (largest, exponentials, target_logits, logit_sums), _ = jax.lax.scan(
-        add_chunk, sums, (_per_row(chunks), rows)
-    )
-    return largest + jnp.log(exponentials), target_logits, logit_sums
-
-
-def _catalogue_sums_forward(
-    chunks: ItemScorer,
-    rows: jax.Array,
-    queries: jax.Array,
-    places: jax.Array,
-    targets: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[Any, ...]]:
-    sums = _catalogue_sums(chunks, rows, queries, places, targets)
-    return sums, (chunks, rows, queries, places, targets, sums[0])
-
-
-def _catalogue_sums_backward(
-    saved: tuple[Any, ...], cotangents: tuple[jax.Array, ...]
-) -> tuple[Any, ...]:
-    chunks, rows, queries, places, targets, log_normalizer = saved
-    for_normalizer, for_target, for_sum = (cotangent[:, None] for cotangent in cotangents)
-
-    def add_chunk(sums: Any, chunk_rows: Any) -> tuple[Any, Any]:
-        query_sums, table_sums = sums
-        chunk, numbers = _one_chunk(chunks, chunk_rows)
-
-        def chunk_logits(
-            queries: jax.Array, table: jax.Array | None, vectors: jax.Array, bias: jax.Array
-        ) -> jax.Array:
-            part = dataclasses.replace(chunk, distance_table=table, vectors=vectors, bias=bias)
-            return part.logits(queries, places)
-
-        logits, pull_back = jax.vjp(
-            chunk_logits, queries, chunk.distance_table, chunk.vectors, chunk.bias
-        )
-        logit_grads = for_normalizer * jnp.exp(logits - log_normalizer[:, None])
-        logit_grads = logit_grads + jnp.where(_hits(targets, numbers), for_target, 0.0)
-        logit_grads = logit_grads + jnp.where(chunk.is_item[None], for_sum, 0.0)
-        of_query, of_table, of_vectors, of_bias = pull_back(logit_grads)
-        if table_sums is not None:
-            table_sums = table_sums + of_table
-        query_sums = query_sums + of_query.astype(jnp.float32)
-        return (query_sums, table_sums), (of_vectors, of_bias)
-
-    zeros = (
-        jnp.zeros(queries.shape, jnp.float32),
-        jax.tree.map(jnp.zeros_like, chunks.distance_table),
-    )
-    (of_queries, of_table), (of_vectors, of_bias) = jax.lax.scan(
-        add_chunk, zeros, (_per_row(chunks), rows)
-    )
-    # Distances enter through integer buckets: places and coords have no gradient.
-    of_chunks = dataclasses.replace(
-        chunks,
-        vectors=of_vectors,
-        bias=of_bias,
-        is_item=None,
-        categories=None,
-        coords=None,
-        distance_table=of_table,
-    )
-    return of_chunks, None, of_queries.astype(queries.dtype), None, None
-
-
-_catalogue_sums.defvjp(_catalogue_sums_forward, _catalogue_sums_backward)
-
-
-def _per_row(chunks: ItemScorer) -> ItemScorer:
-    """What a loop over the chunks takes apart: all but the table that they share."""
-    return dataclasses.replace(chunks, distance_table=None)
-
-
-def _one_chunk(chunks: ItemScorer, chunk_rows: Any) -> tuple[ItemScorer, jax.Array]:
-    chunk, numbers = chunk_rows
-    return dataclasses.replace(chunk, distance_table=chunks.distance_table), numbers
+    return target_logits - log_normalizers, logit_sums / scorer.num_items - log_normalizers
 
 
 def sampled_softmax(

@@ -8,6 +8,7 @@ import pytest
 from stt_jax.config import TrainingConfig
 from stt_jax.model.head import NUM_DISTANCES, ItemScorer
 from stt_jax.model.stt import Prediction
+from stt_jax.training import tiles
 from stt_jax.training.losses import (
     chunked_softmax,
     full_softmax,
@@ -137,6 +138,18 @@ def test_chunked_loss_and_gradients_equal_the_dense_ones(chunk_items, pointer, d
     dense = loss_and_gradients(p, targets, full_softmax)
     softmax = functools.partial(chunked_softmax, chunk_items=chunk_items)
     assert_close(loss_and_gradients(p, targets, softmax), dense)
+
+
+@pytest.mark.parametrize(("tile_logits", "distances"), [(24, True), (20, False), (1, True)])
+def test_tiles_of_few_queries_give_the_dense_numbers(tile_logits, distances, monkeypatch):
+    """Blocks of queries that divide them, that leave a rest, and of one query."""
+    monkeypatch.setattr(tiles, "TILE_LOGITS", tile_logits)
+    p = prediction(V=29, distances=distances)
+    targets = some_targets(29)
+    softmax = functools.partial(chunked_softmax, chunk_items=8)
+    assert_close(
+        loss_and_gradients(p, targets, softmax), loss_and_gradients(p, targets, full_softmax)
+    )
 
 
 def test_chunked_loss_of_huge_logits_is_finite():
