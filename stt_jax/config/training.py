@@ -145,6 +145,11 @@ class TrainingConfig:
 class DeviceConfig:
     """Which devices and processes do the work; never what comes out of it."""
 
+    cpu_devices: int = option(
+        0,
+        "Without an accelerator: devices that the CPU is cut into, a core or a few each, for "
+        "--mesh_data and --mesh_model; 0 = it is one device.",
+    )
     mesh_data: int = option(1, "Devices that share the rows of a batch; -1 = all that are left.")
     mesh_model: int = option(
         1, "Devices that share the rows of the item and people tables; -1 = all that are left."
@@ -159,6 +164,7 @@ class DeviceConfig:
     process_id: int = option(0, "Several processes: the number of this one, from 0.")
 
     def __post_init__(self) -> None:
+        check(self.cpu_devices >= 0, f"--cpu_devices={self.cpu_devices} must not be negative")
         for name in ("mesh_data", "mesh_model"):
             size = getattr(self, name)
             check(size == -1 or size > 0, f"--{name}={size} must be positive, or -1 for the rest")

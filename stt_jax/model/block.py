@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from stt_jax.batch import HOURS_PER_WEEK
@@ -120,7 +121,10 @@ class GatedBlock(nn.Module):
         config = self.config
         dtype = config.dtype
         self.norm, self.key_norm = nn.LayerNorm(dtype=dtype), nn.LayerNorm(dtype=dtype)
-        self.query, self.key, self.value = (nn.Dense(config.width, dtype=dtype) for _ in range(3))
+        # One product makes all that is made of the same events: they are read once.
+        num_made = 2 if config.use_gate else 1
+        self.query_gate = nn.Dense(num_made * config.width, dtype=dtype)
+        self.key_value = nn.Dense(2 * config.width, dtype=dtype)
         self.encodings = Encodings(config, config.num_heads)
 
     def __call__(
@@ -161,18 +165,18 @@ class GatedBlock(nn.Module):
         config = self.config
         dense = functools.partial(nn.Dense, dtype=config.dtype)
         norm = functools.partial(nn.LayerNorm, dtype=config.dtype)
-        normed = self.norm(queries)
+        query, *gates = self._made(self.query_gate, self.norm(queries))
         attended = call_kernel(
             spatiotemporal_attention,
-            self._split(nn.silu(self.query(normed))),
+            self._split(query),
             memory.keys,
             memory.values,
             config=config,
             encodings=self.encodings(geometry),
         )
         gated = norm(name="attended_norm")(attended.reshape(queries.shape))
-        if config.use_gate:
-            gated = gated * nn.silu(dense(config.width, name="gate")(normed))
+        for gate in gates:
+            gated = gated * gate
         update = dense(config.width, name="out")(gated)
         x = queries + Dropout(config.dropout)(update, deterministic=deterministic)
 
@@ -182,9 +186,13 @@ class GatedBlock(nn.Module):
         return x + Dropout(config.dropout)(update, deterministic=deterministic)
 
     def _memory(self, normed: jax.Array) -> Memory:
-        return Memory(
-            self._split(nn.silu(self.key(normed))), self._split(nn.silu(self.value(normed)))
-        )
+        keys, values = self._made(self.key_value, normed)
+        return Memory(self._split(keys), self._split(values))
+
+    def _made(self, dense: nn.Dense, normed: jax.Array) -> list[jax.Array]:
+        """What a dense layer makes of events, [B, N, E] each."""
+        made = nn.silu(dense(normed))
+        return jnp.split(made, made.shape[-1] // self.config.width, axis=-1)
 
     def _split(self, vectors: jax.Array) -> jax.Array:
         heads = self.config.num_heads

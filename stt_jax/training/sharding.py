@@ -193,7 +193,7 @@ def parameter_name(path: tuple[Any, ...]) -> str:
 
 
 def connect(config: DeviceConfig, initialize: Callable[..., None] | None = None) -> None:
-    """Joins the processes of a run, before anything else touches a device.
+    """Cuts the CPU into devices and joins the processes of a run, before a device is touched.
 
     Args:
       config: `coordinator` empty: this process is alone; "auto": found from SLURM, Kubernetes,
@@ -202,7 +202,10 @@ def connect(config: DeviceConfig, initialize: Callable[..., None] | None = None)
 
     Raises:
       ValueError: the cluster cannot be found or joined.
+      RuntimeError: a device has been touched.
     """
+    if config.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if not config.coordinator:
         return
     initialize = initialize or jax.distributed.initialize
