@@ -45,7 +45,9 @@ def place(tmp_path_factory):
         "--latitude=latitude", "--longitude=longitude", "--category=category", "--name=name",
         cwd=folder,
     )  # fmt: skip
-    out = run("train", "--data=prepared", "--run=runs/x", *SMALL, cwd=folder)
+    devices = ("--cpu_devices=2", "--mesh_data=2")
+    out = run("train", "--data=prepared", "--run=runs/x", *SMALL, *devices, cwd=folder)
+    assert "2 x 1 of 2 cpu devices" in out
     assert "python -m stt_jax.evaluate --run=runs/x" in out
     return folder
 

@@ -149,6 +149,7 @@ def test_rows_that_cannot_be_shared_out_name_two_numbers_that_can():
         ({"mesh_model": 3}, "--mesh_model=3 must be a power of two"),
         ({"mesh_data": 0}, "--mesh_data=0 must be positive"),
         ({"mesh_data": -1, "mesh_model": -1}, "only one of"),
+        ({"cpu_devices": -1}, "--cpu_devices=-1 must not be negative"),
         ({"num_processes": 2}, "needs --coordinator"),
         ({"num_processes": 2, "process_id": 2, "coordinator": "a:1"}, "--process_id=2 must be in"),
     ],
