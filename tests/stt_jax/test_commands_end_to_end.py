@@ -31,7 +31,7 @@ def run(module, *arguments, cwd):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stderr + done.stdout
 
 
 @pytest.fixture(scope="module")
