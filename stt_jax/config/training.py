@@ -22,6 +22,9 @@ class ModelConfig:
         True, "Let the request attend to the history; off: it starts from the last state alone."
     )
     use_pointer: bool = option(True, "Mix in pointing at the person's own history.")
+    use_sequel: bool = option(
+        True, "With --use_pointer: point also at what followed the last item earlier, alone."
+    )
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     num_time_buckets: int = option(64, "Log-scale buckets of the time gap, two an octave; 2..256.")
     num_space_buckets: int = option(64, "Log-scale buckets of the distance; 2..128.")

@@ -49,6 +49,6 @@ def step_flops(
     per_request += 2 * width * scored_items
     if config.use_pointer:
         per_token += square
-        per_request += square + width * tokens
+        per_request += (2 if config.use_sequel else 1) * (square + width * tokens)
     forward = rows * (tokens * per_token + requests * per_request) + catalogue * place
     return 3 * forward

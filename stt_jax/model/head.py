@@ -1,13 +1,17 @@
 """Hidden state -> item scores: generate from the catalogue, or point at the own history.
 
-    p(item) = g * softmax(h E^T + b + d)[item] + (1 - g) * sum_j a_j [item_j = item]
-    g = sigmoid(w h),  d = table[category of item, distance of item from the request]
+    p(item) = g_0 * softmax(h E^T + b + d)[item] + sum_m g_m * sum_j a_mj [item_j = item]
+    g = softmax(w h + e log(1 + n)),  d = table[category of item, distance of item from the request]
 
-Training needs the pointer's mass on one item a request (`pointer_log_mass`, linear memory);
+Of the pointers m the first may point at any of the person's events j. The second, the sequel, only
+at events that followed an event with the last item: what came next the last time I was here? n_m is
+how many events a pointer has to point at; one that has none is left out.
+
+Training needs a pointer's mass on one item a request (`pointer_log_mass`, linear memory);
 serving spreads it over the catalogue.
 
-Source: pointer-generator networks (See et al., ACL 2017, eq. 9). Differs from it: the pointer is
-an attention of its own with time, distance and hour-of-week encodings.
+Source: pointer-generator networks (See et al., ACL 2017, eq. 9). Differs from it: a pointer is
+an attention of its own with time, distance and hour-of-week encodings; there are two.
 """
 
 from __future__ import annotations
@@ -32,24 +36,31 @@ NUM_DISTANCES = 40
 
 # Finite, so that a masked row can't make a NaN; exp of it is 0 next to any real logit.
 NO_ITEM = -1e9
+NOTHING = -1e9  # the log of no probability
 
 
-class PointerHead(nn.Module):
+class PointerKeys(nn.Module):
+    """What every pointer points at: depends on the history alone, so it can be kept."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, states: jax.Array) -> jax.Array:
+        """[B, S, H, D] of the encoded history [B, S, E]."""
+        dtype = self.config.dtype
+        normed = nn.LayerNorm(dtype=dtype, name="norm")(states)
+        return _split(nn.Dense(self.config.width, dtype=dtype, name="key")(normed), self.config)
+
+
+class Pointer(nn.Module):
     """Attention over the own history whose weights are probabilities of its items."""
 
     config: ModelConfig
 
     def setup(self) -> None:
-        dtype = self.config.dtype
-        self.query_norm = nn.LayerNorm(dtype=dtype)
-        self.key_norm = nn.LayerNorm(dtype=dtype)
-        self.query = nn.Dense(self.config.width, dtype=dtype)
-        self.key = nn.Dense(self.config.width, dtype=dtype)
+        self.query_norm = nn.LayerNorm(dtype=self.config.dtype)
+        self.query = nn.Dense(self.config.width, dtype=self.config.dtype)
         self.encodings = Encodings(self.config, self.config.num_heads, with_order=True)
-
-    def keys(self, states: jax.Array) -> jax.Array:
-        """What is pointed at, [B, S, H, D], of the encoded history [B, S, E]."""
-        return self._split(self.key(self.key_norm(states)))
 
     def log_mass(
         self,
@@ -62,7 +73,7 @@ class PointerHead(nn.Module):
         """Log of the pointer's mass on each request's target, float32 [B, R]."""
         return call_kernel(
             pointer_log_mass,
-            self._split(self.query(self.query_norm(hidden))),
+            _split(self.query(self.query_norm(hidden)), self.config),
             keys,
             config=self.config,
             encodings=self.encodings(geometry),
@@ -72,7 +83,7 @@ class PointerHead(nn.Module):
 
     def event_mass(self, hidden: jax.Array, keys: jax.Array, geometry: Geometry) -> jax.Array:
         """The pointer's mass on every event of the history, float32 [B, R, S]."""
-        queries = self._split(self.query(self.query_norm(hidden)))
+        queries = _split(self.query(self.query_norm(hidden)), self.config)
         return attention_weights(queries, keys, **self.encodings(geometry)).mean(axis=1)
 
     def contributions(self, geometry: Geometry) -> dict[str, jax.Array]:
@@ -90,9 +101,34 @@ class PointerHead(nn.Module):
             found["distance"] = table[space_bucket(squared, table.shape[0])]
         return found
 
-    def _split(self, vectors: jax.Array) -> jax.Array:
-        heads = self.config.num_heads
-        return vectors.reshape(*vectors.shape[:-1], heads, self.config.width // heads)
+
+class Mixer(nn.Module):
+    """How likely the next item comes from the catalogue, and from each pointer."""
+
+    num_pointers: int
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, counts: jax.Array) -> jax.Array:
+        """Log-probabilities of generating and of each pointer.
+
+        Args:
+          queries: [B, R, E].
+          counts: int32 [B, R, M], how many events each pointer has to point at.
+
+        Returns:
+          float32 [B, R, 1 + M].
+        """
+        logits = nn.Dense(1 + self.num_pointers, name="gate")(queries.astype(jnp.float32))
+        if self.num_pointers:
+            evidence = nn.Dense(1 + self.num_pointers, use_bias=False, name="evidence")
+            logits = logits + evidence(jnp.log1p(counts.astype(jnp.float32)))
+        available = jnp.pad(counts > 0, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+        return jax.nn.log_softmax(jnp.where(available, logits, NOTHING))
+
+
+def _split(vectors: jax.Array, config: ModelConfig) -> jax.Array:
+    heads = config.num_heads
+    return vectors.reshape(*vectors.shape[:-1], heads, config.width // heads)
 
 
 def item_mass(event_mass: jax.Array, items: jax.Array, num_rows: int) -> jax.Array:
@@ -181,7 +217,7 @@ class ItemScorer:
 
 
 class GenerateHead(nn.Module):
-    """The catalogue's side of the head: what to compare item vectors with, and the gate."""
+    """The catalogue's side of the head: what to compare item vectors with."""
 
     config: ModelConfig
     num_items: int
@@ -189,7 +225,6 @@ class GenerateHead(nn.Module):
 
     def setup(self) -> None:
         self.norm = nn.LayerNorm(dtype=self.config.dtype)
-        self.gate = nn.Dense(1)
         rows = table_rows(self.num_items)
         self.bias = self.param("bias", nn.initializers.zeros_init(), (rows,))
         if self.config.use_place:
@@ -198,10 +233,9 @@ class GenerateHead(nn.Module):
                 "distance_encodings", nn.initializers.zeros_init(), shape
             )
 
-    def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Hidden states [..., E] -> (queries [..., E], float32 log-odds of generating [...])."""
-        queries = self.norm(hidden)
-        return queries, self.gate(queries.astype(jnp.float32))[..., 0]
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., E] -> queries [..., E]."""
+        return self.norm(hidden)
 
     def scorer(self, vectors: jax.Array, catalogue: Catalogue) -> ItemScorer:
         """What compares queries with the catalogue.

@@ -22,7 +22,8 @@ from stt_jax.model.cache import Cache
 from stt_jax.model.decoder import Decoder, request_geometry, request_places
 from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
-from stt_jax.model.head import GenerateHead, ItemScorer, PointerHead, item_mass
+from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
+from stt_jax.model.recurrence import at_tokens, classes_before, find_recurrences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +44,15 @@ class Prediction:
       queries: [B, R, E] in the model's dtype and
       places: float32 [B, R, 3], what `scorer` compares the catalogue with.
       scorer: scores of the catalogue's rows.
-      gate_logits: float32 [B, R], log-odds of generating; None without a pointer.
-      target_log_mass: float32 [B, R], log of the pointer's mass on the target; None without.
+      log_gates: float32 [B, R, 1 + M], log-probability of generating and of each pointer.
+      target_log_masses: float32 [B, R, M], log of each pointer's mass on the target.
     """
 
     queries: jax.Array
     places: jax.Array
     scorer: ItemScorer
-    gate_logits: jax.Array | None
-    target_log_mass: jax.Array | None
+    log_gates: jax.Array
+    target_log_masses: jax.Array
 
 
 @struct.dataclass
@@ -62,7 +63,8 @@ class Answer:
       queries: [B, R, E] in the model's dtype and
       places: float32 [B, R, 3], what an `ItemScorer` compares the catalogue with.
       gates: float32 [B, R], probability of generating; 1 without a pointer.
-      event_mass: float32 [B, R, S], the pointer's mass on each event; None without a pointer.
+      event_mass: float32 [B, R, S], the mass on each event if the answer is pointed at, of all
+        pointers together; None without a pointer.
     """
 
     queries: jax.Array
@@ -88,7 +90,15 @@ class SpatiotemporalTransformer(nn.Module):
         self.decoder = Decoder(config, sizes.num_users)
         self.generate = GenerateHead(config, sizes.num_items, sizes.num_categories)
         if config.use_pointer:
-            self.pointer = PointerHead(config)
+            self.pointer_keys = PointerKeys(config)
+            self.pointers = {name: Pointer(config, name=name) for name in self._pointers}
+        self.mixer = Mixer(len(self._pointers))
+
+    @property
+    def _pointers(self) -> tuple[str, ...]:
+        if not self.config.use_pointer:
+            return ()
+        return ("pointer", "sequel") if self.config.use_sequel else ("pointer",)
 
     def __call__(
         self,
@@ -98,20 +108,30 @@ class SpatiotemporalTransformer(nn.Module):
         *,
         deterministic: bool,
     ) -> Prediction:
-        """The training view: every request's mixture, with the pointer's mass on its target."""
+        """The training view: every request's mixture, with the pointers' mass on its target."""
         states = self.encode(history, deterministic=deterministic)
         memory = self.decoder.memory(states)
         hidden, geometry = self._decode(
             states, memory, history, requests, deterministic=deterministic
         )
-        queries, gate_logits = self.generate(hidden)
-        scorer = self.item_scorer(catalogue)
-        places = request_places(history, requests)
-        if not self.config.use_pointer:
-            return Prediction(queries, places, scorer, None, None)
-        keys = self.pointer.keys(states)
-        log_mass = self.pointer.log_mass(hidden, keys, history.items, requests.targets, geometry)
-        return Prediction(queries, places, scorer, gate_logits, log_mass)
+        queries = self.generate(hidden)
+        geometries, counts = self._pointed_at(history, requests, geometry)
+        masses = []
+        if self._pointers:
+            keys = self.pointer_keys(states)
+            masses = [
+                self.pointers[name].log_mass(
+                    hidden, keys, history.items, requests.targets, geometries[name]
+                )
+                for name in self._pointers
+            ]
+        return Prediction(
+            queries,
+            request_places(history, requests),
+            self.item_scorer(catalogue),
+            self.mixer(queries, counts),
+            jnp.stack(masses, axis=-1) if masses else jnp.zeros(counts.shape, jnp.float32),
+        )
 
     def item_probabilities(
         self, catalogue: Catalogue, history: History, requests: Requests, states: jax.Array
@@ -126,7 +146,7 @@ class SpatiotemporalTransformer(nn.Module):
           float32 [B, R, rows], a column a row of the catalogue; zero where that is no item.
         """
         memory = self.decoder.memory(states)
-        keys = self.pointer.keys(states) if self.config.use_pointer else None
+        keys = self.pointer_keys(states) if self.config.use_pointer else None
         answer = self._answer(states, memory, keys, history, requests)
         scorer = self.item_scorer(catalogue)
         queries, places = answer.queries, answer.places
@@ -206,7 +226,7 @@ class SpatiotemporalTransformer(nn.Module):
             states=put(cache.states, x),
             blocks=tuple(blocks),
             decoder=put(cache.decoder, self.decoder.memory(x)),
-            pointer_keys=None if keys is None else put(keys, self.pointer.keys(x)),
+            pointer_keys=None if keys is None else put(keys, self.pointer_keys(x)),
         )
 
     def answer(self, cache: Cache, rows: jax.Array, requests: Requests) -> Answer:
@@ -217,13 +237,13 @@ class SpatiotemporalTransformer(nn.Module):
     def explain(
         self, cache: Cache, rows: jax.Array, requests: Requests
     ) -> tuple[Answer, dict[str, jax.Array]]:
-        """`answer`, and what time and distance contribute to each event's mass, [B, R, S]."""
+        """`answer`, and what time and distance add to the first pointer's logits, [B, R, S]."""
         answer = self.answer(cache, rows, requests)
         if not self.config.use_pointer:
             return answer, {}
         history = jax.tree.map(lambda kept: kept[rows], cache.history)
         geometry = request_geometry(self.config, history, requests)
-        return answer, self.pointer.contributions(geometry)
+        return answer, self.pointers["pointer"].contributions(geometry)
 
     def item_scorer(self, catalogue: Catalogue) -> ItemScorer:
         """Scores of the catalogue; depends on no request, so a service makes it once."""
@@ -259,12 +279,43 @@ class SpatiotemporalTransformer(nn.Module):
         requests: Requests,
     ) -> Answer:
         hidden, geometry = self._decode(states, memory, history, requests, deterministic=True)
-        queries, gate_logits = self.generate(hidden)
-        places = request_places(history, requests)
+        queries, places = self.generate(hidden), request_places(history, requests)
+        geometries, counts = self._pointed_at(history, requests, geometry)
+        gates = jnp.exp(self.mixer(queries, counts))
         if pointer_keys is None:
-            return Answer(queries, places, jnp.ones_like(gate_logits), None)
-        event_mass = self.pointer.event_mass(hidden, pointer_keys, geometry)
-        return Answer(queries, places, jax.nn.sigmoid(gate_logits), event_mass)
+            return Answer(queries, places, gates[..., 0], None)
+        mass = jnp.zeros((*queries.shape[:2], pointer_keys.shape[1]), jnp.float32)
+        for number, name in enumerate(self._pointers, start=1):
+            pointed = self.pointers[name].event_mass(hidden, pointer_keys, geometries[name])
+            mass = mass + gates[..., number, None] * pointed
+        pointing = jnp.maximum(gates[..., 1:].sum(-1, keepdims=True), 1e-30)
+        return Answer(queries, places, gates[..., 0], mass / pointing)
+
+    def _pointed_at(
+        self, history: History, requests: Requests, geometry: Geometry
+    ) -> tuple[dict[str, Geometry], jax.Array]:
+        """Which events each pointer may point at, and how many they are, int32 [B, R, M]."""
+        geometries = {"pointer": geometry}
+        counts = []
+        if self.config.use_pointer:
+            tokens = jnp.arange(history.items.shape[1], dtype=jnp.int32)[None, None]
+            visible = (history.segment_ids[:, None] == requests.segment_ids[:, :, None]) & (
+                tokens <= requests.last_tokens[:, :, None]
+            )
+            counts.append(visible.sum(axis=-1, dtype=jnp.int32))
+        if "sequel" in self._pointers:
+            found = find_recurrences(history.items, history.segment_ids)
+            # Its segments are the events that followed one and the same item.
+            geometries["sequel"] = dataclasses.replace(
+                geometry,
+                segment_ids=classes_before(found, history.segment_ids),
+                query_segment_ids=at_tokens(found.classes, requests.last_tokens),
+            )
+            earlier = at_tokens(found.counts, requests.last_tokens) - 1
+            counts.append(jnp.maximum(earlier, 0))
+        if not counts:
+            return geometries, jnp.zeros((*requests.targets.shape, 0), jnp.int32)
+        return geometries, jnp.stack(counts, axis=-1)
 
 
 def _self_geometry(config: ModelConfig, history: History) -> Geometry:

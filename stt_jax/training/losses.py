@@ -186,21 +186,17 @@ def mixture_loss(
     queries = prediction.queries.reshape(len(targets), -1)
     weights = (targets > 0).astype(jnp.float32)
     places = prediction.places.reshape(len(targets), 3)
-    log_probs, mean_log_probs = softmax(prediction.scorer, queries, places, targets)
-    gates = jnp.ones_like(log_probs)
-    if prediction.gate_logits is not None and prediction.target_log_mass is not None:
-        gate_logits = prediction.gate_logits.reshape(-1)
-        log_probs = jnp.logaddexp(
-            jax.nn.log_sigmoid(gate_logits) + log_probs,
-            jax.nn.log_sigmoid(-gate_logits) + prediction.target_log_mass.reshape(-1),
-        )
-        gates = jax.nn.sigmoid(gate_logits)
+    generated, mean_log_probs = softmax(prediction.scorer, queries, places, targets)
+    log_gates = prediction.log_gates.reshape(len(targets), -1)
+    pointed = prediction.target_log_masses.reshape(len(targets), -1)
+    log_masses = jnp.concatenate([generated[:, None], pointed], axis=1)
+    log_probs = jax.nn.logsumexp(log_gates + log_masses, axis=1)
     losses = -(1 - label_smoothing) * log_probs - label_smoothing * mean_log_probs
     num_requests = weights.sum()
     loss = (losses * weights).sum() / jnp.maximum(num_requests, 1.0)
     sums = {
         "requests": num_requests,
         "log_likelihood": (log_probs * weights).sum(),
-        "generating": (gates * weights).sum(),
+        "generating": (jnp.exp(log_gates[:, 0]) * weights).sum(),
     }
     return loss, sums

@@ -12,6 +12,7 @@ from stt_jax.config import ModelConfig
 from stt_jax.data.pipeline import TrainingBatches, catalogue, gather_history, gather_requests
 from stt_jax.data.windows import training_windows
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.training.losses import mixture_loss
 from stt_jax.training.ranks import in_mode
 from stt_jax.training.run import model_sizes
 from tests.stt_jax.tiny_logs import random_log
@@ -62,6 +63,7 @@ def predict(model, params, history, requests):
 
 VARIANTS = {
     "whole": {},
+    "one pointer": {"use_sequel": False},
     "blind": {"use_time": False, "use_place": False},
     "bare": {"use_gate": False, "use_decoder": False, "use_pointer": False, "use_person": False},
 }
@@ -84,9 +86,9 @@ def test_scores_are_probabilities_and_the_loss_sees_the_same_ones(change):
     generated = jax.nn.softmax(prediction.scorer.logits(queries, places))
     targets = requests.targets
     target = jnp.take_along_axis(generated, targets.reshape(-1, 1), axis=-1).reshape(targets.shape)
-    if model.config.use_pointer:
-        gate = jax.nn.sigmoid(prediction.gate_logits)
-        target = gate * target + (1 - gate) * jnp.exp(prediction.target_log_mass)
+    gates = jnp.exp(prediction.log_gates)
+    target = gates[..., 0] * target
+    target = target + (gates[..., 1:] * jnp.exp(prediction.target_log_masses)).sum(-1)
     expected = jnp.take_along_axis(p, requests.targets[..., None], axis=-1)[..., 0]
     known = asked & (np.asarray(requests.targets) > 0)
     np.testing.assert_allclose(np.asarray(target)[known], np.asarray(expected)[known], rtol=2e-4)
@@ -186,7 +188,7 @@ def test_a_request_without_history_gets_finite_scores():
 
     def loss(params):
         prediction = predict(model, params, history, empty)
-        return (prediction.target_log_mass * 1e-12).sum() + prediction.queries.sum()
+        return mixture_loss(prediction, empty.targets, label_smoothing=0.1)[0]
 
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(jax.grad(loss)(params)))
 

@@ -21,7 +21,7 @@ from stt_jax.training.losses import (
 V, E, B, R = 7, 4, 2, 5
 
 
-def prediction(pointer=True, V=V, distances=True):
+def prediction(num_pointers=2, V=V, distances=True):
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -37,14 +37,12 @@ def prediction(pointer=True, V=V, distances=True):
         distance_table=normal(3, NUM_DISTANCES) if distances else None,
         num_items=V,
     )
-    log_mass = jnp.log(jnp.asarray(rng.random((B, R)), jnp.float32))
-    gate = normal(B, R)
     return Prediction(
         normal(B, R, E),
         1000 * normal(B, R, 3),
         scorer,
-        gate if pointer else None,
-        log_mass if pointer else None,
+        jax.nn.log_softmax(normal(B, R, 1 + num_pointers)),
+        jnp.log(jnp.asarray(rng.random((B, R, num_pointers)), jnp.float32)),
     )
 
 
@@ -54,12 +52,12 @@ def test_loss_is_the_mixture_of_the_docstring():
     loss, sums = mixture_loss(p, targets, label_smoothing=0.2)
     logits = p.scorer.logits(p.queries.reshape(-1, E), p.places.reshape(-1, 3))
     log_probs = np.asarray(jax.nn.log_softmax(logits[:, 1 : V + 1]), np.float64)
-    gates = 1 / (1 + np.exp(-np.asarray(p.gate_logits, np.float64))).reshape(-1)
-    mass = np.exp(np.asarray(p.target_log_mass, np.float64)).reshape(-1)
+    gates = np.exp(np.asarray(p.log_gates, np.float64)).reshape(-1, 3)
+    masses = np.exp(np.asarray(p.target_log_masses, np.float64)).reshape(-1, 2)
     terms = []
     for n, target in enumerate(np.asarray(targets).reshape(-1)):
         if target > 0:
-            likely = gates[n] * np.exp(log_probs[n, target - 1]) + (1 - gates[n]) * mass[n]
+            likely = gates[n] @ [np.exp(log_probs[n, target - 1]), *masses[n]]
             terms.append(-0.8 * np.log(likely) - 0.2 * log_probs[n].mean())
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
     assert int(sums["requests"]) == len(terms)
@@ -84,7 +82,7 @@ def test_a_batch_without_targets_has_loss_zero():
 
 
 def test_without_a_pointer_it_is_cross_entropy():
-    p = prediction(pointer=False)
+    p = prediction(num_pointers=0)
     targets = jnp.ones((B, R), jnp.int32)
     logits = p.scorer.logits(p.queries.reshape(-1, E), p.places.reshape(-1, 3))
     loss, _ = mixture_loss(p, targets, label_smoothing=0.0)
@@ -107,17 +105,17 @@ def some_targets(num_items):
 
 
 def loss_and_gradients(p, targets, softmax):
-    """Of everything that learns: queries, vectors, bias, distance table, gate, pointer."""
+    """Of everything that learns: queries, vectors, bias, distance table, gates, pointers."""
 
-    def loss(queries, vectors, bias, table, gate_logits, log_mass):
+    def loss(queries, vectors, bias, table, log_gates, log_masses):
         scorer = p.scorer.replace(vectors=vectors, bias=bias, distance_table=table)
         learned = p.replace(
-            queries=queries, scorer=scorer, gate_logits=gate_logits, target_log_mass=log_mass
+            queries=queries, scorer=scorer, log_gates=log_gates, target_log_masses=log_masses
         )
         return mixture_loss(learned, targets, label_smoothing=0.1, softmax=softmax)
 
     s = p.scorer
-    arguments = (p.queries, s.vectors, s.bias, s.distance_table, p.gate_logits, p.target_log_mass)
+    arguments = (p.queries, s.vectors, s.bias, s.distance_table, p.log_gates, p.target_log_masses)
     return jax.jit(jax.value_and_grad(loss, argnums=range(6), has_aux=True))(*arguments)
 
 
@@ -128,12 +126,12 @@ def assert_close(left, right, tolerance=1e-5):
 
 
 @pytest.mark.parametrize(
-    ("chunk_items", "pointer", "distances"),
-    [(1, True, True), (8, True, True), (1000, True, True), (10, False, False)],
+    ("chunk_items", "num_pointers", "distances"),
+    [(1, 2, True), (8, 1, True), (1000, 2, True), (10, 0, False)],
 )
-def test_chunked_loss_and_gradients_equal_the_dense_ones(chunk_items, pointer, distances):
+def test_chunked_loss_and_gradients_equal_the_dense_ones(chunk_items, num_pointers, distances):
     """29 items: chunks that divide them, that leave a rest, and one that is longer than all."""
-    p = prediction(pointer, V=29, distances=distances)
+    p = prediction(num_pointers, V=29, distances=distances)
     targets = some_targets(29)
     dense = loss_and_gradients(p, targets, full_softmax)
     softmax = functools.partial(chunked_softmax, chunk_items=chunk_items)
@@ -171,7 +169,8 @@ def temporary_bytes(num_items, softmax, *, num_requests=512, width=8):
     def loss(queries, vectors, bias, table, categories, coords, places, targets):
         is_item = jnp.arange(num_items) > 0
         scorer = ItemScorer(vectors, bias, is_item, categories, coords, table, num_items - 1)
-        p = Prediction(queries, places, scorer, None, None)
+        sure = jnp.zeros((1, num_requests, 1))
+        p = Prediction(queries, places, scorer, sure, sure[..., 1:])
         return mixture_loss(p, targets, label_smoothing=0.1, softmax=softmax)[0]
 
     compiled = (

@@ -1,0 +1,66 @@
+"""What repeats within a history: which events share an item, and how many of them there were."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from stt_jax.mesh import over_rows
+
+
+@struct.dataclass
+class Recurrences:
+    """Tokens grouped into classes of one segment and one id; every array int32 [B, S].
+
+    Attributes:
+      classes: number of the token's class in its row, from 1; 0 = padding or unknown id.
+      counts: tokens of the class up to and including this one; 0 where the class is 0.
+    """
+
+    classes: jax.Array
+    counts: jax.Array
+
+
+def find_recurrences(ids: jax.Array, segment_ids: jax.Array) -> Recurrences:
+    """Groups the tokens of a row that agree in segment and id, by sorting: O(S log S).
+
+    Args:
+      ids: int32 [B, S], 0 = unknown, which equals nothing.
+      segment_ids: int32 [B, S], 0 = padding.
+    """
+    return over_rows(lambda rows, _: _find_recurrences(*rows))((ids, segment_ids), ())
+
+
+def _find_recurrences(ids: jax.Array, segment_ids: jax.Array) -> Recurrences:
+    tokens = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    known = (ids > 0) & (segment_ids > 0)
+    keys = [jnp.where(known, segment_ids, 0), jnp.where(known, ids, 0), tokens]
+    segments, sorted_ids, order = jax.lax.sort(keys, dimension=1, num_keys=3)
+    new = jnp.ones(ids.shape, bool)
+    new = new.at[:, 1:].set(
+        (segments[:, 1:] != segments[:, :-1]) | (sorted_ids[:, 1:] != sorted_ids[:, :-1])
+    )
+    numbers = jnp.cumsum(new, axis=1, dtype=jnp.int32)
+    starts = jax.lax.cummax(jnp.where(new, tokens, 0), axis=1)
+
+    def back(values: jax.Array) -> jax.Array:
+        return jax.vmap(lambda at, row: jnp.zeros_like(row).at[at].set(row))(order, values)
+
+    return Recurrences(
+        classes=jnp.where(known, back(numbers), 0),
+        counts=jnp.where(known, back(tokens - starts + 1), 0),
+    )
+
+
+def classes_before(recurrences: Recurrences, segment_ids: jax.Array) -> jax.Array:
+    """int32 [B, S], the class of the token before each one in its segment; 0 = none."""
+    same_segment = segment_ids[:, 1:] == segment_ids[:, :-1]
+    before = jnp.where(same_segment, recurrences.classes[:, :-1], 0)
+    return jnp.pad(before, ((0, 0), (1, 0)))
+
+
+def at_tokens(values: jax.Array, tokens: jax.Array) -> jax.Array:
+    """`values` [B, S] at `tokens` int32 [B, R]; 0 where a token is negative."""
+    taken = jnp.take_along_axis(values, jnp.maximum(tokens, 0), axis=1)
+    return jnp.where(tokens >= 0, taken, 0)

@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stt_jax.model.recurrence import at_tokens, classes_before, find_recurrences
+
+
+def random_rows():
+    rng = np.random.default_rng(0)
+    segments = np.sort(rng.integers(1, 4, (3, 24)), axis=1)
+    segments[:, 20:] = 0
+    return rng.integers(0, 5, (3, 24)).astype(np.int32), segments.astype(np.int32)
+
+
+def test_tokens_are_grouped_by_segment_and_id_in_order():
+    ids, segments = random_rows()
+    found = jax.tree.map(np.asarray, jax.jit(find_recurrences)(ids, segments))
+    for row in range(3):
+        keys = [
+            (int(segment), int(item)) if segment and item else None
+            for segment, item in zip(segments[row], ids[row], strict=True)
+        ]
+        for token, key in enumerate(keys):
+            if key is None:
+                assert found.classes[row, token] == 0
+                assert found.counts[row, token] == 0
+                continue
+            same = [other for other, its in enumerate(keys) if its == key]
+            np.testing.assert_array_equal(
+                found.classes[row] == found.classes[row, token], [its == key for its in keys]
+            )
+            assert found.counts[row, token] == same.index(token) + 1
+
+
+def test_what_came_before_never_crosses_a_segment():
+    ids, segments = random_rows()
+    found = find_recurrences(jnp.asarray(ids), jnp.asarray(segments))
+    before = np.asarray(classes_before(found, jnp.asarray(segments)))
+    classes = np.asarray(found.classes)
+    assert np.all(before[:, 0] == 0)
+    same = segments[:, 1:] == segments[:, :-1]
+    np.testing.assert_array_equal(before[:, 1:], np.where(same, classes[:, :-1], 0))
+
+
+def test_a_request_without_events_takes_nothing():
+    values = jnp.arange(6).reshape(2, 3) + 1
+    taken = at_tokens(values, jnp.array([[-1, 0], [2, -1]]))
+    np.testing.assert_array_equal(taken, [[0, 1], [6, 0]])
