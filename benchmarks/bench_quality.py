@@ -27,12 +27,13 @@ import jax
 import numpy as np
 
 from stt_jax import command
-from stt_jax.config import EvaluationConfig, option
+from stt_jax.config import DeviceConfig, EvaluationConfig, option
 from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.model.block import TABLE_SCALE
 from stt_jax.training.loop import train_model
 from stt_jax.training.run import FLAG_GROUPS, Run
+from stt_jax.training.sharding import connect
 
 _METRICS = ("accuracy@1", "recall@10", "f1@10", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
 
@@ -66,6 +67,7 @@ _ABLATIONS = {
     "without time and place": _BLIND,
     "without the gate": {"use_gate": False},
     "without the decoder": {"use_decoder": False},
+    "without the sequel": {"use_sequel": False},
     "without pointing": {"use_pointer": False},
 }
 SUITES = {
@@ -100,12 +102,14 @@ class QualityConfig:
     rows: tuple[str, ...] = option((), "Numbers of the rows to run, from 0; empty = all.")
     data_root: str = option("", "Folder of the prepared log's folder; empty = as the flagfile.")
     max_targets: int = option(20_000, "Most test targets, drawn by a fixed seed; 0 = all.")
+    cpu_devices: int = option(0, "Devices that the CPU is cut into, as of stt_jax.train.")
     runs: str = option("runs/quality", "Folder for the runs; finished ones are not trained again.")
     output: str = option("benchmarks/results/quality", "Folder for SUITE.json.")
 
 
 def bench(quality: QualityConfig) -> None:
     """Trains and evaluates a suite and writes its results."""
+    connect(DeviceConfig(cpu_devices=quality.cpu_devices))
     suite = SUITES[quality.suite]
     path = pathlib.Path(quality.output) / f"{quality.suite}.json"
     results: dict[str, Any] = {"suite": quality.suite, "rows": []}
@@ -169,7 +173,8 @@ def _train_and_evaluate(
     training = dataclasses.replace(configs["training"], run=str(directory), seed=seed)
     model_config = dataclasses.replace(configs["model"], **row.model_changes)
     start = time.perf_counter()
-    run = train_model(log, training, model_config, configs["validation"])
+    devices = DeviceConfig(mesh_data=max(1, quality.cpu_devices))
+    run = train_model(log, training, model_config, configs["validation"], devices)
     minutes = (time.perf_counter() - start) / 60
     minutes_file = directory / "minutes.txt"  # of the training, not of finding it done
     if minutes_file.exists():

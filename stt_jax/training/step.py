@@ -133,8 +133,9 @@ def make_train_step(
             requests.targets,
             label_smoothing=config.label_smoothing,
             softmax=make_softmax(config, jax.random.fold_in(key, 1)),
+            weights=jnp.where(requests.session_ends, config.session_end_weight, 1.0),
         )
-        total = loss * sums["requests"]
+        total = loss * sums["weight"]
         return total, {"loss": total, **sums}
 
     def train_step(
@@ -155,13 +156,13 @@ def make_train_step(
         def of_person(part: Any, key: jax.Array) -> Any:
             """The gradient of a person's mean loss, so that long histories don't weigh more."""
             grads, sums = of_part(part, key)
-            num_requests = jnp.maximum(sums["requests"], 1.0)
-            return jax.tree.map(lambda grad: grad / num_requests, grads), sums
+            weight = jnp.maximum(sums["weight"], 1.0)
+            return jax.tree.map(lambda grad: grad / weight, grads), sums
 
         if account is None:
             grads, sums = _over_parts(of_part, (history, requests), dropout_key, config.accumulate)
-            num_requests = jnp.maximum(sums["requests"], 1.0)
-            grads = jax.tree.map(lambda grad: grad / num_requests, grads)
+            weight = jnp.maximum(sums["weight"], 1.0)
+            grads = jax.tree.map(lambda grad: grad / weight, grads)
         else:
             grads, sums = private_gradients(
                 of_person,
@@ -172,10 +173,10 @@ def make_train_step(
                 chunk_rows=PRIVATE_CHUNK_ROWS,
                 expected_people=config.batch_rows,
             )
-            num_requests = jnp.maximum(sums["requests"], 1.0)
+            weight = jnp.maximum(sums["weight"], 1.0)
         measures = {
             **sums,
-            "loss": sums["loss"] / num_requests,
+            "loss": sums["loss"] / weight,
             "gradient_norm": optax.global_norm(grads),
         }
         # optax mixes int32 counts with floats: only here is promotion left to the library.
