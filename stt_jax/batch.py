@@ -58,7 +58,6 @@ class Requests:
       last_tokens: int32, row index of the last event that the request sees; -1 = none.
       segment_ids: int32, 0 = padding.
       targets: int32, the item that came; 0 = unknown or none, not learned from.
-      session_ends: bool, the target is the last event of its session in the log.
     """
 
     users: Array
@@ -70,7 +69,6 @@ class Requests:
     last_tokens: Array
     segment_ids: Array
     targets: Array
-    session_ends: Array
 
 
 @struct.dataclass

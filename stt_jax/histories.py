@@ -201,7 +201,6 @@ def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
         last_tokens=put([q.num_events - 1 for q in questions], np.int32, -1),
         segment_ids=put(np.ones(count), np.int32),
         targets=put(np.zeros(count), np.int32),
-        session_ends=put(np.zeros(count), np.bool_),
     )
 
 

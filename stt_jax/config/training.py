@@ -80,11 +80,6 @@ class TrainingConfig:
         1, "Parts of a batch whose gradients are added up before the one update; less memory."
     )
     label_smoothing: float = option(0.1, "Weight of the uniform part of the generating target.")
-    session_end_weight: float = option(
-        1.0,
-        "Weight in the loss of the last event of each session; of every other event it is 1. For "
-        "--targets=session_last.",
-    )
     loss: str = option(
         "full",
         "Softmax over the catalogue. full: all logits at once; chunked: the same numbers in little "
@@ -143,7 +138,7 @@ class TrainingConfig:
         check(self.dp_epsilon >= 0, f"--dp_epsilon={self.dp_epsilon} must not be negative")
         check(0 < self.dp_delta < 1, f"--dp_delta={self.dp_delta} must be in (0, 1)")
         check(self.dp_clip > 0, f"--dp_clip={self.dp_clip} must be positive")
-        for name in ("accumulate", "max_bad_steps", "session_end_weight"):
+        for name in ("accumulate", "max_bad_steps"):
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
         for name in ("loss_chunk_items", "num_negatives"):
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")

@@ -325,7 +325,6 @@ def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) ->
         last_tokens=put(last_tokens.astype(np.int32), -1),
         segment_ids=put(layout.segments[of_window]),
         targets=put(log.items[events]),
-        session_ends=put(_session_ends(log, events)),
     )
 
 
@@ -342,13 +341,6 @@ def _phases(log: PreparedLog, events: np.ndarray) -> np.ndarray:
     if not log.meta.has_times:
         return np.full(len(events), -1, np.int32)
     return hour_of_week(log.times[events], log.utc_offsets_s[events])
-
-
-def _session_ends(log: PreparedLog, events: np.ndarray) -> np.ndarray:
-    """Whether each event is the last of its session; False where it has none."""
-    sessions = log.sessions[events]
-    after = np.minimum(events + 1, log.num_events - 1)
-    return (sessions > 0) & ((log.sessions[after] != sessions) | (after == events))
 
 
 def _int32_seconds(seconds: np.ndarray) -> np.ndarray:

@@ -166,9 +166,8 @@ def mixture_loss(
     *,
     label_smoothing: float,
     softmax: Softmax = full_softmax,
-    weights: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted mean over the requests of  -(1 - e) log p(target) - e mean_v log p_generate(v).
+    """Mean over the requests of  -(1 - e) log p(target) - e mean_v log p_generate(v).
 
     p is the mixture of the head; smoothing acts on the generating part alone, because the
     pointer can only ever reach the items of the history.
@@ -178,16 +177,14 @@ def mixture_loss(
       targets: int32 [B, R]; 0 is not learned from.
       label_smoothing: e, in [0, 1].
       softmax: of the generating part, see `make_softmax`.
-      weights: float32 [B, R], how much each request counts; None = all alike.
 
     Returns:
-      (loss, sums): float32 [], and sums: of the weights, by which the loss was divided; and to
-      report, of the requests, of log-likelihood and of the gate.
+      (loss, sums): float32 [], and sums to report: number of requests, of log-likelihood and of
+      the gate.
     """
     targets = targets.reshape(-1)
     queries = prediction.queries.reshape(len(targets), -1)
-    known = (targets > 0).astype(jnp.float32)
-    weights = known if weights is None else known * weights.reshape(-1)
+    weights = (targets > 0).astype(jnp.float32)
     places = prediction.places.reshape(len(targets), 3)
     generated, mean_log_probs = softmax(prediction.scorer, queries, places, targets)
     log_gates = prediction.log_gates.reshape(len(targets), -1)
@@ -195,12 +192,11 @@ def mixture_loss(
     log_masses = jnp.concatenate([generated[:, None], pointed], axis=1)
     log_probs = jax.nn.logsumexp(log_gates + log_masses, axis=1)
     losses = -(1 - label_smoothing) * log_probs - label_smoothing * mean_log_probs
-    weight = weights.sum()
-    loss = (losses * weights).sum() / jnp.maximum(weight, 1.0)
+    num_requests = weights.sum()
+    loss = (losses * weights).sum() / jnp.maximum(num_requests, 1.0)
     sums = {
-        "weight": weight,
-        "requests": known.sum(),
-        "log_likelihood": (log_probs * known).sum(),
-        "generating": (jnp.exp(log_gates[:, 0]) * known).sum(),
+        "requests": num_requests,
+        "log_likelihood": (log_probs * weights).sum(),
+        "generating": (jnp.exp(log_gates[:, 0]) * weights).sum(),
     }
     return loss, sums

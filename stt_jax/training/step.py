@@ -133,9 +133,8 @@ def make_train_step(
             requests.targets,
             label_smoothing=config.label_smoothing,
             softmax=make_softmax(config, jax.random.fold_in(key, 1)),
-            weights=jnp.where(requests.session_ends, config.session_end_weight, 1.0),
         )
-        total = loss * sums["weight"]
+        total = loss * sums["requests"]
         return total, {"loss": total, **sums}
 
     def train_step(
@@ -156,13 +155,13 @@ def make_train_step(
         def of_person(part: Any, key: jax.Array) -> Any:
             """The gradient of a person's mean loss, so that long histories don't weigh more."""
             grads, sums = of_part(part, key)
-            weight = jnp.maximum(sums["weight"], 1.0)
-            return jax.tree.map(lambda grad: grad / weight, grads), sums
+            num_requests = jnp.maximum(sums["requests"], 1.0)
+            return jax.tree.map(lambda grad: grad / num_requests, grads), sums
 
         if account is None:
             grads, sums = _over_parts(of_part, (history, requests), dropout_key, config.accumulate)
-            weight = jnp.maximum(sums["weight"], 1.0)
-            grads = jax.tree.map(lambda grad: grad / weight, grads)
+            num_requests = jnp.maximum(sums["requests"], 1.0)
+            grads = jax.tree.map(lambda grad: grad / num_requests, grads)
         else:
             grads, sums = private_gradients(
                 of_person,
@@ -173,10 +172,10 @@ def make_train_step(
                 chunk_rows=PRIVATE_CHUNK_ROWS,
                 expected_people=config.batch_rows,
             )
-            weight = jnp.maximum(sums["weight"], 1.0)
+            num_requests = jnp.maximum(sums["requests"], 1.0)
         measures = {
             **sums,
-            "loss": sums["loss"] / weight,
+            "loss": sums["loss"] / num_requests,
             "gradient_norm": optax.global_norm(grads),
         }
         # optax mixes int32 counts with floats: only here is promotion left to the library.

@@ -58,19 +58,6 @@ def test_requests_see_exactly_the_events_before_theirs():
             assert places, (step, b, r)
 
 
-def test_the_ends_of_sessions_are_marked():
-    log = random_log(num_users=9, seed=4)
-    last_of = {int(session): event for event, session in enumerate(log.sessions)}
-    ends = np.zeros(log.num_events, bool)
-    ends[list(last_of.values())] = True
-    marked, source = 0, batches(log, batch_rows=1)
-    for step in range(source.rows_per_epoch):
-        _, requests = source[step]
-        marked += int(requests.session_ends[requests.segment_ids > 0].sum())
-        assert not np.any(requests.session_ends[requests.segment_ids == 0])
-    assert marked == int(np.sum(ends & (log.parts == TRAIN)))
-
-
 def test_places_are_metres_from_the_segment_origin_and_unknown_stays_unknown():
     log = random_log(seed=1)
     history, _ = batches(log)[0]

@@ -63,20 +63,6 @@ def test_loss_is_the_mixture_of_the_docstring():
     assert int(sums["requests"]) == len(terms)
 
 
-def test_weights_are_those_of_a_mean():
-    p = prediction()
-    targets = some_targets(V)
-    weights = jnp.where(jnp.arange(B * R).reshape(B, R) % 3 == 0, 2.0, 1.0)
-    losses, kept = [], []
-    for n in np.flatnonzero(targets.reshape(-1) > 0):
-        one = jnp.zeros((B * R,), jnp.int32).at[n].set(targets.reshape(-1)[n]).reshape(B, R)
-        losses.append(float(mixture_loss(p, one, label_smoothing=0.1)[0]))
-        kept.append(float(weights.reshape(-1)[n]))
-    loss, sums = mixture_loss(p, targets, label_smoothing=0.1, weights=weights)
-    np.testing.assert_allclose(loss, np.average(losses, weights=kept), rtol=1e-5)
-    assert (float(sums["weight"]), int(sums["requests"])) == (sum(kept), len(kept))
-
-
 def test_unknown_targets_have_no_gradient():
     p = prediction()
     targets = jnp.zeros((B, R), jnp.int32).at[0, 0].set(3)
