@@ -180,12 +180,14 @@ class ItemScorer:
         if self.distance_table is None:
             return logits
         num_distances = self.distance_table.shape[1]
+        # Divided before they meet: an operation a place, not a pair.
+        places, coords = places / DISTANCE_UNIT_M, self.coords / DISTANCE_UNIT_M
         squared = jnp.zeros(logits.shape, jnp.float32)
         for axis in range(3):
-            offset = places[:, None, axis] - self.coords[None, :, axis]
-            squared = squared + jnp.square(offset / DISTANCE_UNIT_M)
+            squared = squared + jnp.square(places[:, None, axis] - coords[None, :, axis])
         entries = self.categories[None] * num_distances + space_bucket(squared, num_distances)
-        return logits + self.distance_table.reshape(-1)[entries]
+        table = self.distance_table.reshape(-1)
+        return logits + table.at[entries].get(mode="promise_in_bounds")
 
     def take(self, items: jax.Array) -> ItemScorer:
         """The scorer of the rows `items`, int32 [K]."""
