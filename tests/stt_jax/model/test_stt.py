@@ -63,8 +63,7 @@ def predict(model, params, history, requests):
 
 VARIANTS = {
     "whole": {},
-    "one pointer": {"use_sequel": False},
-    "blind": {"use_time": False, "use_place": False},
+    "blind": {"use_time": False, "use_place": False, "use_sequel": False},
     "bare": {"use_gate": False, "use_decoder": False, "use_pointer": False, "use_person": False},
 }
 
