@@ -213,7 +213,8 @@ def _on_devices(of_device: Callable[..., Any], out_specs: Any) -> Callable[..., 
         return of_device
 
     def run(scorer: ItemScorer, numbers: jax.Array, rows: Any) -> Any:
-        parts = scorer.map_rows(lambda _: PartitionSpec(MODEL))
+        parts: Any = dataclasses.replace(scorer, distance_table=None)
+        parts = jax.tree.map(lambda _: PartitionSpec(MODEL), parts)
         if scorer.distance_table is not None:
             parts = dataclasses.replace(parts, distance_table=PartitionSpec())
         return jax.shard_map(
