@@ -34,8 +34,9 @@ def quick_compiling(request):
 
 # The files that take longest, so that none of them is begun when all others are done. Most start
 # processes and wait for them, which is why there are more test processes than cores.
-_BEGUN_FIRST = ("test_processes", "test_engine", "test_privacy", "test_sharding", "test_loop",
-                "test_readme", "test_stt", "test_step", "test_service", "test_quick")  # fmt: skip
+_BEGUN_FIRST = ("test_processes", "test_engine", "test_sharding", "test_attention", "test_privacy",
+                "test_loop", "test_readme", "test_stt", "test_step", "test_service", "test_quick",
+                "test_pointer", "test_lowering", "test_commands_end_to_end")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

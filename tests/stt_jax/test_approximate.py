@@ -9,7 +9,9 @@ from stt_jax.config import ModelConfig
 
 
 def test_the_index_finds_the_best_items():
-    config = ModelConfig(width=16, num_heads=2, num_layers=1, attention="reference")
+    config = ModelConfig(
+        width=16, num_heads=2, num_layers=1, attention="reference", use_sequel=False
+    )
     setup = Setup(3000, 16, num_people=8, config=config)
     cache = setup.append(setup.cache())
     exact = jax.device_get(setup.score(cache))

@@ -22,7 +22,7 @@ from stt_jax.training import run as runs
 from stt_jax.training.step import TrainState
 from tests.stt_jax.tiny_logs import random_log
 
-MODEL = ModelConfig(width=8, num_heads=1, num_layers=1, attention="reference")
+MODEL = ModelConfig(width=8, num_heads=1, num_layers=1, attention="reference", use_sequel=False)
 
 
 def write_run(folder: pathlib.Path) -> pathlib.Path:
