@@ -33,7 +33,7 @@ class Client:
             out = np.asarray(ready["out"], np.float32).reshape(expected.shape)
             difference = np.abs(out - expected).max() / np.abs(expected).max()
             if difference > 1e-4:
-                raise ValueError(f"{peer} is wrong: relative error {difference}.")
+                self.error = f"left out, its answer is wrong: relative error {difference:.1e}."
 
     @property
     def process_id(self):
@@ -58,7 +58,7 @@ class Client:
 
 
 def start(python, inputs, mode, expected, peers=PEERS):
-    """Gives a client for each peer that can take the inputs; says why the others can't.
+    """Gives a client for each peer that answers right; says why the others do not.
 
     Args:
       python: the interpreter of an environment with PyTorch.
