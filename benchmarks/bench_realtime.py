@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks import timing
 from stt_jax import approximate, session
-from stt_jax.batch import Catalogue, table_rows
+from stt_jax.batch import Catalogue, Relation, Trends, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.data.pipeline import earth_coords
 from stt_jax.data.schema import UNKNOWN_E7
@@ -68,6 +68,8 @@ class Setup:
             (numbers > 0) & (numbers <= num_items),
             rng.integers(1, 101, rows).astype(np.int32),
             _coords(places),
+            {name: _relation(rng, rows, num_items, 50) for name in ("followers", "neighbours")},
+            Trends(_relation(rng, 3, num_items, 256), np.int32(0), np.int32(1)),
         )
         self.people = np.arange(num_people, dtype=np.int32)
         self.history = self._tokens(0, length - 1, length)
@@ -107,6 +109,14 @@ class Setup:
         return session.score(
             self.model, self.params, self.scorer, cache, self.people, self.requests, None, k=K
         )
+
+
+def _relation(rng, num_rows: int, num_items: int, size: int) -> Relation:
+    size = min(size, num_items)
+    shares = np.full((num_rows, size), 1 / size, np.float32)
+    counts = np.full(num_rows, 100, np.float32)
+    items = rng.integers(1, num_items + 1, (num_rows, size)).astype(np.int32)
+    return Relation(items, shares, shares, counts, counts)
 
 
 def _events(rng, num_items: int, places: np.ndarray, length: int) -> Events:

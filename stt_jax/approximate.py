@@ -19,7 +19,7 @@ from stt_jax.batch import Requests
 from stt_jax.model.cache import Cache
 from stt_jax.model.head import ItemScorer, item_mass
 from stt_jax.model.stt import Answer, SpatiotemporalTransformer
-from stt_jax.session import Ranked, best_of, own_items
+from stt_jax.session import Ranked, best_of, named_items
 
 _SAMPLE = 8192  # items that stand for those that are no candidates
 
@@ -94,15 +94,16 @@ def score(
       index: of the scorer.
       num_candidates: items that are taken from the index and scored exactly, at least `k`.
     """
-    answer = _answer(model, params, cache, rows, requests)
+    answer = _answer(model, params, scorer.catalogue, cache, rows, requests)
     candidates = index.search(np.asarray(answer.queries[:, 0]), num_candidates)
-    items = cache.history.items[rows]
-    return _rescore(scorer, answer, items, candidates, index.sample, index.num_items, k=k)
+    return _rescore(scorer, answer, candidates, index.sample, index.num_items, k=k)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _answer(model: Any, params: Any, cache: Any, rows: jax.Array, requests: Any) -> Answer:
-    answer = model.apply({"params": params}, cache, rows, requests, method=model.answer)
+def _answer(
+    model: Any, params: Any, catalogue: Any, cache: Any, rows: jax.Array, requests: Any
+) -> Answer:
+    answer = model.apply({"params": params}, catalogue, cache, rows, requests, method=model.answer)
     return cast(Answer, answer)
 
 
@@ -110,7 +111,6 @@ def _answer(model: Any, params: Any, cache: Any, rows: jax.Array, requests: Any)
 def _rescore(
     scorer: ItemScorer,
     answer: Answer,
-    items: jax.Array,
     candidates: jax.Array,
     sample: jax.Array,
     num_items: jax.Array,
@@ -133,10 +133,10 @@ def _rescore(
         jax.nn.logsumexp(others, axis=1, keepdims=True) + jnp.log(weight),
     )
     generated = answer.gates * jnp.exp(found - log_norm)
-    if answer.event_mass is None:
+    if not answer.items.shape[-1]:
         return best_of(candidates, generated, k)
-    pointed = item_mass(answer.event_mass, items, scorer.bias.shape[0])[:, 0]
-    own = jnp.take_along_axis(pointed, candidates, axis=1) > 0
-    mine = own_items(scorer, answer, None, items, pointed, log_norm)
-    ids = jnp.concatenate([jnp.where(own, 0, candidates), mine.items], axis=1)
-    return best_of(ids, jnp.concatenate([generated, mine.probabilities], axis=1), k)
+    mass = item_mass(answer.masses, answer.items, scorer.bias.shape[0])[:, 0]
+    twice = jnp.take_along_axis(mass, candidates, axis=1) > 0
+    named = named_items(scorer, answer, None, mass, log_norm)
+    ids = jnp.concatenate([jnp.where(twice, 0, candidates), named.items], axis=1)
+    return best_of(ids, jnp.concatenate([generated, named.probabilities], axis=1), k)

@@ -56,6 +56,8 @@ class Requests:
       coords: float32 [B, R, 3], same origin as the history's coords; NaN = place unknown.
       origins: float32 [B, R, 3], as in `History`.
       last_tokens: int32, row index of the last event that the request sees; -1 = none.
+      hours: int32, hours since 1970 at the last event that the request sees, or at the request
+        itself where it sees none: what is known of "now" even if the time is hidden.
       segment_ids: int32, 0 = padding.
       targets: int32, the item that came; 0 = unknown or none, not learned from.
     """
@@ -67,8 +69,44 @@ class Requests:
     coords: Array
     origins: Array
     last_tokens: Array
+    hours: Array
     segment_ids: Array
     targets: Array
+
+
+@struct.dataclass
+class Relation:
+    """For every row, an item or a stretch of time, the F items that the crowd had most with it.
+
+    Attributes:
+      items: int32 [N, F], 0 = none.
+      shares: float32 [N, F], estimated probability of each; a row sums to at most one.
+      held_out_shares: the same with one observation of the pair taken away: what the others say to
+        the person who made it, for training.
+      counts: float32 [N], observations of the row; 0 = nothing is known, as of row 0.
+      held_out_counts: float32 [N], the same less the one that is taken away.
+    """
+
+    items: Array
+    shares: Array
+    held_out_shares: Array
+    counts: Array
+    held_out_counts: Array
+
+
+@struct.dataclass
+class Trends:
+    """What was popular before each of equal stretches of time; the last row is the latest.
+
+    Attributes:
+      relation: a row a stretch, from 1.
+      first_hour: int32, hours since 1970 at which row 1 begins.
+      step_hours: int32, length of a stretch.
+    """
+
+    relation: Relation
+    first_hour: Array
+    step_hours: Array
 
 
 @struct.dataclass
@@ -81,11 +119,15 @@ class Catalogue:
       is_item: bool [rows], True for rows 1..V.
       categories: int32 [rows].
       coords: float32 [rows, 3], earth-centred metres, NaN = no place.
+      relations: what the crowd did, by name, a row an item; empty where the model does not look.
+      trends: what was popular when; None where the model does not look.
     """
 
     is_item: Array
     categories: Array
     coords: Array
+    relations: dict[str, Relation] = struct.field(default_factory=dict)
+    trends: Trends | None = None
 
 
 def table_rows(num_ids: int) -> int:

@@ -52,13 +52,18 @@ class TrainingCounts:
         return counts / max(counts.sum(), 1e-300)
 
     @functools.cached_property
-    def transitions(self) -> scipy.sparse.csr_array:
-        """[V + 1, V + 1] shares of what followed each item; a row sums to one or is empty."""
+    def transition_counts(self) -> scipy.sparse.csr_array:
+        """[V + 1, V + 1] how often each item followed each."""
         before, after = (self.log.items[events] for events in self._successions)
         chosen = (before > 0) & (after > 0)
         shape = (self.num_columns, self.num_columns)
         ones = np.ones(np.count_nonzero(chosen))
-        counts = scipy.sparse.csr_array((ones, (before[chosen], after[chosen])), shape=shape)
+        return scipy.sparse.csr_array((ones, (before[chosen], after[chosen])), shape=shape)
+
+    @functools.cached_property
+    def transitions(self) -> scipy.sparse.csr_array:
+        """[V + 1, V + 1] shares of what followed each item; a row sums to one or is empty."""
+        counts = self.transition_counts
         shares = (scipy.sparse.diags_array(1 / np.maximum(counts.sum(axis=1), 1)) @ counts).tocsr()
         shares.sort_indices()
         return shares
@@ -72,8 +77,8 @@ class TrainingCounts:
         return table / table.sum(axis=1, keepdims=True)
 
     @functools.cached_property
-    def similarities(self) -> scipy.sparse.csr_array:
-        """[V + 1, V + 1] cosine of the people who had two items, nearest neighbours only."""
+    def _had(self) -> scipy.sparse.csr_array:
+        """[people, V + 1] one where a person had an item."""
         users = np.searchsorted(self.log.user_offsets, self.events, side="right") - 1
         items = self.log.items[self.events]
         ages = np.searchsorted(users, users, side="right") - np.arange(len(users))
@@ -81,11 +86,20 @@ class TrainingCounts:
         pairs = distinct(users[chosen] * self.num_columns + items[chosen])
         rows, columns = np.divmod(pairs, self.num_columns)
         shape = (self.log.num_users, self.num_columns)
-        had = scipy.sparse.csr_array(
+        return scipy.sparse.csr_array(
             (np.ones(len(pairs), np.float32), (rows, columns)), shape=shape
         )
-        norms = np.sqrt(np.maximum(had.sum(axis=0), 1))
-        had = (had @ scipy.sparse.diags_array(1 / norms)).tocsr()
+
+    @functools.cached_property
+    def item_people(self) -> np.ndarray:
+        """float64 [V + 1], people who had each item."""
+        return np.asarray(self._had.sum(axis=0), np.float64)
+
+    @functools.cached_property
+    def similarities(self) -> scipy.sparse.csr_array:
+        """[V + 1, V + 1] cosine of the people who had two items, nearest neighbours only."""
+        norms = np.sqrt(np.maximum(self.item_people, 1)).astype(np.float32)
+        had = (self._had @ scipy.sparse.diags_array(1 / norms)).tocsr()
         had_by_item = had.T.tocsr()
         blocks = []
         for first in range(0, self.num_columns, _BLOCK_ITEMS):

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from stt_jax.baselines import evaluate_baselines
 from stt_jax.config import DeviceConfig, EvaluationConfig
-from stt_jax.data.pipeline import catalogue
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import TEST, VALIDATION, PreparedLog
 from stt_jax.metrics import grouped_metrics, length_groups, ranking_metrics, standard_errors
+from stt_jax.relations import model_catalogue
 from stt_jax.training.ranks import MODES, make_ranker, model_ranks
 from stt_jax.training.run import Run
 from stt_jax.training.sharding import make_placement
@@ -50,6 +50,7 @@ def evaluate_model(
     context = run.protocol.context if config.context == "as_run" else config.context
     kind = run.protocol.targets if config.targets == "as_run" else config.targets
     part = TEST if config.part == "test" else VALIDATION
+    seen = run.protocol.seen if config.seen == "as_run" else config.seen
     every = find_targets(log, part, targets=kind, context=context)
     everything = every.sample(config.max_targets, seed=0)
     known = everything.known(log)
@@ -64,10 +65,11 @@ def evaluate_model(
         ranks = model_ranks(
             make_ranker(run.model),
             placement.put_whole(run.params, placement.params(run.params)),
-            placement.put_whole(catalogue(log), placement.replicated),
+            placement.put_whole(model_catalogue(log, run.model_config), placement.replicated),
             log,
             everything,
             window=run.training.window,
+            leave_out_seen=seen == "leave_out",
             placement=placement,
         )
     report: dict[str, Any] = {
@@ -76,6 +78,7 @@ def evaluate_model(
         "part": config.part,
         "targets": kind,
         "context": context,
+        "seen": seen,
         "data_hash": log.meta.data_hash,
         "split_hash": log.meta.split_hash,
         "versions": run.info.versions,

@@ -28,10 +28,10 @@ import numpy as np
 
 from stt_jax import command, session
 from stt_jax.config import ExportConfig
-from stt_jax.data.pipeline import catalogue
 from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.histories import Anchor, Question, Tokens, history_rows, log_events, request_rows
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.relations import model_catalogue
 from stt_jax.training.run import Run, load_run, read_run_files
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -63,7 +63,7 @@ def flat_functions(run: Run, log: PreparedLog, num_items_listed: int) -> Exporte
     """
     config = dataclasses.replace(run.model_config, attention="reference")
     model = SpatiotemporalTransformer(config, run.info.sizes)
-    weights = (jax.device_get(run.params), catalogue(log))
+    weights = (jax.device_get(run.params), model_catalogue(log, config))
     window = run.training.window
     nothing = Tokens(log_events(log, 0, 0), None, Anchor(0, np.zeros(3), False))
     events = history_rows([nothing], 1, window, has_times=log.meta.has_times)

@@ -10,7 +10,7 @@ import numpy as np
 
 from stt_jax import session
 from stt_jax.config import RequestConfig
-from stt_jax.data.pipeline import EARTH_RADIUS_M, catalogue, earth_coords, model_users
+from stt_jax.data.pipeline import EARTH_RADIUS_M, earth_coords, model_users
 from stt_jax.data.pseudonyms import find_user
 from stt_jax.data.store import PreparedLog
 from stt_jax.histories import (
@@ -22,6 +22,7 @@ from stt_jax.histories import (
     log_events,
     request_rows,
 )
+from stt_jax.relations import model_catalogue
 from stt_jax.training.run import Run
 
 _SPARE = 4  # candidates a place of the list that rules may pass over, before more are fetched
@@ -218,7 +219,7 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
     )
     before = int(log.times[start - 1]) if start > first else None
     allowed = allowed_items(rules, log.item_categories, distances_km)
-    scorer = session.item_scorer(run.model, run.params, catalogue(log))
+    scorer = session.item_scorer(run.model, run.params, model_catalogue(log, run.model_config))
     best = _ask(run, scorer, Tokens(encoded, before, question.anchor), question, allowed, log)
     items, probabilities = pick(
         best, rules, log.item_categories, np.asarray(scorer.vectors, np.float32)

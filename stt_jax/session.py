@@ -126,7 +126,7 @@ def append(
 def item_scorer(model: SpatiotemporalTransformer, params: Any, catalogue: Any) -> ItemScorer:
     """The catalogue as `score` takes it; made once for a model."""
     scorer = model.apply({"params": params}, catalogue, method=model.item_scorer)
-    return cast(ItemScorer, scorer)
+    return dataclasses.replace(cast(ItemScorer, scorer), catalogue=catalogue)
 
 
 @struct.dataclass
@@ -167,22 +167,23 @@ def score(
     """
     model = _for_few_queries(model)
     answer = cast(
-        Answer, model.apply({"params": params}, cache, rows, requests, method=model.answer)
+        Answer,
+        model.apply(
+            {"params": params}, scorer.catalogue, cache, rows, requests, method=model.answer
+        ),
     )
     num_rows = scorer.bias.shape[0]
     if allowed is not None:
         allowed = jnp.pad(allowed, ((0, 0), (0, num_rows - allowed.shape[1])))
-    if answer.event_mass is None:
+    if not answer.items.shape[-1]:
         return _best_generated(scorer, answer, allowed, None, k, chunk_items)[0]
-    # p = gate * generated + (1 - gate) * pointed is above its first part only for own items: they
-    # are left out of the ranking of all others and compete with its best by their full p.
-    items = cache.history.items[rows]
-    pointed = item_mass(answer.event_mass, items, num_rows)[:, 0]
-    own = pointed > 0
-    best, log_norm = _best_generated(scorer, answer, allowed, own, k, chunk_items)
-    mine = own_items(scorer, answer, allowed, items, pointed, log_norm)
-    ids = jnp.concatenate([best.items, mine.items], axis=1)
-    probabilities = jnp.concatenate([best.probabilities, mine.probabilities], axis=1)
+    # p = gate * generated + named is above its first part only for items that some source names:
+    # they are left out of the ranking of all others and compete with its best by their full p.
+    mass = item_mass(answer.masses, answer.items, num_rows)[:, 0]
+    best, log_norm = _best_generated(scorer, answer, allowed, mass > 0, k, chunk_items)
+    named = named_items(scorer, answer, allowed, mass, log_norm)
+    ids = jnp.concatenate([best.items, named.items], axis=1)
+    probabilities = jnp.concatenate([best.probabilities, named.probabilities], axis=1)
     return best_of(ids, probabilities, k)
 
 
@@ -204,17 +205,20 @@ class Explanation:
 def explain(
     model: SpatiotemporalTransformer,
     params: Any,
+    scorer: ItemScorer,
     cache: Cache,
     rows: jax.Array,
     requests: Requests,
 ) -> Explanation:
     """What the requests of `score` look at."""
     model = _for_few_queries(model)
-    answer, effects = model.apply({"params": params}, cache, rows, requests, method=model.explain)
-    if answer.event_mass is None:
-        mass = jnp.zeros((rows.shape[0], cache.capacity), jnp.float32)
+    answer, effects = model.apply(
+        {"params": params}, scorer.catalogue, cache, rows, requests, method=model.explain
+    )
+    if model.config.use_pointer:
+        mass = answer.masses[:, 0, : cache.capacity]
     else:
-        mass = (1 - answer.gates) * answer.event_mass[:, 0]
+        mass = jnp.zeros((rows.shape[0], cache.capacity), jnp.float32)
     return Explanation(mass, {name: effect[:, 0] for name, effect in effects.items()})
 
 
@@ -222,11 +226,11 @@ def _best_generated(
     scorer: ItemScorer,
     answer: Answer,
     allowed: jax.Array | None,
-    own: jax.Array | None,
+    named: jax.Array | None,
     k: int,
     chunk_items: int,
 ) -> tuple[Ranked, jax.Array]:
-    """The k best by gate * generated, `own` left out, and the log of the normaliser [B, 1]."""
+    """The k best by gate * generated, `named` left out, and the log of the normaliser [B, 1]."""
     num_rows = scorer.bias.shape[0]
     size = min(chunk_items, num_rows)
     num_chunks = -(-num_rows // size)
@@ -241,7 +245,7 @@ def _best_generated(
         fresh = (part.is_item & (columns >= chunk * size))[None]
         here = part.logits(queries, places)
         norm = jax.nn.logsumexp(jnp.where(fresh, here, -jnp.inf), axis=1, keepdims=True)
-        for mask, wanted in ((allowed, True), (own, False)):
+        for mask, wanted in ((allowed, True), (named, False)):
             if mask is not None:
                 cut = jax.lax.dynamic_slice_in_dim(mask, start, size, axis=1)
                 fresh = fresh & (cut == wanted)
@@ -263,19 +267,25 @@ def _best_generated(
     return Ranked(ids, probabilities), log_norm
 
 
-def own_items(
+def named_items(
     scorer: ItemScorer,
     answer: Answer,
     allowed: jax.Array | None,
-    items: jax.Array,
-    pointed: jax.Array,
+    mass: jax.Array,
     log_norm: jax.Array,
 ) -> Ranked:
-    """The person's own items [B, S] that are pointed at, each once, with their full p."""
+    """The items that the sources beside the catalogue name, each once, with their full p.
+
+    Args:
+      scorer, answer, allowed: as in `score`.
+      mass: float32 [B, rows], what the sources give each item.
+      log_norm: float32 [B, 1], log of the catalogue's normaliser.
+    """
+    items = answer.items[:, 0]
     people = jnp.arange(items.shape[0])[:, None]
     slots = jnp.arange(items.shape[1])[None]
-    last = jnp.zeros(pointed.shape, jnp.int32).at[people, items].max(slots)
-    mass = jnp.take_along_axis(pointed, items, axis=1)
+    last = jnp.zeros(mass.shape, jnp.int32).at[people, items].max(slots)
+    mass = jnp.take_along_axis(mass, items, axis=1)
     keep = (items > 0) & (mass > 0) & (jnp.take_along_axis(last, items, axis=1) == slots)
     if allowed is not None:
         keep = keep & jnp.take_along_axis(allowed, items, axis=1)
@@ -286,7 +296,7 @@ def own_items(
     generated = jnp.exp(
         jax.vmap(logits)(answer.queries[:, 0], answer.places[:, 0], items) - log_norm
     )
-    probabilities = answer.gates * generated + (1 - answer.gates) * mass
+    probabilities = answer.gates * generated + mass
     return Ranked(jnp.where(keep, items, 0), jnp.where(keep, probabilities, 0.0))
 
 

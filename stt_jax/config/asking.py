@@ -22,6 +22,12 @@ class ProtocolConfig:
         "and the target's own session, as in next-place papers.",
         choices=("all", "strict"),
     )
+    seen: str = option(
+        "keep",
+        "Items that the person has had: keep them in the ranking, or leave_out, where nobody takes "
+        "one twice (films).",
+        choices=("keep", "leave_out"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,11 @@ class EvaluationConfig:
         "as_run",
         "What may be seen of the person; as_run: as in the run's validation.",
         choices=("as_run", "all", "strict"),
+    )
+    seen: str = option(
+        "as_run",
+        "Items that the person has had; as_run: as in the run's validation.",
+        choices=("as_run", "keep", "leave_out"),
     )
     max_targets: int = option(20_000, "Most targets, drawn by a fixed seed; 0 = all of them.")
     baselines: bool = option(True, "Tune and show the counting baselines beside the model.")

@@ -25,6 +25,12 @@ class ModelConfig:
     use_sequel: bool = option(
         True, "With --use_pointer: point also at what followed the last item earlier, alone."
     )
+    use_crowd: bool = option(
+        True,
+        "Mix in what the crowd did: what followed the last items, what goes together, what was "
+        "popular lately; counted in the training part.",
+    )
+    num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     num_time_buckets: int = option(64, "Log-scale buckets of the time gap, two an octave; 2..256.")
     num_space_buckets: int = option(64, "Log-scale buckets of the distance; 2..128.")
@@ -56,6 +62,7 @@ class ModelConfig:
             2 <= self.num_time_buckets <= 256 and 2 <= self.num_space_buckets <= 128,
             "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",
         )
+        check(1 <= self.num_related <= 50, f"--num_related={self.num_related} must be in 1..50")
         check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
 
 

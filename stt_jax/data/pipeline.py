@@ -310,6 +310,10 @@ def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) ->
     # Tokens before the requested event: all of the window's history, and its own range so far.
     seen = (w.history_ends - w.history_starts - w.starts)[of_window] + events
     last_tokens = np.where(seen > 0, layout.token_starts[of_window] + seen - 1, -1)
+    # The event before the requested one is the last seen: both ranges end there or before it.
+    own = events > w.starts[of_window]
+    last_events = np.where(own, events - 1, w.history_ends[of_window] - 1)
+    last_events = np.where(seen > 0, last_events, events)
     coords = earth_coords(log.latitudes_e7[events], log.longitudes_e7[events])
 
     def put(values: np.ndarray, fill: float = 0) -> np.ndarray:
@@ -323,6 +327,7 @@ def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) ->
         coords=put((coords - layout.place_origins[of_window]).astype(np.float32), np.nan),
         origins=put(layout.place_origins[of_window].astype(np.float32)),
         last_tokens=put(last_tokens.astype(np.int32), -1),
+        hours=put((log.times[last_events] // 3600).astype(np.int32)),
         segment_ids=put(layout.segments[of_window]),
         targets=put(log.items[events]),
     )

@@ -105,7 +105,7 @@ class Pointer(nn.Module):
 class Mixer(nn.Module):
     """How likely the next item comes from the catalogue, and from each pointer."""
 
-    num_pointers: int
+    num_sources: int
 
     @nn.compact
     def __call__(self, queries: jax.Array, counts: jax.Array) -> jax.Array:
@@ -113,15 +113,15 @@ class Mixer(nn.Module):
 
         Args:
           queries: [B, R, E].
-          counts: int32 [B, R, M], how many events each pointer has to point at.
+          counts: float32 [B, R, M], what each source has to go by: events, or observations.
 
         Returns:
           float32 [B, R, 1 + M].
         """
-        logits = nn.Dense(1 + self.num_pointers, name="gate")(queries.astype(jnp.float32))
-        if self.num_pointers:
-            evidence = nn.Dense(1 + self.num_pointers, use_bias=False, name="evidence")
-            logits = logits + evidence(jnp.log1p(counts.astype(jnp.float32)))
+        logits = nn.Dense(1 + self.num_sources, name="gate")(queries.astype(jnp.float32))
+        if self.num_sources:
+            evidence = nn.Dense(1 + self.num_sources, use_bias=False, name="evidence")
+            logits = logits + evidence(jnp.log1p(counts))
         available = jnp.pad(counts > 0, ((0, 0), (0, 0), (1, 0)), constant_values=True)
         return jax.nn.log_softmax(jnp.where(available, logits, NOTHING))
 
@@ -131,14 +131,13 @@ def _split(vectors: jax.Array, config: ModelConfig) -> jax.Array:
     return vectors.reshape(*vectors.shape[:-1], heads, config.width // heads)
 
 
-def item_mass(event_mass: jax.Array, items: jax.Array, num_rows: int) -> jax.Array:
-    """The mass on events [B, R, S] of items [B, S] as mass on items, float32 [B, R, num_rows]."""
+def item_mass(masses: jax.Array, items: jax.Array, num_rows: int) -> jax.Array:
+    """The masses [B, R, P] on candidates, items [B, R, P], as mass on items [B, R, num_rows]."""
 
     def spread(row_mass: jax.Array, row_items: jax.Array) -> jax.Array:
-        empty = jnp.zeros((row_mass.shape[0], num_rows), jnp.float32)
-        return empty.at[:, row_items].add(row_mass)
+        return jnp.zeros((num_rows,), jnp.float32).at[row_items].add(row_mass)
 
-    return jax.vmap(spread)(event_mass, items)
+    return jax.vmap(jax.vmap(spread))(masses, items)
 
 
 @struct.dataclass
@@ -154,6 +153,7 @@ class ItemScorer:
       distance_table: float32 [C + 1, num_distances], added by the item's category and how far it
         is from the request; None = distance is left out.
       num_items: V, items of the whole catalogue.
+      catalogue: all that is known of the items, for the mixture's other sources; None in training.
     """
 
     vectors: jax.Array
@@ -163,6 +163,7 @@ class ItemScorer:
     coords: jax.Array
     distance_table: jax.Array | None
     num_items: int = struct.field(pytree_node=False)
+    catalogue: Catalogue | None = None
 
     def logits(self, queries: jax.Array, places: jax.Array) -> jax.Array:
         """Unnormalised log-probabilities of generating each item.

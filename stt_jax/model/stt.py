@@ -17,6 +17,7 @@ from flax import struct
 
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import ModelConfig
+from stt_jax.model import crowd
 from stt_jax.model.block import GatedBlock, Geometry, Memory
 from stt_jax.model.cache import Cache
 from stt_jax.model.decoder import Decoder, request_geometry, request_places
@@ -44,8 +45,9 @@ class Prediction:
       queries: [B, R, E] in the model's dtype and
       places: float32 [B, R, 3], what `scorer` compares the catalogue with.
       scorer: scores of the catalogue's rows.
-      log_gates: float32 [B, R, 1 + M], log-probability of generating and of each pointer.
-      target_log_masses: float32 [B, R, M], log of each pointer's mass on the target.
+      log_gates: float32 [B, R, 1 + M], log-probability of generating and of each other source:
+        the pointers, then the crowd's.
+      target_log_masses: float32 [B, R, M], log of each source's mass on the target.
     """
 
     queries: jax.Array
@@ -62,15 +64,17 @@ class Answer:
     Attributes:
       queries: [B, R, E] in the model's dtype and
       places: float32 [B, R, 3], what an `ItemScorer` compares the catalogue with.
-      gates: float32 [B, R], probability of generating; 1 without a pointer.
-      event_mass: float32 [B, R, S], the mass on each event if the answer is pointed at, of all
-        pointers together; None without a pointer.
+      gates: float32 [B, R], probability of generating; 1 without other sources.
+      items: int32 [B, R, P], what the other sources name, an item as often as they do; the first
+        S are those of the history, if there is a pointer.
+      masses: float32 [B, R, P], how probable each is in the mixture by that source.
     """
 
     queries: jax.Array
     places: jax.Array
     gates: jax.Array
-    event_mass: jax.Array | None
+    items: jax.Array
+    masses: jax.Array
 
 
 class SpatiotemporalTransformer(nn.Module):
@@ -92,7 +96,7 @@ class SpatiotemporalTransformer(nn.Module):
         if config.use_pointer:
             self.pointer_keys = PointerKeys(config)
             self.pointers = {name: Pointer(config, name=name) for name in self._pointers}
-        self.mixer = Mixer(len(self._pointers))
+        self.mixer = Mixer(len(self._pointers) + crowd.num_sources(config))
 
     @property
     def _pointers(self) -> tuple[str, ...]:
@@ -125,12 +129,15 @@ class SpatiotemporalTransformer(nn.Module):
                 )
                 for name in self._pointers
             ]
+        rows = crowd.find_rows(self.config, catalogue, history, requests)
+        counts += crowd.evidence(rows, held_out=True)
+        masses += crowd.target_log_masses(rows, requests.targets)
         return Prediction(
             queries,
             request_places(history, requests),
             self.item_scorer(catalogue),
-            self.mixer(queries, counts),
-            jnp.stack(masses, axis=-1) if masses else jnp.zeros(counts.shape, jnp.float32),
+            self.mixer(queries, _stack(counts, queries)),
+            _stack(masses, queries),
         )
 
     def item_probabilities(
@@ -147,16 +154,13 @@ class SpatiotemporalTransformer(nn.Module):
         """
         memory = self.decoder.memory(states)
         keys = self.pointer_keys(states) if self.config.use_pointer else None
-        answer = self._answer(states, memory, keys, history, requests)
+        answer = self._answer(states, memory, keys, catalogue, history, requests)
         scorer = self.item_scorer(catalogue)
         queries, places = answer.queries, answer.places
         logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
         generated = jax.nn.softmax(logits).reshape(*queries.shape[:2], -1)
-        if answer.event_mass is None:
-            return generated
-        gate = answer.gates[..., None]
-        pointed = item_mass(answer.event_mass, history.items, generated.shape[-1])
-        mixture = gate * generated + (1 - gate) * pointed
+        named = item_mass(answer.masses, answer.items, generated.shape[-1])
+        mixture = answer.gates[..., None] * generated + named
         return jnp.where(catalogue.is_item[None, None], mixture, 0.0)
 
     def encode(self, history: History, *, deterministic: bool) -> jax.Array:
@@ -229,16 +233,20 @@ class SpatiotemporalTransformer(nn.Module):
             pointer_keys=None if keys is None else put(keys, self.pointer_keys(x)),
         )
 
-    def answer(self, cache: Cache, rows: jax.Array, requests: Requests) -> Answer:
+    def answer(
+        self, catalogue: Catalogue, cache: Cache, rows: jax.Array, requests: Requests
+    ) -> Answer:
         """What requests [B, R] to the people in `rows` of a cache are to be scored with."""
         kept = cache.of(rows)
-        return self._answer(kept.states, kept.decoder, kept.pointer_keys, kept.history, requests)
+        return self._answer(
+            kept.states, kept.decoder, kept.pointer_keys, catalogue, kept.history, requests
+        )
 
     def explain(
-        self, cache: Cache, rows: jax.Array, requests: Requests
+        self, catalogue: Catalogue, cache: Cache, rows: jax.Array, requests: Requests
     ) -> tuple[Answer, dict[str, jax.Array]]:
         """`answer`, and what time and distance add to the first pointer's logits, [B, R, S]."""
-        answer = self.answer(cache, rows, requests)
+        answer = self.answer(catalogue, cache, rows, requests)
         if not self.config.use_pointer:
             return answer, {}
         history = jax.tree.map(lambda kept: kept[rows], cache.history)
@@ -275,26 +283,42 @@ class SpatiotemporalTransformer(nn.Module):
         states: jax.Array,
         memory: Memory,
         pointer_keys: jax.Array | None,
+        catalogue: Catalogue,
         history: History,
         requests: Requests,
     ) -> Answer:
         hidden, geometry = self._decode(states, memory, history, requests, deterministic=True)
         queries, places = self.generate(hidden), request_places(history, requests)
         geometries, counts = self._pointed_at(history, requests, geometry)
-        gates = jnp.exp(self.mixer(queries, counts))
-        if pointer_keys is None:
-            return Answer(queries, places, gates[..., 0], None)
-        mass = jnp.zeros((*queries.shape[:2], pointer_keys.shape[1]), jnp.float32)
-        for number, name in enumerate(self._pointers, start=1):
-            pointed = self.pointers[name].event_mass(hidden, pointer_keys, geometries[name])
-            mass = mass + gates[..., number, None] * pointed
-        pointing = jnp.maximum(gates[..., 1:].sum(-1, keepdims=True), 1e-30)
-        return Answer(queries, places, gates[..., 0], mass / pointing)
+        rows = crowd.find_rows(self.config, catalogue, history, requests)
+        counts += crowd.evidence(rows, held_out=False)
+        gates = jnp.exp(self.mixer(queries, _stack(counts, queries)))
+        batch = queries.shape[:2]
+        items, masses = [jnp.zeros((*batch, 0), jnp.int32)], [jnp.zeros((*batch, 0))]
+        if pointer_keys is not None:
+            mass = jnp.zeros((*batch, pointer_keys.shape[1]), jnp.float32)
+            for number, name in enumerate(self._pointers, start=1):
+                pointed = self.pointers[name].event_mass(hidden, pointer_keys, geometries[name])
+                mass = mass + gates[..., number, None] * pointed
+            items.append(jnp.broadcast_to(history.items[:, None], mass.shape))
+            masses.append(mass)
+        for number, (named, shares) in enumerate(
+            crowd.candidates(rows), start=1 + len(self._pointers)
+        ):
+            items.append(named)
+            masses.append(gates[..., number, None] * shares)
+        return Answer(
+            queries,
+            places,
+            gates[..., 0],
+            jnp.concatenate(items, axis=-1),
+            jnp.concatenate(masses, axis=-1),
+        )
 
     def _pointed_at(
         self, history: History, requests: Requests, geometry: Geometry
-    ) -> tuple[dict[str, Geometry], jax.Array]:
-        """Which events each pointer may point at, and how many they are, int32 [B, R, M]."""
+    ) -> tuple[dict[str, Geometry], list[jax.Array]]:
+        """Which events each pointer may point at, and how many they are, float32 [B, R] each."""
         geometries = {"pointer": geometry}
         counts = []
         if self.config.use_pointer:
@@ -313,9 +337,12 @@ class SpatiotemporalTransformer(nn.Module):
             )
             earlier = at_tokens(found.counts, requests.last_tokens) - 1
             counts.append(jnp.maximum(earlier, 0))
-        if not counts:
-            return geometries, jnp.zeros((*requests.targets.shape, 0), jnp.int32)
-        return geometries, jnp.stack(counts, axis=-1)
+        return geometries, [count.astype(jnp.float32) for count in counts]
+
+
+def _stack(sources: list[jax.Array], queries: jax.Array) -> jax.Array:
+    """One number [B, R] a source as float32 [B, R, M]."""
+    return jnp.stack(sources, axis=-1) if sources else jnp.zeros((*queries.shape[:2], 0))
 
 
 def _self_geometry(config: ModelConfig, history: History) -> Geometry:

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from stt_jax import session
-from stt_jax.data.pipeline import catalogue
 from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.model.head import ItemScorer
 from stt_jax.ranking import item_coords
+from stt_jax.relations import model_catalogue
 from stt_jax.training.run import Run, load_run, read_run_files
 
 
@@ -80,7 +80,7 @@ def load_model(directory: pathlib.Path, data: str) -> ServedModel:
     _, configs = read_run_files(directory)
     log = open_log(data or configs["training"].data)
     run = load_run(directory, log)
-    items = jax.tree.map(jax.numpy.asarray, catalogue(log))
+    items = jax.tree.map(jax.numpy.asarray, model_catalogue(log, run.model_config))
     return ServedModel(run, log, session.item_scorer(run.model, run.params, items), identity)
 
 

@@ -435,7 +435,12 @@ class LiveTable:
         rows = np.array([view.row], np.int32)
         explained = jax.device_get(
             session.explain(
-                run.model, run.params, view.pool.cache, rows, request_rows([question], 1)
+                run.model,
+                run.params,
+                self.served.scorer,
+                view.pool.cache,
+                rows,
+                request_rows([question], 1),
             )
         )
         reasons = []

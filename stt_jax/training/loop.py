@@ -232,6 +232,7 @@ def _validate(
         setup.log,
         setup.targets,
         window=setup.config.window,
+        leave_out_seen=setup.protocol.seen == "leave_out",
         placement=setup.placement,
     )
     by_mode = {mode: ranking_metrics(mode_ranks, (1, 10)) for mode, mode_ranks in ranks.items()}

@@ -27,9 +27,10 @@ Ranker = Callable[..., dict[str, jax.Array]]
 
 
 def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
-    """The jitted `(params, catalogue, history, requests, modes) -> ranks of the targets`.
+    """The jitted `(params, catalogue, history, requests, allowed, modes) -> ranks of the targets`.
 
-    It gives mode -> int32 [B, R]. The history is encoded once for all modes.
+    It gives mode -> int32 [B, R]. The history is encoded once for all modes. `allowed`, bool
+    [B, R, rows], says what may be ranked; None = every item.
     """
 
     def ranks(
@@ -37,6 +38,7 @@ def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
         catalogue: Catalogue,
         history: History,
         requests: Requests,
+        allowed: jax.Array | None,
         modes: tuple[str, ...],
     ) -> dict[str, jax.Array]:
         variables = {"params": params}
@@ -51,6 +53,8 @@ def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
                 ),
             )
             scores = jnp.where(catalogue.is_item[None, None], probabilities, -jnp.inf)
+            if allowed is not None:
+                scores = jnp.where(allowed, scores, -jnp.inf)
             flat = scores.reshape(-1, scores.shape[-1])
             flat_ranks = target_ranks(flat, requests.targets.reshape(-1))
             found[mode] = flat_ranks.reshape(requests.targets.shape)
@@ -77,6 +81,7 @@ def model_ranks(
     *,
     modes: tuple[str, ...] = MODES,
     window: int,
+    leave_out_seen: bool = False,
     placement: Placement | None = None,
 ) -> dict[str, np.ndarray]:
     """Ranks every target.
@@ -87,6 +92,7 @@ def model_ranks(
       log, targets: what to predict.
       modes: request modes, of `MODES`.
       window: tokens of history that a request sees at most.
+      leave_out_seen: rank no item of the target's context, however long that is.
       placement: where params and catalogue live; rows of batches are shared out over its devices.
         None = one device.
 
@@ -107,10 +113,21 @@ def model_ranks(
     for history, requests, index in target_batches(
         log, targets, window=window, row_requests=row_requests, batch_rows=batch_rows
     ):
+        allowed = _unseen(log, targets, index) if leave_out_seen else None
         if placement is not None:
-            history, requests = placement.put_whole((history, requests), placement.by_row)
+            history, requests, allowed = placement.put_whole(
+                (history, requests, allowed), placement.by_row
+            )
         filled = index >= 0
-        for mode, found in ranker(params, catalogue, history, requests, modes).items():
+        for mode, found in ranker(params, catalogue, history, requests, allowed, modes).items():
             whole = multihost_utils.process_allgather(found, tiled=True)
             ranks[mode][index[filled]] = np.asarray(whole)[filled]
     return ranks
+
+
+def _unseen(log: PreparedLog, targets: Targets, index: np.ndarray) -> np.ndarray:
+    """bool [B, R, rows], the items that are not in the context of the target at each place."""
+    allowed = np.ones((*index.shape, table_rows(log.num_items)), bool)
+    for row, place in zip(*np.nonzero(index >= 0), strict=True):
+        allowed[row, place, log.items[targets.context(index[row, place])]] = False
+    return allowed

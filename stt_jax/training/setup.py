@@ -9,10 +9,11 @@ import jax
 import optax
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
-from stt_jax.data.pipeline import PersonBatches, TrainingBatches, catalogue
+from stt_jax.data.pipeline import PersonBatches, TrainingBatches
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import VALIDATION, PreparedLog
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.relations import model_catalogue
 from stt_jax.training import privacy
 from stt_jax.training import run as runs
 from stt_jax.training.sharding import Placement, check_rows, make_placement
@@ -24,7 +25,7 @@ class Training:
     """What stays the same while a run trains.
 
     Attributes:
-      log, config, model: the data, how to train, and what.
+      log, config, protocol, model: the data, how to train, what validations ask, and what learns.
       optimizer, num_steps, batches: made from them.
       placement: the devices; items: the catalogue on them.
       key: of all randomness of the steps.
@@ -35,6 +36,7 @@ class Training:
 
     log: PreparedLog
     config: TrainingConfig
+    protocol: ProtocolConfig
     model: SpatiotemporalTransformer
     optimizer: optax.GradientTransformation
     num_steps: int
@@ -90,7 +92,9 @@ def set_up(
     model = SpatiotemporalTransformer(runs.fit_to_log(model_config, log), runs.model_sizes(log))
     account, key = None, jax.random.key(training.seed)
     if training.dp_epsilon:
-        batches, num_steps, account, key = _private_input(log, training, placement, secret)
+        batches, num_steps, account, key = _private_input(
+            log, training, model_config, placement, secret
+        )
     else:
         check_rows(training.batch_rows, placement, training.accumulate, "--batch_rows")
         batches = TrainingBatches(
@@ -103,7 +107,7 @@ def set_up(
         )
         num_steps = batches.num_steps(training.epochs)
     optimizer = make_optimizer(training, num_steps)
-    items = placement.put_whole(catalogue(log), placement.replicated)
+    items = placement.put_whole(model_catalogue(log, model.config), placement.replicated)
     history, requests = batches[0]
     shapes = jax.eval_shape(
         lambda: init_state(model, optimizer, items, history, requests, training.seed)
@@ -117,6 +121,7 @@ def set_up(
     return Training(
         log=log,
         config=training,
+        protocol=protocol,
         model=model,
         optimizer=optimizer,
         num_steps=num_steps,
@@ -137,9 +142,17 @@ def set_up(
 
 
 def _private_input(
-    log: PreparedLog, training: TrainingConfig, placement: Placement, secret: int
+    log: PreparedLog,
+    training: TrainingConfig,
+    model_config: ModelConfig,
+    placement: Placement,
+    secret: int,
 ) -> tuple[PersonBatches, int, privacy.Account, jax.Array]:
     """(batches, steps, account, key of the noise) of a private training."""
+    if model_config.use_crowd:
+        raise ValueError(
+            "--dp_epsilon protects what is learned, not what is counted: give --use_crowd=false"
+        )
     if placement.mesh.size > 1 or training.accumulate > 1:
         raise NotImplementedError(
             "--dp_epsilon works on one device and without --accumulate: leave out --mesh_data, "

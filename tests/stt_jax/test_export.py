@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from stt_jax import session
-from stt_jax.data.pipeline import catalogue
 from stt_jax.data.store import open_log
 from stt_jax.export import main
 from stt_jax.histories import Question, Tokens, anchor, history_rows, log_events, request_rows
+from stt_jax.relations import model_catalogue
 from stt_jax.training.run import load_run
 from tests.stt_jax.service.served import write_run
 
@@ -68,7 +68,7 @@ def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
         run.model, run.params, session.new_cache(run.model, num_people, window), numbers, history
     )
     cache = session.append(run.model, run.params, cache, numbers, starts, event)
-    scorer = session.item_scorer(run.model, run.params, catalogue(log))
+    scorer = session.item_scorer(run.model, run.params, model_catalogue(log, run.model_config))
     expected = session.score(run.model, run.params, scorer, cache, numbers, requests, None, k=11)
 
     given = {"num_events": starts}

@@ -9,20 +9,23 @@ import pytest
 
 from stt_jax import session
 from stt_jax.config import ModelConfig, TrainingConfig
-from stt_jax.data.pipeline import catalogue, gather_history, gather_requests, model_users
+from stt_jax.data.pipeline import gather_history, gather_requests, model_users
 from stt_jax.data.windows import Windows, training_windows
 from stt_jax.histories import Question, Tokens, anchor, history_rows, log_events, request_rows
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.relations import model_catalogue
 from stt_jax.training.run import model_sizes
 from stt_kernels import spatiotemporal_attention
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=6, seed=5)
-ITEMS = catalogue(LOG)
 USERS = range(4)
 WINDOW, HOP = 16, 8
 WHOLE = ModelConfig(width=16, num_heads=2, num_layers=2, attention="reference")
-BARE = dataclasses.replace(WHOLE, use_time=False, use_place=False, use_pointer=False)
+BARE = dataclasses.replace(
+    WHOLE, use_time=False, use_place=False, use_pointer=False, use_crowd=False
+)
+ITEMS = model_catalogue(LOG, WHOLE)
 
 
 @functools.cache
@@ -48,7 +51,9 @@ def recompute_inputs(counts):
     windows = Windows(users, starts, starts, starts, ends, ends, ends + 1)
     rows = [np.array([row]) for row in range(len(users))]
     history, layout = gather_history(LOG, windows, rows, row_tokens=WINDOW)
-    return history, gather_requests(LOG, layout, (len(users), 1)), users
+    requests = gather_requests(LOG, layout, (len(users), 1))
+    # A live state is asked now, after all that was counted, and not as of the last event.
+    return history, requests.replace(hours=np.full_like(requests.hours, 2**30)), users
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from stt_jax.config import ModelConfig
-from stt_jax.data.pipeline import TrainingBatches, catalogue, gather_history, gather_requests
+from stt_jax.data.pipeline import TrainingBatches, gather_history, gather_requests
 from stt_jax.data.windows import training_windows
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.relations import model_catalogue
 from stt_jax.training.losses import mixture_loss
 from stt_jax.training.ranks import in_mode
 from stt_jax.training.run import model_sizes
@@ -19,7 +20,7 @@ from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=8, seed=5)
 CONFIG = ModelConfig(width=16, num_heads=2, num_layers=2, dropout=0.5, attention="reference")
-ITEMS = jax.tree.map(jnp.asarray, catalogue(LOG))
+ITEMS = jax.tree.map(jnp.asarray, model_catalogue(LOG, CONFIG))
 
 
 def batch():
@@ -57,14 +58,31 @@ def encode(model, params, history):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def predict(model, params, history, requests):
-    return model.apply({"params": params}, ITEMS, history, requests, deterministic=True)
+def predict(model, params, history, requests, items=ITEMS):
+    return model.apply({"params": params}, items, history, requests, deterministic=True)
+
+
+def holding_nothing_out(items):
+    """The catalogue whose relations tell training what they tell a service."""
+
+    def whole(relation):
+        return relation.replace(held_out_shares=relation.shares, held_out_counts=relation.counts)
+
+    return items.replace(
+        relations={name: whole(relation) for name, relation in items.relations.items()}
+    )
 
 
 VARIANTS = {
     "whole": {},
     "blind": {"use_time": False, "use_place": False, "use_sequel": False},
-    "bare": {"use_gate": False, "use_decoder": False, "use_pointer": False, "use_person": False},
+    "bare": {
+        "use_gate": False,
+        "use_decoder": False,
+        "use_pointer": False,
+        "use_person": False,
+        "use_crowd": False,
+    },
 }
 
 
@@ -75,12 +93,13 @@ def test_scores_are_probabilities_and_the_loss_sees_the_same_ones(change):
     p = probabilities(model, params, history, requests)
     asked = np.asarray(requests.segment_ids) > 0
     if model.config.use_pointer:
-        # A pointer can hold mass on unknown items, which are never recommended.
+        # A pointer can hold mass on unknown items, which are never recommended, and a list of
+        # related items what it cut off.
         assert np.all(np.asarray(p.sum(-1))[asked] < 1 + 1e-5)
     else:
         np.testing.assert_allclose(np.asarray(p.sum(-1))[asked], 1, atol=1e-5)
     assert np.all(np.asarray(p[..., 0]) == 0)
-    prediction = predict(model, params, history, requests)
+    prediction = predict(model, params, history, requests, holding_nothing_out(ITEMS))
     queries, places = prediction.queries.reshape(-1, 16), prediction.places.reshape(-1, 3)
     generated = jax.nn.softmax(prediction.scorer.logits(queries, places))
     targets = requests.targets

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from stt_jax.config import ModelConfig, ProtocolConfig, ServeConfig, TrainingConfig
-from stt_jax.data.pipeline import TrainingBatches, catalogue
+from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.data.store import open_log, write_log
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.relations import model_catalogue
 from stt_jax.service.api import create_app
 from stt_jax.service.service import Service
 from stt_jax.training import checkpoint
@@ -45,7 +46,9 @@ def _params(seed: int):
     model = SpatiotemporalTransformer(MODEL, runs.model_sizes(log))
     batch = TrainingBatches(log, window=16, requests=8, batch_rows=1, seed=0)[0]
     init = jax.jit(model.init, static_argnames="deterministic")
-    params = init(jax.random.key(0), catalogue(log), *batch, deterministic=True)["params"]
+    params = init(jax.random.key(0), model_catalogue(log, MODEL), *batch, deterministic=True)[
+        "params"
+    ]
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: (leaf + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float32),

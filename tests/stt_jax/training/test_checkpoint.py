@@ -15,7 +15,9 @@ from stt_jax.training.setup import set_up
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=20, seed=6)
-MODEL = ModelConfig(width=8, num_heads=2, num_layers=1, use_place=False, use_sequel=False)
+MODEL = ModelConfig(
+    width=8, num_heads=2, num_layers=1, use_place=False, use_sequel=False, use_crowd=False
+)
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=8)
 OWNER = "0123456789abcdef"
 

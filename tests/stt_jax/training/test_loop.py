@@ -16,7 +16,13 @@ from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=20, seed=6)
 MODEL = ModelConfig(
-    width=8, num_heads=2, num_layers=1, dropout=0.1, attention="reference", use_sequel=False
+    width=8,
+    num_heads=2,
+    num_layers=1,
+    dropout=0.1,
+    attention="reference",
+    use_sequel=False,
+    use_crowd=False,
 )
 TRAINING = TrainingConfig(
     window=16, requests=8, batch_rows=4, epochs=4, validation_every=1, learning_rate=1e-2

@@ -23,6 +23,7 @@ MODEL = ModelConfig(
     num_heads=2,
     num_layers=1,
     use_time=False,
+    use_crowd=False,
     use_place=False,
     use_person=False,
     use_pointer=False,

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from stt_jax.config import ModelConfig, TrainingConfig
-from stt_jax.data.pipeline import TrainingBatches, catalogue
+from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.relations import model_catalogue
 from stt_jax.training.run import model_sizes
 from stt_jax.training.step import (
     hide,
@@ -26,6 +27,7 @@ MODEL = ModelConfig(
     attention="reference",
     use_time=False,
     use_sequel=False,
+    use_crowd=False,
 )
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=4, learning_rate=1e-2)
 
@@ -42,7 +44,7 @@ def train(num_steps=3, model=MODEL, change=lambda number, batch: batch, **change
     )
     module = SpatiotemporalTransformer(model, model_sizes(LOG))
     optimizer = make_optimizer(config, 10)
-    items = jax.tree.map(jax.numpy.asarray, catalogue(LOG))
+    items = jax.tree.map(jax.numpy.asarray, model_catalogue(LOG, MODEL))
     initialise = jax.jit(init_state, static_argnums=(0, 1, 5))
     state = initialise(module, optimizer, items, *batches[0], config.seed)
     step = make_train_step(module, optimizer, config)

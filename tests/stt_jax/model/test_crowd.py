@@ -1,0 +1,65 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stt_jax.config import ModelConfig
+from stt_jax.data.pipeline import TrainingBatches
+from stt_jax.model import crowd
+from stt_jax.relations import model_catalogue
+from tests.stt_jax.tiny_logs import random_log
+
+LOG = random_log(num_users=30, seed=5, max_events=12)
+CONFIG = ModelConfig()
+ITEMS = jax.tree.map(jnp.asarray, model_catalogue(LOG, CONFIG))
+
+
+def batch():
+    source = TrainingBatches(LOG, window=16, requests=16, batch_rows=8, seed=0)
+    return jax.tree.map(jnp.asarray, source[0])
+
+
+def test_a_source_asks_for_the_last_items_of_its_own_person():
+    history, requests = batch()
+    found = crowd.find_rows(CONFIG, ITEMS, history, requests)
+    assert len(found) == crowd.num_sources(CONFIG) == len(crowd.ITEM_SOURCES) + 1
+    segments, items = np.asarray(history.segment_ids), np.asarray(history.items)
+    other_persons = 0
+    for (name, back), (relation, rows) in zip(crowd.ITEM_SOURCES, found, strict=False):
+        assert relation is ITEMS.relations[name]
+        for b, r in np.argwhere(np.asarray(requests.segment_ids) > 0):
+            token = int(requests.last_tokens[b, r]) - back
+            own = token >= 0 and segments[b, token] == requests.segment_ids[b, r]
+            other_persons += token >= 0 and not own
+            assert rows[b, r] == (items[b, token] if own else 0)
+    assert other_persons  # the batch holds a person who comes right after another
+
+
+def test_the_trend_is_the_one_before_the_last_event_seen():
+    history, requests = batch()
+    _, rows = crowd.find_rows(CONFIG, ITEMS, history, requests)[-1]
+    first, step = int(ITEMS.trends.first_hour), int(ITEMS.trends.step_hours)
+    for b, r in np.argwhere(np.asarray(requests.segment_ids) > 0):
+        assert rows[b, r] == (int(requests.hours[b, r]) - first) // step + 1
+
+
+def test_the_mass_on_a_target_is_its_held_out_share_and_nothing_has_a_finite_logarithm():
+    history, requests = batch()
+    rows = crowd.find_rows(CONFIG, ITEMS, history, requests)
+    masses = crowd.target_log_masses(rows, requests.targets)
+    for (relation, row), mass in zip(rows, masses, strict=True):
+        assert np.isfinite(mass).all()
+        for b, r in np.argwhere(np.asarray(requests.targets) > 0):
+            at = np.flatnonzero(relation.items[row[b, r]] == requests.targets[b, r])
+            share = relation.held_out_shares[row[b, r], at[0]] if len(at) else 0.0
+            np.testing.assert_allclose(np.exp(mass[b, r]), share, rtol=1e-5, atol=1e-20)
+
+
+def test_a_model_without_crowd_or_time_asks_less():
+    history, requests = batch()
+    timeless = dataclasses.replace(CONFIG, use_time=False)
+    assert len(crowd.find_rows(timeless, ITEMS, history, requests)) == len(crowd.ITEM_SOURCES)
+    alone = dataclasses.replace(CONFIG, use_crowd=False)
+    assert crowd.find_rows(alone, ITEMS, history, requests) == []
+    assert crowd.num_sources(alone) == 0
