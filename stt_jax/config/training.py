@@ -32,6 +32,11 @@ class ModelConfig:
     )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
+    id_dropout: float = option(
+        0.0,
+        "Fraction of the items and people, drawn each step, that do without the vector of their "
+        "id, in [0, 1): what is known besides learns to do alone, as it has to for new ones.",
+    )
     num_time_buckets: int = option(64, "Log-scale buckets of the time gap, two an octave; 2..256.")
     num_space_buckets: int = option(64, "Log-scale buckets of the distance; 2..128.")
     num_order_buckets: int = option(
@@ -57,7 +62,9 @@ class ModelConfig:
             self.num_heads > 0 and self.width % self.num_heads == 0,
             f"--num_heads={self.num_heads} must divide --width={self.width}",
         )
-        check(0 <= self.dropout < 1, f"--dropout={self.dropout} must be in [0, 1)")
+        for name in ("dropout", "id_dropout"):
+            rate = getattr(self, name)
+            check(0 <= rate < 1, f"--{name}={rate} must be in [0, 1)")
         check(
             2 <= self.num_time_buckets <= 256 and 2 <= self.num_space_buckets <= 128,
             "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",

@@ -89,7 +89,12 @@ class Decoder(nn.Module):
             people = self.param(
                 "people", nn.initializers.normal(0.02), (table_rows(self.num_users), config.width)
             )
-            query = query + people[requests.users].astype(config.dtype)
+            users = requests.users
+            if config.id_dropout and not deterministic:
+                rate, rows = config.id_dropout, (people.shape[0],)
+                hidden = jax.random.bernoulli(self.make_rng("dropout"), rate, rows)
+                users = jnp.where(hidden[users], 0, users)
+            query = query + people[users].astype(config.dtype)
         if config.use_time:
             phases = jnp.where(requests.time_known, requests.phases, -1)
             query = query + TimeOfWeekEmbedding(config.width, config.dtype, name="time_of_week")(

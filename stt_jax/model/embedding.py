@@ -39,10 +39,26 @@ def place_features(coords: jax.Array) -> jax.Array:
     return jnp.where(known, features, 0.0)
 
 
+def show_ids(table: jax.Array, shown: jax.Array) -> jax.Array:
+    """A table of ids as a step sees it: who is not shown has row 0, which unknown ids share.
+
+    Args:
+      table: [rows, ...], one row an id.
+      shown: bool [N], N >= rows; ids past the end of the table are new to it and never shown.
+
+    Returns:
+      [N, ...].
+    """
+    new = shown.shape[0] - table.shape[0]
+    padded = jnp.pad(table, ((0, new), *((0, 0) for _ in table.shape[1:])))
+    return jnp.where(jnp.expand_dims(shown, tuple(range(1, table.ndim))), padded, table[:1])
+
+
 class ItemEmbedding(nn.Module):
     """An item is its id, its category and its place.
 
-    The same vectors enter with the events and score the catalogue at the output.
+    The same vectors enter with the events and score the catalogue at the output. An item that the
+    model was not trained on, or whose id is not shown, has the id of the unknown item, row 0.
     """
 
     num_items: int
@@ -65,21 +81,31 @@ class ItemEmbedding(nn.Module):
                 name="place",
             )
 
-    def __call__(self, item_ids: jax.Array, categories: jax.Array, coords: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        item_ids: jax.Array,
+        categories: jax.Array,
+        coords: jax.Array,
+        hidden_ids: jax.Array | None = None,
+    ) -> jax.Array:
         """Vectors of items.
 
         Args:
           item_ids, categories: int32 [...]; 0 = unknown.
           coords: float32 [..., 3], earth-centred metres; NaN = unknown.
+          hidden_ids: bool [rows of the table], ids that are not shown; None = none.
 
         Returns:
           `dtype` [..., E].
         """
-        return self._describe(self.ids[item_ids], categories, coords)
+        own = item_ids <= self.num_items
+        if hidden_ids is not None:
+            own = own & ~hidden_ids[item_ids]
+        return self._describe(self.ids[jnp.where(own, item_ids, 0)], categories, coords)
 
-    def catalogue_vectors(self, catalogue: Catalogue) -> jax.Array:
-        """Vectors of every row of the catalogue, `dtype` [rows, E]."""
-        return self._describe(self.ids, catalogue.categories, catalogue.coords)
+    def catalogue_vectors(self, catalogue: Catalogue, shown: jax.Array) -> jax.Array:
+        """Vectors of every row of the catalogue, `dtype` [rows, E]; `shown` as in `show_ids`."""
+        return self._describe(show_ids(self.ids, shown), catalogue.categories, catalogue.coords)
 
     def _describe(self, ids: jax.Array, categories: jax.Array, coords: jax.Array) -> jax.Array:
         vectors = (ids + self.categories[categories]).astype(self.dtype)

@@ -27,6 +27,7 @@ from flax import struct
 from stt_jax.batch import Catalogue, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.model.block import TABLE_SCALE, Encodings, Geometry, call_kernel
+from stt_jax.model.embedding import show_ids
 from stt_kernels import attention_weights, pointer_log_mass, space_bucket, time_bucket
 
 # Distances to the catalogue are in units of this: earth-centred float32 metres are right to half a
@@ -240,16 +241,17 @@ class GenerateHead(nn.Module):
         """Hidden states [..., E] -> queries [..., E]."""
         return self.norm(hidden)
 
-    def scorer(self, vectors: jax.Array, catalogue: Catalogue) -> ItemScorer:
+    def scorer(self, vectors: jax.Array, shown: jax.Array, catalogue: Catalogue) -> ItemScorer:
         """What compares queries with the catalogue.
 
         Args:
           vectors: [rows, E] in the config's dtype, of the rows of the catalogue.
+          shown: bool [rows], which have a bias of their own, see `show_ids`.
           catalogue: what else is known of them.
         """
         return ItemScorer(
             vectors,
-            self.bias,
+            show_ids(self.bias, shown),
             catalogue.is_item,
             catalogue.categories,
             catalogue.coords,

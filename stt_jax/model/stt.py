@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stt_jax.batch import Catalogue, History, Requests
+from stt_jax.batch import Catalogue, History, Requests, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.model import crowd
 from stt_jax.model.block import GatedBlock, Geometry, Memory
@@ -113,7 +113,14 @@ class SpatiotemporalTransformer(nn.Module):
         deterministic: bool,
     ) -> Prediction:
         """The training view: every request's mixture, with the pointers' mass on its target."""
-        states = self.encode(history, deterministic=deterministic)
+        hidden_ids = None
+        if self.config.id_dropout and not deterministic:
+            hidden_ids = jax.random.bernoulli(
+                self.make_rng("dropout"),
+                self.config.id_dropout,
+                (table_rows(self.sizes.num_items),),
+            )
+        states = self.encode(history, deterministic=deterministic, hidden_ids=hidden_ids)
         memory = self.decoder.memory(states)
         hidden, geometry = self._decode(
             states, memory, history, requests, deterministic=deterministic
@@ -135,7 +142,7 @@ class SpatiotemporalTransformer(nn.Module):
         return Prediction(
             queries,
             request_places(history, requests),
-            self.item_scorer(catalogue),
+            self.item_scorer(catalogue, hidden_ids),
             self.mixer(queries, _stack(counts, queries)),
             _stack(masses, queries),
         )
@@ -163,9 +170,14 @@ class SpatiotemporalTransformer(nn.Module):
         mixture = answer.gates[..., None] * generated + named
         return jnp.where(catalogue.is_item[None, None], mixture, 0.0)
 
-    def encode(self, history: History, *, deterministic: bool) -> jax.Array:
-        """States of the history, [B, S, E] in the dtype; row i depends on events up to i only."""
-        vectors = self._item_vectors(history)
+    def encode(
+        self, history: History, *, deterministic: bool, hidden_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """States of the history, [B, S, E] in the dtype; row i depends on events up to i only.
+
+        `hidden_ids`, bool [rows], are items that are taken for unknown but for their content.
+        """
+        vectors = self._item_vectors(history, hidden_ids)
         x = self._embed(history, vectors, vectors_before(vectors, history.segment_ids))
         x = self.event_dropout(x, deterministic=deterministic)
         geometry = _self_geometry(self.config, history)
@@ -253,12 +265,21 @@ class SpatiotemporalTransformer(nn.Module):
         geometry = request_geometry(self.config, history, requests)
         return answer, self.pointers["pointer"].contributions(geometry)
 
-    def item_scorer(self, catalogue: Catalogue) -> ItemScorer:
-        """Scores of the catalogue; depends on no request, so a service makes it once."""
-        return self.generate.scorer(self.items.catalogue_vectors(catalogue), catalogue)
+    def item_scorer(self, catalogue: Catalogue, hidden_ids: jax.Array | None = None) -> ItemScorer:
+        """Scores of the catalogue; depends on no request, so a service makes it once.
 
-    def _item_vectors(self, history: History) -> jax.Array:
-        return self.items(history.items, history.categories, history.coords + history.origins)
+        The catalogue may have more items than the model was trained on, behind those it was.
+        """
+        shown = jnp.arange(catalogue.is_item.shape[0]) <= self.sizes.num_items
+        if hidden_ids is not None:
+            shown = shown & ~hidden_ids
+        vectors = self.items.catalogue_vectors(catalogue, shown)
+        return self.generate.scorer(vectors, shown, catalogue)
+
+    def _item_vectors(self, history: History, hidden_ids: jax.Array | None = None) -> jax.Array:
+        return self.items(
+            history.items, history.categories, history.coords + history.origins, hidden_ids
+        )
 
     def _embed(self, history: History, vectors: jax.Array, before: jax.Array) -> jax.Array:
         return self.events(vectors, before, history.contexts, history.phases, history.gaps_s)

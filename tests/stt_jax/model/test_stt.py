@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stt_jax.config import ModelConfig
+from stt_jax.config import ModelConfig, TrainingConfig
 from stt_jax.data.pipeline import TrainingBatches, gather_history, gather_requests
 from stt_jax.data.windows import training_windows
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
-from stt_jax.training.losses import mixture_loss
+from stt_jax.training.losses import make_softmax, mixture_loss
 from stt_jax.training.ranks import in_mode
 from stt_jax.training.run import model_sizes
 from tests.stt_jax.tiny_logs import random_log
@@ -219,4 +219,48 @@ def test_reference_and_tiled_attention_agree_in_the_whole_model():
         probabilities(model, params, history, requests),
         probabilities(make(config)[0], params, history, requests),
         atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("loss", ["full", "chunked", "sampled"])
+def test_an_id_that_is_left_out_of_a_step_is_so_everywhere_in_it(loss):
+    changes = dict(num_layers=1, id_dropout=0.4, use_sequel=False, use_crowd=False)
+    model, params = make(dataclasses.replace(CONFIG, **changes))
+    softmax = make_softmax(
+        TrainingConfig(loss=loss, num_negatives=LOG.num_items), jax.random.key(1)
+    )
+
+    @jax.jit
+    def gradients(params, key):
+        def total(params):
+            prediction = model.apply(
+                {"params": params}, ITEMS, *batch(), deterministic=False, rngs={"dropout": key}
+            )
+            return mixture_loss(
+                prediction, batch()[1].targets, label_smoothing=0.1, softmax=softmax
+            )[0]
+
+        return jax.grad(total)(params)
+
+    left_out = []
+    for seed in range(3):
+        grads = jax.device_get(gradients(params, jax.random.key(seed)))
+        ids = grads["items"]["ids"][1 : LOG.num_items + 1]
+        hidden = ~ids.any(axis=1)
+        bias = grads["generate"]["bias"][1 : LOG.num_items + 1]
+        np.testing.assert_array_equal(bias == 0, hidden)
+        assert grads["items"]["ids"][0].any()
+        assert grads["generate"]["bias"][0] != 0
+        assert 0 < hidden.sum() < LOG.num_items
+        left_out.append(hidden)
+    assert (left_out[0] != left_out[1]).any() or (left_out[0] != left_out[2]).any()
+
+
+def test_without_training_no_id_is_left_out():
+    model, params = make()
+    hiding = SpatiotemporalTransformer(dataclasses.replace(CONFIG, id_dropout=0.9), model.sizes)
+    history, requests = batch()
+    np.testing.assert_array_equal(
+        predict(model, params, history, requests).queries,
+        predict(hiding, params, history, requests).queries,
     )
