@@ -79,6 +79,11 @@ class TrainingConfig:
 
     data: str = option("", "Directory of the prepared log.")
     run: str = option("", "Directory of the run: checkpoints, metrics, flags.")
+    resume_from: str = option(
+        "",
+        "Begin with what a run on an older log has learned: its directory. Items, people and the "
+        "like keep theirs by id; the model options must be those of that run.",
+    )
     seed: int = option(0, "Seed of initialisation, shuffling, dropout and hiding.")
     epochs: float = option(10.0, "Passes over the training events.")
     window: int = option(128, "Tokens in a row: the longest history that a request sees.")
@@ -150,6 +155,10 @@ class TrainingConfig:
         check(self.validation_every > 0, "--validation_every must be positive")
         check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")
         check(self.dp_epsilon >= 0, f"--dp_epsilon={self.dp_epsilon} must not be negative")
+        check(
+            not (self.dp_epsilon and self.resume_from),
+            "--dp_epsilon says nothing of what --resume_from brings along; leave out one of them",
+        )
         check(0 < self.dp_delta < 1, f"--dp_delta={self.dp_delta} must be in (0, 1)")
         check(self.dp_clip > 0, f"--dp_clip={self.dp_clip} must be positive")
         for name in ("accumulate", "max_bad_steps"):

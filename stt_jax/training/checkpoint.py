@@ -73,6 +73,13 @@ def open_manager(
         orbax_log.setLevel(level)
 
 
+def whole_steps(directory: pathlib.Path) -> list[int]:
+    """The steps of a run's checkpoints, ascending, by the names of their folders alone."""
+    # A checkpoint gets its number for a name when it is whole.
+    folders = (directory / "checkpoints").glob("*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
+
+
 def _options(keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(

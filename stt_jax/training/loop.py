@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import signal
 import threading
@@ -25,6 +24,7 @@ from stt_jax.metrics import ranking_metrics
 from stt_jax.training import checkpoint, privacy, speed
 from stt_jax.training import run as runs
 from stt_jax.training.checkpoint import Progress
+from stt_jax.training.inheritance import open_source, take_over
 from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.reporting import Reporter
 from stt_jax.training.setup import Training, set_up
@@ -47,7 +47,8 @@ def train_model(
     """Trains a model on the training part of a log and returns it at its best validation.
 
     Called again with the same run directory and options it goes on from the latest checkpoint, on
-    the same devices to the same bits, on others with the same batches.
+    the same devices to the same bits, on others with the same batches. `training.resume_from` is
+    looked at before there is a checkpoint, and never again.
 
     Args:
       log: a prepared log.
@@ -59,7 +60,8 @@ def train_model(
 
     Raises:
       ValueError: no run directory given, or one that holds a run with other options or data; a
-        damaged checkpoint; a mesh that does not fit; too many steps in a row without a finite loss.
+        damaged checkpoint; a run to resume from, or a mesh, that does not fit; too many steps in a
+        row without a finite loss.
       OSError: the run directory cannot be written.
       KeyboardInterrupt: as raised by the user, after a checkpoint was written.
     """
@@ -68,24 +70,32 @@ def train_model(
     first = jax.process_index() == 0
     devices = devices or DeviceConfig()
     make_placement(devices)  # refuses before anything is written
-    directory = _open_directory(log, training, model_config, protocol, write=first)
+    source = open_source(log, training, model_config)
+    origin = source.origin if source else None
+    directory = runs.open_directory(log, training, model_config, protocol, origin, write=first)
     _meet("run directory")  # process 0 writes what the others read
     secret = privacy.secret_of(directory) if training.dp_epsilon else 0
     setup = set_up(log, training, model_config, protocol, devices, secret)
-    owner = runs.identity(directory, runs.run_info(log))
+    owner = runs.identity(directory, runs.read_run_files(directory)[0])
     with (
         jax.set_mesh(setup.placement.mesh),
         checkpoint.open_manager(directory, training.keep) as manager,
     ):
         data = iter(grain.MapDataset.source(setup.batches).to_iter_dataset(READ_AHEAD))
+        taken_over = None
         if manager.latest_step() is None:
             state, progress = setup.initial_state(), Progress()
+            if source is not None:
+                taken_over = take_over(source, log, setup.shapes.params)
+                state = dataclasses.replace(state, params=taken_over.params)
         else:
             state, progress, position = checkpoint.restore(manager, setup.shapes, owner)
             data.set_state(position)
         reporter = Reporter(directory, setup.num_steps, int(state.step), enabled=first)
         try:
             _print_start(reporter, setup, int(state.step))
+            if taken_over is not None:
+                reporter.line(taken_over.kept)
             if not progress.finished:
                 keep = functools.partial(checkpoint.save, manager, owner)
                 _train(setup, state, progress, data, keep, reporter, watch or WatchConfig())
@@ -285,55 +295,6 @@ def _report(
     found = meter.report()
     reporter.write(step, "speed", found)
     reporter.advance(step, f"loss {loss:.3f}, {found['events_per_s']:,.0f} events/s")
-
-
-def _open_directory(
-    log: PreparedLog,
-    training: TrainingConfig,
-    model_config: ModelConfig,
-    protocol: ProtocolConfig,
-    *,
-    write: bool,
-) -> pathlib.Path:
-    if not training.run:
-        raise ValueError("--run is missing: name a directory for checkpoints and metrics")
-    directory = pathlib.Path(training.run)
-    info = runs.run_info(log)
-    if (directory / "run.json").exists():
-        old_info, old = runs.read_run_files(directory)
-        runs.check_same_log(directory, old_info, log)
-        before = (old["training"], old["model"], old["validation"])
-        changed = [
-            change
-            for now, then in zip((training, model_config, protocol), before, strict=True)
-            for change in _changes(then, now)
-        ]
-        if changed:
-            raise ValueError(
-                f"--run={directory} holds a run with other options ({'; '.join(changed)}); "
-                "give the same options to go on, or another --run"
-            )
-        return directory
-    if not write:
-        return directory
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"--run={directory} cannot be made: {error.strerror}") from error
-    if not os.access(directory, os.W_OK):
-        raise OSError(f"--run={directory} cannot be written; choose another directory")
-    runs.write_run_files(directory, info, training, model_config, protocol)
-    return directory
-
-
-def _changes(before: Any, now: Any) -> list[str]:
-    """The options of two configs that differ, but for where things are."""
-    names = {field.name for field in dataclasses.fields(now)} - {"run", "data"}
-    return [
-        f"--{name}={getattr(before, name)} before, --{name}={getattr(now, name)} now"
-        for name in sorted(names)
-        if getattr(before, name) != getattr(now, name)
-    ]
 
 
 def _print_start(reporter: Reporter, setup: Training, step: int) -> None:

@@ -24,18 +24,23 @@ from stt_jax.training import checkpoint
 
 FORMAT_VERSION = 2
 FLAG_GROUPS = {"training": TrainingConfig, "model": ModelConfig, "validation": ProtocolConfig}
+_PLACES = ("run", "data", "resume_from")  # options that say where something lies, not what it is
 _PACKAGES = ("stt_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What a run must agree with to be continued or used."""
+    """What a run must agree with to be continued or used.
+
+    `origin` names the run and step that it began from, wherever they lie; "" = from nothing.
+    """
 
     format_version: int
     data_hash: str
     split_hash: str
     sizes: ModelSizes
     versions: dict[str, str]
+    origin: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,7 @@ def fit_to_log(config: ModelConfig, log: PreparedLog) -> ModelConfig:
     )
 
 
-def run_info(log: PreparedLog) -> RunInfo:
+def run_info(log: PreparedLog, origin: str = "") -> RunInfo:
     """The identity of a run on this log with the installed packages."""
     versions = {}
     for name in _PACKAGES:
@@ -80,7 +85,7 @@ def run_info(log: PreparedLog) -> RunInfo:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "source"
     return RunInfo(
-        FORMAT_VERSION, log.meta.data_hash, log.meta.split_hash, model_sizes(log), versions
+        FORMAT_VERSION, log.meta.data_hash, log.meta.split_hash, model_sizes(log), versions, origin
     )
 
 
@@ -97,6 +102,81 @@ def write_run_files(
     _write(directory / "run.json", json.dumps(dataclasses.asdict(info), indent=1) + "\n")
 
 
+def open_directory(
+    log: PreparedLog,
+    training: TrainingConfig,
+    model: ModelConfig,
+    protocol: ProtocolConfig,
+    origin: str | None,
+    *,
+    write: bool,
+) -> pathlib.Path:
+    """The directory of a run that is to begin or to go on; with `write` it is made if missing.
+
+    Args:
+      log, training, model, protocol: as in `loop.train_model`.
+      origin: what the run begins from, see `RunInfo`; None = nothing, or it has begun already.
+      write: of several processes one writes.
+
+    Raises:
+      ValueError: no directory given, or one that holds a run with other options, data or origin.
+      OSError: it cannot be written.
+    """
+    if not training.run:
+        raise ValueError("--run is missing: name a directory for checkpoints and metrics")
+    directory = pathlib.Path(training.run)
+    if (directory / "run.json").exists():
+        _check_same_run(directory, log, training, model, protocol, origin)
+        return directory
+    if not write:
+        return directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--run={directory} cannot be made: {error.strerror}") from error
+    if not os.access(directory, os.W_OK):
+        raise OSError(f"--run={directory} cannot be written; choose another directory")
+    write_run_files(directory, run_info(log, origin or ""), training, model, protocol)
+    return directory
+
+
+def _check_same_run(
+    directory: pathlib.Path,
+    log: PreparedLog,
+    training: TrainingConfig,
+    model: ModelConfig,
+    protocol: ProtocolConfig,
+    origin: str | None,
+) -> None:
+    info, old = read_run_files(directory)
+    check_same_log(directory, info, log)
+    before = (old["training"], old["model"], old["validation"])
+    changed = [
+        change
+        for now, then in zip((training, model, protocol), before, strict=True)
+        for change in _changes(then, now)
+    ]
+    if origin is not None and origin != info.origin:
+        changed.append(f"--resume_from={training.resume_from} is not what it began from")
+    if changed:
+        raise ValueError(
+            f"--run={directory} holds a run with other options ({'; '.join(changed)}); "
+            "give the same options to go on, or another --run"
+        )
+
+
+def _changes(before: Any, now: Any) -> list[str]:
+    """The options of two configs that differ, but for where things are."""
+    changes = []
+    for name in sorted(field.name for field in dataclasses.fields(now)):
+        then, given = getattr(before, name), getattr(now, name)
+        # Where the run it began from lies is the user's; whether there is one is not.
+        same = bool(then) == bool(given) if name == "resume_from" else then == given
+        if not same and name not in ("run", "data"):
+            changes.append(f"--{name}={then} before, --{name}={given} now")
+    return changes
+
+
 def _write(path: pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all, whenever the process may be killed."""
     aside = path.with_name(path.name + ".new")
@@ -105,10 +185,13 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def identity(directory: pathlib.Path, info: RunInfo) -> str:
-    """A short name of what a run is: its data and options, but not where they lie."""
+    """A short name of what a run is: its data, origin and options, but not where they lie."""
     lines = (directory / "run.flags").read_text().splitlines()
-    options = [line for line in lines if not line.startswith(("--run=", "--data="))]
-    return hashlib.sha256("\n".join([info.data_hash, *options]).encode()).hexdigest()[:16]
+    places = tuple(f"--{name}=" for name in _PLACES)
+    options = [line for line in lines if not line.startswith(places)]
+    return hashlib.sha256("\n".join([info.data_hash + info.origin, *options]).encode()).hexdigest()[
+        :16
+    ]
 
 
 def read_run_files(directory: pathlib.Path) -> tuple[RunInfo, dict[str, Any]]:

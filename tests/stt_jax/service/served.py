@@ -26,27 +26,31 @@ from tests.stt_jax.tiny_logs import random_log
 MODEL = ModelConfig(width=8, num_heads=1, num_layers=1, attention="reference", use_sequel=False)
 
 
-def write_run(folder: pathlib.Path) -> pathlib.Path:
-    """A prepared log and a run with random parameters at step 1."""
-    log = dataclasses.replace(random_log(num_users=6, seed=5), directory=folder / "prepared")
+def write_run(
+    folder: pathlib.Path, model: ModelConfig = MODEL, *, seen: str = "keep", **changes
+) -> pathlib.Path:
+    """A prepared log, with changes, and a run with random parameters at step 1."""
+    log = dataclasses.replace(
+        random_log(num_users=6, seed=5), directory=folder / "prepared", **changes
+    )
     write_log(log, "")
     training = TrainingConfig(
         data=str(folder / "prepared"), run=str(folder / "run"), window=16, requests=8
     )
     log = open_log(folder / "prepared")
     directory = folder / "run"
-    runs.write_run_files(directory, runs.run_info(log), training, MODEL, ProtocolConfig())
+    runs.write_run_files(directory, runs.run_info(log), training, model, ProtocolConfig(seen=seen))
     add_checkpoint(directory, step=1, mrr=0.1)
     return directory
 
 
 @functools.cache
-def _params(seed: int):
+def _params(seed: int, config: ModelConfig):
     log = random_log(num_users=6, seed=5)
-    model = SpatiotemporalTransformer(MODEL, runs.model_sizes(log))
+    model = SpatiotemporalTransformer(config, runs.model_sizes(log))
     batch = TrainingBatches(log, window=16, requests=8, batch_rows=1, seed=0)[0]
     init = jax.jit(model.init, static_argnames="deterministic")
-    params = init(jax.random.key(0), model_catalogue(log, MODEL), *batch, deterministic=True)[
+    params = init(jax.random.key(0), model_catalogue(log, config), *batch, deterministic=True)[
         "params"
     ]
     rng = np.random.default_rng(seed)
@@ -59,7 +63,7 @@ def _params(seed: int):
 def add_checkpoint(directory: pathlib.Path, *, step: int, mrr: float, broken: bool = False) -> None:
     """Parameters drawn by the step; `broken`: none of them is a number."""
     info, configs = runs.read_run_files(directory)
-    params = jax.tree.map(jnp.asarray, _params(step))
+    params = jax.tree.map(jnp.asarray, _params(step, configs["model"]))
     if broken:
         params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
     zero = jnp.zeros((), jnp.int32)

@@ -1,0 +1,210 @@
+"""A run that begins with what another has learned on an older log."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stt_jax import train
+from stt_jax.config import DeviceConfig, ProtocolConfig, TrainingConfig
+from stt_jax.data.store import open_log, write_log
+from stt_jax.training import run as runs
+from stt_jax.training.inheritance import open_source, take_over
+from stt_jax.training.loop import train_model
+from stt_jax.training.ranks import make_ranker, model_ranks
+from stt_jax.training.setup import set_up
+from tests.stt_jax.service import served
+from tests.stt_jax.service.served import add_checkpoint, write_run
+from tests.stt_jax.tiny_logs import random_log
+
+MODEL = dataclasses.replace(
+    served.MODEL, use_pointer=False, use_crowd=False, use_decoder=False, use_gate=False
+)
+TRAINING = TrainingConfig(window=16, requests=8, batch_rows=4, epochs=1, seed=3)
+
+
+def write(log, directory):
+    write_log(dataclasses.replace(log, directory=directory), "")
+    return open_log(directory)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An older log of people u0 to u4 in training, in prepared, and a run on it, in run."""
+    folder = tmp_path_factory.mktemp("inheritance")
+    write_run(folder, MODEL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def old(folder):
+    return runs.load_run(folder / "run", open_log(folder / "prepared"))
+
+
+@pytest.fixture(scope="module")
+def new(folder):
+    """People, items, categories and values of the older log in another order; some new, some gone.
+
+    Item i1 and person u3 are gone. New are item i20 of category b, i21 of the new category d, i22
+    of none, person u90, and the value "watch".
+    """
+    log = random_log(num_users=6, seed=7, num_items=13)
+    return write(
+        dataclasses.replace(
+            log,
+            item_ids=["", *(f"i{i}" for i in range(11, 1, -1)), "i20", "i21", "i22"],
+            category_values=["", "d", "c", "b", "a"],
+            item_categories=np.array(
+                [0, *(-i % 4 and 5 - i % 4 for i in range(11, 1, -1)), 3, 1, 0], np.int32
+            ),
+            user_ids=["u0", "u1", "u2", "u4", "u90", "u5"],
+            context_values={"device": ["", "desk", "watch", "phone"]},
+        ),
+        folder / "newer",
+    )
+
+
+def set_up_from(folder, log):
+    options = dataclasses.replace(TRAINING, run=str(folder / "none"), resume_from=f"{folder}/run")
+    setup = set_up(log, options, MODEL, ProtocolConfig(), DeviceConfig())
+    return setup, take_over(open_source(log, options, MODEL), log, setup.shapes.params)
+
+
+def test_rows_go_over_by_id_and_new_ones_start_from_their_like(folder, old, new):
+    _, taken = set_up_from(folder, new)
+    assert taken.kept == (
+        f"from step 1 of {folder}/run: items: 10 kept, 3 new, 1 gone, "
+        "people: 4 kept, 1 new, 1 gone, categories: 3 kept, 1 new, 0 gone"
+    )
+    was, now = jax.device_get(old.params), jax.device_get(taken.params)
+    same, close = np.testing.assert_array_equal, np.testing.assert_allclose
+
+    items, bias = was["items"]["ids"], was["generate"]["bias"]
+    rows = [0, *range(11, 1, -1)]
+    same(now["items"]["ids"][:11], items[rows])
+    same(now["generate"]["bias"][:11], bias[rows])
+    like = [2, 6, 10]  # the older log's items of category b
+    close(now["items"]["ids"][11], items[like].mean(axis=0), atol=1e-6)
+    close(now["generate"]["bias"][11], bias[like].mean(), atol=1e-6)
+    assert not now["items"]["ids"][12:].any()
+    close(now["generate"]["bias"][12:14], bias[1:12].mean(), atol=1e-6)
+
+    people = was["decoder"]["people"]
+    same(now["decoder"]["people"][:5], people[[0, 1, 2, 3, 5]])
+    close(now["decoder"]["people"][5], people[1:6].mean(axis=0), atol=1e-6)
+
+    for group, name, rows, fresh in (
+        ("items", "categories", [0, 4, 3, 2], 1),
+        ("generate", "distance_encodings", [0, 4, 3, 2], 1),
+        ("events", "context_device", [0, 3, 1], 2),
+    ):
+        same(now[group][name][rows], was[group][name], err_msg=name)
+        close(now[group][name][fresh], was[group][name][1:].mean(axis=0), atol=1e-6)
+    for name in ("blocks_0", "mixer"):
+        jax.tree.map(same, now[name], was[name])
+
+
+def test_a_run_from_itself_on_the_same_log_validates_as_before(folder, old):
+    log = open_log(folder / "prepared")
+    setup, taken = set_up_from(folder, log)
+    assert "items: 11 kept, 0 new, 0 gone" in taken.kept
+    ranker = make_ranker(old.model)
+    ranks = [
+        model_ranks(ranker, params, setup.items, log, setup.targets, window=16)
+        for params in (old.params, jax.tree.map(jnp.asarray, jax.device_get(taken.params)))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ranks)
+    assert len(np.unique(ranks[0]["known"])) > 1
+
+
+def test_the_command_goes_on_from_its_own_checkpoint_and_tells_another_source(
+    folder, new, tmp_path, capsys
+):
+    shutil.copytree(folder / "run", tmp_path / "old")
+    flags = [f"--flagfile={folder}/run/run.flags", f"--data={new.directory}", "--batch_rows=4"]
+    # A learning rate that moves nothing.
+    flags += ["--epochs=1", "--learning_rate=1e-12", f"--run={tmp_path}/new"]
+
+    def run(source):
+        code = train.main(["train", *flags, f"--resume_from={source}"])
+        return code, " ".join(capsys.readouterr().err.split())
+
+    code, said = run(tmp_path / "old")
+    assert code == 0, said
+    assert "items: 10 kept, 3 new, 1 gone" in said
+    info, configs = runs.read_run_files(tmp_path / "new")
+    assert configs["training"].resume_from == f"{tmp_path}/old"
+    assert info.origin.endswith("/1")
+    _, taken = set_up_from(folder, new)
+    jax.tree.map(
+        lambda now, before: np.testing.assert_allclose(now, before, atol=1e-10),
+        runs.load_run(tmp_path / "new", new).params,
+        taken.params,
+    )
+
+    # It has checkpoints of its own now: wherever the older run is, if at all, it goes on.
+    shutil.move(tmp_path / "old", tmp_path / "moved")
+    code, said = run(tmp_path / "moved")
+    assert code == 0, said
+    assert "going on from step" in said
+    assert "kept" not in said
+    code, said = run("")
+    assert code == 2
+    assert "holds a run with other options (--resume_from=" in said
+
+    # Without them it has to begin again, and from the same.
+    shutil.rmtree(tmp_path / "new" / "checkpoints")
+    shutil.copytree(tmp_path / "moved", tmp_path / "other")
+    add_checkpoint(tmp_path / "other", step=2, mrr=0.5)
+    code, said = run(tmp_path / "other")
+    assert code == 2
+    assert "other is not what it began from" in said
+
+
+def refusal(folder, log, model=MODEL, source="run"):
+    given = {"run": str(folder / "none"), "resume_from": str(folder / source)}
+    with pytest.raises(ValueError, match="--resume_from") as error:
+        train_model(log, dataclasses.replace(TRAINING, **given), model)
+    assert not (folder / "none").exists()
+    return str(error.value)
+
+
+def test_what_does_not_fit_is_refused_by_name(folder, new, tmp_path):
+    text = refusal(folder, new, dataclasses.replace(MODEL, width=16))
+    assert "--width=8 and this run --width=16" in text
+    text = refusal(folder, new, dataclasses.replace(MODEL, use_person=False))
+    assert "--use_person=True and this run --use_person=False" in text
+    untimed = write(random_log(num_users=6, has_times=False), tmp_path / "untimed")
+    text = refusal(folder, untimed)
+    assert "--use_time=True and this run --use_time=False, which a log without them" in text
+    other = write(dataclasses.replace(new, contexts={}, context_values={}), tmp_path / "other")
+    assert "context columns device" in refusal(folder, other)
+    hidden = dataclasses.replace(
+        new, meta=dataclasses.replace(new.meta, statistics={"pseudonym_key_check": "x"})
+    )
+    assert "under one key" in refusal(folder, write(hidden, tmp_path / "hidden"))
+    foreign = dataclasses.replace(new, item_ids=["", *(f"x{i}" for i in range(13))])
+    assert "is --data the right log" in refusal(folder, write(foreign, tmp_path / "foreign"))
+    assert "holds no run" in refusal(folder, new, source="nowhere")
+    with pytest.raises(ValueError, match="--dp_epsilon says nothing of what --resume_from"):
+        dataclasses.replace(TRAINING, dp_epsilon=1.0, resume_from="x")
+
+
+def test_without_the_log_of_the_older_run_nothing_is_guessed(new, tmp_path):
+    write_run(tmp_path, MODEL)
+    write(random_log(num_users=6, seed=9), tmp_path / "prepared")
+    text = refusal(tmp_path, new)
+    assert f"--resume_from={tmp_path}/run was trained on --data={tmp_path}/prepared when" in text
+    shutil.rmtree(tmp_path / "prepared")
+    assert "cannot be opened" in refusal(tmp_path, new)
+    (tmp_path / "run" / "run.json").write_text("{")
+    assert "damaged" in refusal(tmp_path, new)
+
+
+def test_how_a_model_is_trained_may_change(folder, new):
+    options = dataclasses.replace(TRAINING, run="none", resume_from=f"{folder}/run")
+    changed = dataclasses.replace(MODEL, dropout=0.0, dtype="bfloat16", remat=True)
+    assert open_source(new, options, changed) is not None
