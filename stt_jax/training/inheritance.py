@@ -27,7 +27,7 @@ from stt_jax.training.checkpoint import whole_steps
 from stt_jax.training.sharding import parameter_name
 
 # How a model is computed and trained, which its parameters know nothing of.
-_FREE_OPTIONS = ("attention", "dropout", "dtype", "remat")
+_FREE_OPTIONS = ("attention", "dropout", "dtype", "id_dropout", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,8 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
     or had none, a vector of zeros, which leaves them their category and place, and the mean bias.
     New people get the mean person: the rest of the model has only met requests with a person added,
     so a vector of zeros would be a stranger than anybody it knows. New categories and context
-    values get the mean of theirs for the same reason.
+    values get the mean of theirs for the same reason. Where the run was trained with --id_dropout,
+    it knows what to make of the row of the unknown, and new items and people get that.
 
     Args:
       source: of `open_source`.
@@ -108,6 +109,7 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
     items = _match(old.item_ids, log.item_ids)
     categories = _match(old.category_values, log.category_values)
     people = _match(_people(old), _people(log))
+    knows_strangers = source.run.model_config.id_dropout > 0
     of_category = np.where(log.item_categories > 0, categories.rows[log.item_categories], -1)
     tables = {
         "items/categories": categories,
@@ -132,10 +134,13 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
             # Only differences of biases count, so that 0 would be as good as any other number.
             usual = array[1 : items.num_old].mean() if name == "generate/bias" else 0.0
             means = _category_means(array, old.item_categories, old.num_categories, usual)
-            array = _carry(array, items, means[of_category], shape.shape[0])
+            stand_ins = array[:1] if knows_strangers else means[of_category]
+            array = _carry(array, items, stand_ins, shape.shape[0])
         elif name in tables:
-            mean = array[1 : max(2, tables[name].num_old)].mean(axis=0, keepdims=True)
-            array = _carry(array, tables[name], mean, shape.shape[0])
+            stand_ins = array[1 : max(2, tables[name].num_old)].mean(axis=0, keepdims=True)
+            if knows_strangers and name == "decoder/people":
+                stand_ins = array[:1]
+            array = _carry(array, tables[name], stand_ins, shape.shape[0])
         if (array.shape, array.dtype) != (shape.shape, shape.dtype):
             raise ValueError(_another_version(source, name))
         return jax.make_array_from_callback(shape.shape, shape.sharding, lambda at: array[at])

@@ -12,7 +12,7 @@ from stt_jax import train
 from stt_jax.config import DeviceConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.store import open_log, write_log
 from stt_jax.training import run as runs
-from stt_jax.training.inheritance import open_source, take_over
+from stt_jax.training.inheritance import Source, open_source, take_over
 from stt_jax.training.loop import train_model
 from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.setup import set_up
@@ -105,6 +105,21 @@ def test_rows_go_over_by_id_and_new_ones_start_from_their_like(folder, old, new)
         close(now[group][name][fresh], was[group][name][1:].mean(axis=0), atol=1e-6)
     for name in ("blocks_0", "mixer"):
         jax.tree.map(same, now[name], was[name])
+
+
+def test_a_model_that_has_learned_to_do_without_ids_takes_new_ones_for_unknown(folder, old, new):
+    setup, _ = set_up_from(folder, new)
+    config = dataclasses.replace(old.model_config, id_dropout=0.1)
+    source = Source(dataclasses.replace(old, model_config=config), open_log(folder / "prepared"))
+    now = jax.device_get(take_over(source, new, setup.shapes.params).params)
+    was = jax.device_get(old.params)
+    for group, name, fresh in (
+        ("items", "ids", [11, 12, 13]),
+        ("generate", "bias", [11, 12, 13]),
+        ("decoder", "people", [5]),
+    ):
+        for row in fresh:
+            np.testing.assert_array_equal(now[group][name][row], was[group][name][0])
 
 
 def test_a_run_from_itself_on_the_same_log_validates_as_before(folder, old):
@@ -206,5 +221,5 @@ def test_without_the_log_of_the_older_run_nothing_is_guessed(new, tmp_path):
 
 def test_how_a_model_is_trained_may_change(folder, new):
     options = dataclasses.replace(TRAINING, run="none", resume_from=f"{folder}/run")
-    changed = dataclasses.replace(MODEL, dropout=0.0, dtype="bfloat16", remat=True)
+    changed = dataclasses.replace(MODEL, dropout=0.0, dtype="bfloat16", remat=True, id_dropout=0.1)
     assert open_source(new, options, changed) is not None
