@@ -169,6 +169,11 @@ def _choose(
     return order[chosen]
 
 
+def excludes_seen(run: Run, wish: bool | None) -> bool:
+    """Whether a list leaves out what the person has had; None = as the run was validated."""
+    return run.protocol.seen == "leave_out" if wish is None else wish
+
+
 def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[Recommendation]:
     """The k most probable next items of a person.
 
@@ -201,9 +206,10 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
             "known place in the log"
         )
     distances_km = None if here is None else item_distances_km(item_coords(log), here)
+    wish = {"as_run": None, "true": True, "false": False}[request.exclude_seen]
     rules = Rules(
         k=min(request.k, log.num_items),
-        excluded=np.unique(log.items[first:end]) if request.exclude_seen else None,
+        excluded=np.unique(log.items[first:end]) if excludes_seen(run, wish) else None,
         categories=_category_rows(log, request.categories),
         radius_km=request.radius_km,
         max_per_category=request.max_per_category,

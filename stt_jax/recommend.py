@@ -51,7 +51,9 @@ def print_list(recommendations: list[Recommendation], request: RequestConfig) ->
     console = command.table_console()
     console.print(table)
     if not recommendations:
-        console.print("no item is left: loosen --radius_km, --max_per_category or --exclude_seen")
+        console.print(
+            "no item is left: loosen --radius_km, --max_per_category or --exclude_seen=true"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

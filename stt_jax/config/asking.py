@@ -77,7 +77,11 @@ class RequestConfig:
     latitude: str = option("", "Request latitude, degrees; empty = unknown.")
     longitude: str = option("", "Request longitude, degrees; empty = unknown.")
     k: int = option(10, "Length of the list.")
-    exclude_seen: bool = option(False, "Leave out items that the person has had.")
+    exclude_seen: str = option(
+        "as_run",
+        "Leave out items that the person has had; as_run: if the run was validated so, by --seen.",
+        choices=("as_run", "true", "false"),
+    )
     radius_km: float = option(
         0.0, "Only items within this distance of the request or else the last place; 0 = all."
     )
@@ -91,6 +95,10 @@ class RequestConfig:
 
     def __post_init__(self) -> None:
         check(self.k > 0, f"--k={self.k} must be positive")
+        check(
+            self.exclude_seen in ("as_run", "true", "false"),
+            f"--exclude_seen={self.exclude_seen} must be as_run, true or false",
+        )
         check(self.radius_km >= 0, f"--radius_km={self.radius_km} must not be negative")
         check(self.max_per_category >= 0, "--max_per_category must not be negative")
         check(0 <= self.diversity <= 1, f"--diversity={self.diversity} must be in 0..1")
@@ -120,6 +128,11 @@ class ServeConfig:
         "",
         "SQLAlchemy URL of the event log, e.g. postgresql+psycopg://user@host/name; empty = "
         "SQLite, events.db in the run directory.",
+    )
+    key_file: str = option(
+        "",
+        "The key file of a log that was prepared with --pseudonymise: ids come in as in the raw "
+        "log and are kept as pseudonyms.",
     )
     api_token_file: str = option(
         "", "File with the token that callers send as 'Authorization: Bearer TOKEN'; empty = none."

@@ -54,7 +54,7 @@ from stt_jax.data.assembly import Clock, assemble_log, fetch_items
 from stt_jax.data.columns import fetch_columns
 from stt_jax.data.engine import error_types, open_engine
 from stt_jax.data.layouts import apply_layout
-from stt_jax.data.pseudonyms import KEY_CHECK, check_value
+from stt_jax.data.pseudonyms import HIDDEN_IDS, KEY_CHECK, check_value
 from stt_jax.data.read import RawLog, read_log
 from stt_jax.data.report import render_report
 from stt_jax.data.schema import ROLE_FLAGS, TRAIN, UNKNOWN_E7, StepCount
@@ -123,7 +123,10 @@ def prepare_log(
         finally:
             engine.close()
         if key is not None:
-            statistics = log.meta.statistics | {KEY_CHECK: check_value(key)}
+            statistics = log.meta.statistics | {
+                KEY_CHECK: check_value(key),
+                HIDDEN_IDS: config.pseudonymise,
+            }
             log = dataclasses.replace(
                 log, meta=dataclasses.replace(log.meta, statistics=statistics)
             )

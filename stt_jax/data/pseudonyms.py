@@ -7,6 +7,7 @@ tried out against it. The key lies in a file of its own, never with the data.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -18,7 +19,9 @@ from stt_jax.data.store import PreparedLog
 
 # What --pseudonymise says -> the columns that it replaces.
 PSEUDONYMISED = {"": (), "users": ("user",), "users_and_items": ("user", "item")}
-KEY_CHECK = "pseudonym_key_check"  # among the statistics of a log with pseudonyms
+# Among the statistics of a log with pseudonyms: how to know its key, and what --pseudonymise said.
+KEY_CHECK = "pseudonym_key_check"
+HIDDEN_IDS = "pseudonymised"
 _KEY_TEXT = re.compile(r"[0-9a-f]{64}\n?")
 _NUM_BYTES = 16
 
@@ -91,8 +94,46 @@ def find_user(log: PreparedLog, user_id: str, key_file: str) -> str:
       ValueError, OSError: as `open_key`; the log has no pseudonyms, or they were made by another
         key.
     """
-    if not key_file or not user_id:
-        return user_id
+    return open_ids(log, key_file).user(user_id) if user_id else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+    """Ids as callers write them -> ids as a prepared log holds them; the same without a key."""
+
+    key: bytes | None = None
+    hides_items: bool = False
+    log: PreparedLog | None = None
+
+    def user(self, text: str) -> str:
+        """The id of a person; "", nobody, stays."""
+        return pseudonym(text, self.key, "user") if self.key and text else text
+
+    def item(self, text: str) -> str:
+        """The id of an item; what is one of the log's, as lists of items show it, stays."""
+        if self.key is None or self.log is None or not self.hides_items or self.log.has_item(text):
+            return text
+        return pseudonym(text, self.key, "item")
+
+
+def open_ids(log: PreparedLog, key_file: str, *, needed: bool = False) -> Ids:
+    """How ids of the raw log are found in a prepared one.
+
+    Args:
+      log: with pseudonyms or without.
+      key_file: as --key_file; empty: ids are taken as they are.
+      needed: refuse a log with pseudonyms without its key.
+
+    Raises:
+      ValueError, OSError: as `find_user`; or the key is needed.
+    """
+    if not key_file:
+        if needed and KEY_CHECK in log.meta.statistics:
+            raise ValueError(
+                f"{log.directory} holds pseudonyms: name the key that they were made with by "
+                "--key_file, so that no id is kept as it comes"
+            )
+        return Ids()
     key = open_key(key_file)
     made_by = log.meta.statistics.get(KEY_CHECK)
     if made_by is None:
@@ -101,4 +142,5 @@ def find_user(log: PreparedLog, user_id: str, key_file: str) -> str:
         raise ValueError(
             f"--key_file={key_file} is not the key that {log.directory} was prepared with"
         )
-    return pseudonym(user_id, key, "user")
+    hidden = PSEUDONYMISED[log.meta.statistics.get(HIDDEN_IDS, "users")]
+    return Ids(key, "item" in hidden, log)

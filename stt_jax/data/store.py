@@ -187,6 +187,10 @@ class PreparedLog:
             f"near ids: {near_ids(self.user_ids, user_id, row)}"
         )
 
+    def has_item(self, item_id: str) -> bool:
+        """Whether training saw an item."""
+        return item_id in self._item_rows
+
     def item_row(self, item_id: str) -> int:
         """The row of an item; ValueError names near ids when training never saw it."""
         row = self._item_rows.get(item_id, 0)

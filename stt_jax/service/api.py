@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
+from stt_jax.ranking import excludes_seen
 from stt_jax.service import schemas
 from stt_jax.service.batcher import BusyError
 from stt_jax.service.guards import Guard
@@ -84,9 +85,9 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
     async def add_events(body: schemas.Event | schemas.Events) -> schemas.Stored:
         """Stores one event or many: when the answer comes they are on the disk."""
         sent = body.events if isinstance(body, schemas.Events) else [body]
-        clock_s = now_s()
+        ids, clock_s = service.ids, now_s()
         try:
-            events = [event.stored(event.user, clock_s, event.event_id) for event in sent]
+            events = [event.stored(ids, clock_s, event.user, event.event_id) for event in sent]
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         num_new = await asyncio.wrap_future(service.add(events))
@@ -97,7 +98,7 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
         """The items that come next most probably, under the caller's rules."""
         step = service.model.run.step
         try:
-            answer = await asyncio.wrap_future(service.recommend(body.ask(now_s())))
+            answer = await asyncio.wrap_future(service.recommend(body.ask(service.ids, now_s())))
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         return schemas.Recommended.of(answer, step)
@@ -105,7 +106,7 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
     @routes.get("/users/{user:path}", responses=_UNKNOWN)
     def get_user(user: UserId) -> schemas.User:
         """What is known of a person."""
-        known = service.known(user)
+        known = service.known(service.ids.user(user))
         if known is None:
             raise HTTPException(404, "nothing is known of this person")
         return schemas.User(
@@ -130,7 +131,7 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
     @routes.delete("/users/{user:path}", responses=_UNKNOWN)
     def forget_user(user: UserId) -> schemas.Forgotten:
         """Forgets a person: deletes their events, and uses none of the prepared log any more."""
-        return schemas.Forgotten(deleted_events=service.forget(user))
+        return schemas.Forgotten(deleted_events=service.forget(service.ids.user(user)))
 
     return routes
 
@@ -165,13 +166,16 @@ def _state_routes(service: Service) -> fastapi.APIRouter:
             [log.item_ids[row], log.item_names[row], log.category_values[log.item_categories[row]]]
             for row in rows.tolist()
         ]
-        people = list(log.user_ids[: min(100, log.num_train_users)])
-        return JSONResponse({"items": items, "places": places.tolist(), "people": people})
+        # Pseudonyms are nothing to ask by: callers know people by their own ids.
+        hidden = service.ids.key is not None
+        people = [] if hidden else list(log.user_ids[: min(100, log.num_train_users)])
+        found = {"items": items, "places": places.tolist(), "people": people}
+        return JSONResponse(found | {"fresh": excludes_seen(service.model.run, None)})
 
     @routes.get("/trail/{user:path}")
     def trail(user: UserId) -> JSONResponse:
         """A person's last events, of the prepared log and of the service, for the page."""
-        return JSONResponse(service.trail(user))
+        return JSONResponse(service.trail(service.ids.user(user)))
 
     return routes
 

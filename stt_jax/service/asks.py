@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stt_jax.histories import Events
-from stt_jax.ranking import Recommendation, Rules
+from stt_jax.ranking import Recommendation, Rules, excludes_seen
 from stt_jax.service.store import StoredEvent
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ class Ask:
       utc_offset_s: local time of somebody without events; others live where their last event was.
       place_e7: (latitude, longitude), 1e-7 degrees; None = unknown.
       why: whether to explain the list.
-      k, exclude_seen, exclude_items, categories, radius_km, max_per_category, diversity: as in
-        `ranking.Rules`, by names.
+      exclude_seen: leave out what the person has had; None = as the run was validated.
+      k, exclude_items, categories, radius_km, max_per_category, diversity: as in `ranking.Rules`,
+        by names.
     """
 
     user: str | None
@@ -39,7 +40,7 @@ class Ask:
     place_e7: tuple[int, int] | None = None
     why: bool = False
     k: int = 10
-    exclude_seen: bool = False
+    exclude_seen: bool | None = None
     exclude_items: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     radius_km: float = 0.0
@@ -67,7 +68,7 @@ class Ask:
           ValueError: a category that the model does not know.
         """
         excluded = [served.item_rows[i] for i in self.exclude_items if i in served.item_rows]
-        if self.exclude_seen:
+        if excludes_seen(served.run, self.exclude_seen):
             excluded += np.unique(events.items).tolist()
         unknown = [name for name in self.categories if name not in served.category_rows]
         if unknown:

@@ -14,6 +14,7 @@ from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.model.head import ItemScorer
 from stt_jax.ranking import item_coords
 from stt_jax.relations import model_catalogue
+from stt_jax.training.checkpoint import whole_steps
 from stt_jax.training.run import Run, load_run, read_run_files
 
 
@@ -77,11 +78,20 @@ def load_model(directory: pathlib.Path, data: str) -> ServedModel:
       ValueError: no run, no checkpoint, or another log.
     """
     identity = model_identity(directory)
-    _, configs = read_run_files(directory)
-    log = open_log(data or configs["training"].data)
+    log = open_run_log(directory, data)
     run = load_run(directory, log)
     items = jax.tree.map(jax.numpy.asarray, model_catalogue(log, run.model_config))
     return ServedModel(run, log, session.item_scorer(run.model, run.params, items), identity)
+
+
+def open_run_log(directory: pathlib.Path, data: str) -> PreparedLog:
+    """The log at `data`, or else where the run says that its own is.
+
+    Raises:
+      ValueError: no run, or no log.
+    """
+    _, configs = read_run_files(directory)
+    return open_log(data or configs["training"].data)
 
 
 def model_identity(directory: pathlib.Path) -> str:
@@ -92,10 +102,7 @@ def model_identity(directory: pathlib.Path) -> str:
     """
     read_run_files(directory)
     changed = (directory / "run.json").stat().st_mtime_ns
-    folder = directory / "checkpoints"
-    # A checkpoint gets its number for a name when it is whole.
-    steps = [path.name for path in folder.iterdir() if path.name.isdigit()]
-    return f"{changed}/{','.join(sorted(steps, key=int))}"
+    return f"{changed}/{','.join(str(step) for step in whole_steps(directory))}"
 
 
 def _rows(values) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, StringConstraints
 
+from stt_jax.data.pseudonyms import Ids
 from stt_jax.service.asks import Answer, Ask
 from stt_jax.service.store import StoredEvent, content_id
 
@@ -62,8 +63,10 @@ class TrailEvent(Place):
     category: Text | None = Field(None, description="Empty = the item's.")
     context: dict[Text, Text] = Field({}, max_length=32, description="Further columns by name.")
 
-    def stored(self, user: str, now_s: int, event_id: str | None = None) -> StoredEvent:
-        """The event as it is kept.
+    def stored(
+        self, ids: Ids, now_s: int, user: str = "", event_id: str | None = None
+    ) -> StoredEvent:
+        """The event as it is kept: with the ids of the prepared log.
 
         Raises:
           ValueError: a time without a zone, or far ahead of the clock.
@@ -77,8 +80,8 @@ class TrailEvent(Place):
             raise ValueError("time: the event is more than a day ahead of the service's clock")
         latitude, longitude = self.place_e7 or (None, None)
         event = StoredEvent(
-            user, event_id or "", self.item, time_s, offset_s, latitude, longitude,
-            self.category, dict(sorted(self.context.items())),
+            ids.user(user), event_id or "", ids.item(self.item), time_s, offset_s,
+            latitude, longitude, self.category, dict(sorted(self.context.items())),
         )  # fmt: skip
         if event_id:
             return event
@@ -122,7 +125,10 @@ class RecommendBody(Place):
         "8601, the person's local time without a zone. Events after it are not used.",
     )
     k: Annotated[int, Field(strict=True, ge=1, le=200)] = 10
-    exclude_seen: bool = False
+    exclude_seen: bool | None = Field(
+        None,
+        description="Leave out what the person has had; null = if the model was validated so.",
+    )
     exclude_items: Annotated[list[Text], Field(max_length=10_000)] = []
     categories: Annotated[list[Text], Field(max_length=1000)] = []
     radius_km: Annotated[float, Field(ge=0, le=30_000, allow_inf_nan=False)] = 0.0
@@ -130,7 +136,7 @@ class RecommendBody(Place):
     diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     why: bool = Field(False, description="Say which events each item points at.")
 
-    def ask(self, now_s: int) -> Ask:
+    def ask(self, ids: Ids, now_s: int) -> Ask:
         """The request as the service takes it.
 
         Raises:
@@ -140,7 +146,7 @@ class RecommendBody(Place):
             raise ValueError("user and trail exclude each other; give one of them")
         trail = None
         if self.trail is not None:
-            events = [event.stored("", now_s) for event in self.trail]
+            events = [event.stored(ids, now_s) for event in self.trail]
             trail = tuple(sorted(events, key=lambda event: event.time_s))
         time_s = offset_s = None
         local = False
@@ -149,7 +155,7 @@ class RecommendBody(Place):
         elif self.time != "last":
             time_s, offset_s, local = read_time(self.time)
         return Ask(
-            user=self.user,
+            user=None if self.user is None else ids.user(self.user),
             trail=trail,
             time_s=time_s,
             time_is_local=local,
@@ -158,7 +164,7 @@ class RecommendBody(Place):
             why=self.why,
             k=self.k,
             exclude_seen=self.exclude_seen,
-            exclude_items=tuple(self.exclude_items),
+            exclude_items=tuple(ids.item(item) for item in self.exclude_items),
             categories=tuple(self.categories),
             radius_km=self.radius_km,
             max_per_category=self.max_per_category,

@@ -14,12 +14,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stt_jax.config import ServeConfig
-from stt_jax.data.store import UNKNOWN_E7
+from stt_jax.data.pseudonyms import Ids, open_ids
+from stt_jax.data.store import UNKNOWN_E7, PreparedLog
 from stt_jax.service.asks import Answer, Ask
 from stt_jax.service.batcher import Batcher
 from stt_jax.service.events import base_events, live_events, merge_events
 from stt_jax.service.metrics import Metrics
-from stt_jax.service.models import ServedModel, load_model, model_identity
+from stt_jax.service.models import ServedModel, load_model, model_identity, open_run_log
 from stt_jax.service.people import LiveTable
 from stt_jax.service.store import EventStore, StoredEvent, StoreError, default_url
 
@@ -50,7 +51,7 @@ class Service:
         """Opens the event log; the model comes with `start`.
 
         Raises:
-          ValueError: no run at `config.run`.
+          ValueError, OSError: no run at `config.run`, no log, or not the key of its pseudonyms.
           StoreError: the event log cannot be opened.
         """
         if not config.run:
@@ -58,7 +59,7 @@ class Service:
         self.config = config
         self.metrics = Metrics()
         self._directory = pathlib.Path(config.run)
-        model_identity(self._directory)  # says at once if there is no run
+        self.ids = self._open_ids(open_run_log(self._directory, config.data))
         self.store = EventStore(config.store or default_url(config.run))
         self._table: LiveTable | None = None
         self.failure = ""
@@ -191,7 +192,11 @@ class Service:
             counts.append(len(mine))
         return counts
 
+    def _open_ids(self, log: PreparedLog) -> Ids:
+        return open_ids(log, self.config.key_file, needed=True)
+
     def _table_for(self, served: ServedModel) -> LiveTable:
+        ids = self._open_ids(served.log)
         table = LiveTable(
             served,
             self.store,
@@ -199,6 +204,7 @@ class Service:
             max_batch=self.config.max_batch,
         )
         table.warm_up()
+        self.ids = ids
         _log.info("model", extra={"fields": {"outcome": "loaded", "step": served.run.step}})
         return table
 

@@ -131,7 +131,7 @@ def test_the_list_obeys_its_rules(inside):
     seen = {
         log.item_ids[item] for item in log.items[log.user_offsets[row] : log.user_offsets[row + 1]]
     }
-    fresh, _ = ask(k=40, exclude_seen=True)
+    fresh, _ = ask(k=40, exclude_seen="true")
     assert {item.item_id for item in fresh} == {item.item_id for item in whole} - seen
 
     near, _ = ask(k=40, radius_km=2.0, latitude="40.73", longitude="-73.98")

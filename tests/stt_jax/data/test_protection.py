@@ -6,7 +6,7 @@ import pytest
 from stt_jax import forget
 from stt_jax.config import PrepareConfig
 from stt_jax.data.preparation import prepare_log
-from stt_jax.data.pseudonyms import find_user, open_key, pseudonym
+from stt_jax.data.pseudonyms import find_user, open_ids, open_key, pseudonym
 from stt_jax.data.schema import UNKNOWN_E7
 
 ROWS = [
@@ -68,12 +68,17 @@ def test_the_same_key_gives_the_same_log_and_another_key_another(tmp_path):
     key = open_key(tmp_path / "key")
     assert set(one.user_ids) == {pseudonym(name, key, "user") for name in ("anna-1", "bert-2")}
     assert pseudonym("museum", key, "item") in list(one.item_ids)
+    ids = open_ids(one, str(tmp_path / "key"))
+    assert ids.item("museum") == ids.item(ids.item("museum")) == pseudonym("museum", key, "item")
 
 
 def test_only_the_names_change(tmp_path):
     plain, hidden = prepare(tmp_path, "plain"), hide(tmp_path, "hidden", "users")
     key_file = str(tmp_path / "key")
     assert list(hidden.item_ids) == list(plain.item_ids)
+    assert open_ids(hidden, key_file).item("museum") == "museum"
+    with pytest.raises(ValueError, match="name the key that they were made with by --key_file"):
+        open_ids(hidden, "", needed=True)
     for name in ("anna-1", "bert-2"):
         before, after = plain.user_row(name), hidden.user_row(find_user(hidden, name, key_file))
         for column in ("times", "items", "parts", "latitudes_e7"):
