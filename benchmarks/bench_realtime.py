@@ -68,8 +68,10 @@ class Setup:
             (numbers > 0) & (numbers <= num_items),
             rng.integers(1, 101, rows).astype(np.int32),
             _coords(places),
-            {name: _relation(rng, rows, num_items, 50) for name in ("followers", "neighbours")},
-            Trends(_relation(rng, 3, num_items, 256), np.int32(0), np.int32(1)),
+            relations={
+                name: _relation(rng, rows, num_items, 50) for name in ("followers", "neighbours")
+            },
+            trends=Trends(_relation(rng, 3, num_items, 256), np.int32(0), np.int32(1)),
         )
         self.people = np.arange(num_people, dtype=np.int32)
         self.history = self._tokens(0, length - 1, length)

@@ -25,6 +25,7 @@ class History:
       items: int32, 0 = not in the vocabulary.
       categories: int32, 0 = unknown.
       contexts: further categorical columns by name, int32, 0 = unknown.
+      traits: int32 [B, S, M] by name, values that the item has, 0 = no further one.
       times: int32, seconds since the first event of the segment.
       gaps_s: int32, seconds since the person's previous event, -1 = no previous event.
       phases: int32, local hour of the week, Monday 00:00 is 0; -1 = unknown.
@@ -36,6 +37,7 @@ class History:
     items: Array
     categories: Array
     contexts: dict[str, Array]
+    traits: dict[str, Array]
     times: Array
     gaps_s: Array
     phases: Array
@@ -50,6 +52,7 @@ class Requests:
 
     Attributes:
       users: int32, 0 = a person unknown to the model.
+      traits: int32 by name, what is known of the person, 0 = unknown.
       times: int32, same origin as the history's times; meaningless where not `time_known`.
       phases: int32, local hour of the week at the request; -1 = unknown.
       time_known: bool, False hides time and phase from the model.
@@ -63,6 +66,7 @@ class Requests:
     """
 
     users: Array
+    traits: dict[str, Array]
     times: Array
     phases: Array
     time_known: Array
@@ -119,6 +123,7 @@ class Catalogue:
       is_item: bool [rows], True for rows 1..V.
       categories: int32 [rows].
       coords: float32 [rows, 3], earth-centred metres, NaN = no place.
+      traits: int32 [rows, M] by name, values that the item has, 0 = no further one.
       relations: what the crowd did, by name, a row an item; empty where the model does not look.
       trends: what was popular when; None where the model does not look.
     """
@@ -126,6 +131,7 @@ class Catalogue:
     is_item: Array
     categories: Array
     coords: Array
+    traits: dict[str, Array] = struct.field(default_factory=dict)
     relations: dict[str, Relation] = struct.field(default_factory=dict)
     trends: Trends | None = None
 

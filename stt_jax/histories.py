@@ -31,13 +31,18 @@ class Events:
     longitudes_e7: np.ndarray
     categories: np.ndarray
     contexts: dict[str, np.ndarray]
+    traits: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [N, M] each
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, selection: slice | np.ndarray) -> Events:
         columns = {name: getattr(self, name)[selection] for name in _COLUMNS}
-        return Events(**columns, contexts={n: c[selection] for n, c in self.contexts.items()})
+        return Events(
+            **columns,
+            contexts={name: column[selection] for name, column in self.contexts.items()},
+            traits={name: column[selection] for name, column in self.traits.items()},
+        )
 
     @property
     def coords(self) -> np.ndarray:
@@ -45,21 +50,36 @@ class Events:
         return earth_coords(self.latitudes_e7, self.longitudes_e7)
 
 
-_COLUMNS = tuple(f.name for f in dataclasses.fields(Events) if f.name != "contexts")
+_COLUMNS = tuple(f.name for f in dataclasses.fields(Events) if f.name not in ("contexts", "traits"))
 
 
 def log_events(log: PreparedLog, first: int, end: int) -> Events:
     """The events `first..end` of a prepared log."""
     columns = {name: np.asarray(getattr(log, name)[first:end]) for name in _COLUMNS}
-    return Events(**columns, contexts={n: c[first:end] for n, c in log.contexts.items()})
+    return Events(
+        **columns,
+        contexts={name: column[first:end] for name, column in log.contexts.items()},
+        traits=traits_of_items(log, columns["items"]),
+    )
+
+
+def traits_of_items(log: PreparedLog, items: np.ndarray) -> dict[str, np.ndarray]:
+    """What the log says of items, int32 [N]: int32 [N, M] by name."""
+    return {name: np.asarray(values[items]) for name, values in log.item_traits.items()}
 
 
 def join_events(parts: Sequence[Events]) -> Events:
     """Events one after the other; at least one part."""
     columns = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS}
-    names = parts[0].contexts
-    contexts = {name: np.concatenate([p.contexts[name] for p in parts]) for name in names}
-    return Events(**columns, contexts=contexts)
+
+    def joined(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([one[name] for one in dicts]) for name in dicts[0]}
+
+    return Events(
+        **columns,
+        contexts=joined([part.contexts for part in parts]),
+        traits=joined([part.traits for part in parts]),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +165,7 @@ def history_rows(
         items=put(events.items),
         categories=put(events.categories),
         contexts={name: put(column) for name, column in events.contexts.items()},
+        traits={name: put(column) for name, column in events.traits.items()},
         times=put(int32_seconds(events.times - time_origins)),
         gaps_s=put(int32_seconds(gaps), -1),
         phases=put(phases, -1),
@@ -165,6 +186,7 @@ class Question:
       place_e7: (latitude, longitude) in 1e-7 degrees; None = unknown.
       num_events: events of the person that are encoded.
       anchor: what they count from.
+      traits: of the person by name, see `pipeline.traits_of_user`; the same names in all questions.
     """
 
     user: int
@@ -173,6 +195,7 @@ class Question:
     place_e7: tuple[int, int] | None
     num_events: int
     anchor: Anchor
+    traits: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
@@ -194,6 +217,9 @@ def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
     since = times - np.array([q.anchor.time_s for q in questions], np.int64)
     return Requests(
         users=put([q.user for q in questions], np.int32),
+        traits={
+            name: put([q.traits[name] for q in questions], np.int32) for name in questions[0].traits
+        },
         times=put(int32_seconds(np.where(known, since, 0)), np.int32),
         phases=put(np.where(known, hour_of_week(times, offsets), -1), np.int32, -1),
         time_known=put(known, np.bool_),

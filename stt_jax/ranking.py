@@ -10,7 +10,7 @@ import numpy as np
 
 from stt_jax import session
 from stt_jax.config import RequestConfig
-from stt_jax.data.pipeline import EARTH_RADIUS_M, earth_coords, model_users
+from stt_jax.data.pipeline import EARTH_RADIUS_M, earth_coords, model_users, traits_of_user
 from stt_jax.data.pseudonyms import find_user
 from stt_jax.data.store import PreparedLog
 from stt_jax.histories import (
@@ -222,6 +222,7 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
         place_e7=place_e7,
         num_events=len(encoded),
         anchor=anchor(encoded),
+        traits=traits_of_user(log, row),
     )
     before = int(log.times[start - 1]) if start > first else None
     allowed = allowed_items(rules, log.item_categories, distances_km)

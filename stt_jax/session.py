@@ -80,7 +80,8 @@ def size_bucket(size: int, sizes: Sequence[int]) -> int:
 def new_cache(model: SpatiotemporalTransformer, num_people: int, capacity: int) -> Cache:
     """A cache for `num_people` people with at most `capacity` events each."""
     names = tuple(name for name, _ in model.sizes.contexts)
-    return empty_cache(model.config, names, num_people, capacity)
+    traits = {name: most for name, _, most in model.sizes.item_traits}
+    return empty_cache(model.config, names, traits, num_people, capacity)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

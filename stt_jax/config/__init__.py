@@ -18,6 +18,7 @@ from stt_jax.config.options import (
     option,
 )
 from stt_jax.config.preparing import (
+    TRAIT_SEPARATORS,
     CityConfig,
     CleaningOptions,
     ColumnOptions,
@@ -36,6 +37,7 @@ from stt_jax.config.training import (
 )
 
 __all__ = [
+    "TRAIT_SEPARATORS",
     "CityConfig",
     "CleaningOptions",
     "ColumnOptions",

@@ -7,6 +7,8 @@ import dataclasses
 
 from stt_jax.config.options import check, option
 
+TRAIT_SEPARATORS = {"pipe": "|", "comma": ",", "semicolon": ";", "space": " "}
+
 
 @dataclasses.dataclass(frozen=True)
 class InputOptions:
@@ -35,7 +37,10 @@ class InputOptions:
             "generic",
         ),
     )
-    items: str = option("", "Optional table of items (name, category, place), joined by item id.")
+    items: str = option(
+        "", "Optional table of items (name, category, traits, place), joined by item id."
+    )
+    users: str = option("", "Optional table of people (traits), joined by user id.")
     data_root: str = option(".", "Folder that relative input paths start from.")
     format: str = option(
         "auto",
@@ -53,6 +58,7 @@ class InputOptions:
         (), "Names for the columns of log files without a header line, e.g. user,item,time."
     )
     items_columns: tuple[str, ...] = option((), "The same for the --items table.")
+    users_columns: tuple[str, ...] = option((), "The same for the --users table.")
     encoding: str = option("utf-8", "Encoding of text files, e.g. latin-1.")
     output: str = option("", "Folder for the prepared log; made if missing.")
     write_recbole: bool = option(
@@ -93,7 +99,7 @@ class InputOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ColumnOptions:
-    """Which column is what. A column may come from the log or from the --items table."""
+    """Which column is what. A column may come from the log, the --items or the --users table."""
 
     user: str = option("user_id", "Column with the user's id.")
     item: str = option("item_id", "Column with the item's id (place, product, article).")
@@ -103,6 +109,21 @@ class ColumnOptions:
     longitude: str = option("", "Column with the longitude of the event's place, degrees.")
     category: str = option("", "Column with the category of the item.")
     name: str = option("", "Column with the name of the item, for people to read.")
+    item_traits: tuple[str, ...] = option(
+        (),
+        "Further categorical columns of the item, e.g. genres,brand; an item may have several "
+        "values in one.",
+    )
+    trait_separator: str = option(
+        "pipe",
+        "Between the values of --item_traits.",
+        choices=tuple(TRAIT_SEPARATORS),
+    )
+    user_traits: tuple[str, ...] = option(
+        (),
+        "Categorical columns of the person, e.g. gender,occupation,age:8, the last one numbers in "
+        "8 ranges between quantiles.",
+    )
     context: tuple[str, ...] = option(
         (), "Further categorical columns of the event, e.g. device,country."
     )
@@ -114,6 +135,7 @@ class ColumnOptions:
         0.0, "Instead of --session: a pause of more than so many hours begins a new one."
     )
     items_key: str = option("", "Column of --items with the item id; empty: named as --item.")
+    users_key: str = option("", "Column of --users with the user id; empty: named as --user.")
     time_format: str = option(
         "",
         "How times are written: seconds, milliseconds, microseconds, iso or a pattern such as "
@@ -158,6 +180,12 @@ class ColumnOptions:
             len(set(self.numeric)) == len(self.numeric),
             f"--numeric={','.join(self.numeric)} names a column twice",
         )
+        for flag in ("item_traits", "user_traits"):
+            names = [text.partition(":")[0] for text in getattr(self, flag)]
+            check(
+                len(set(names)) == len(names),
+                f"--{flag}={','.join(getattr(self, flag))} names a column twice",
+            )
         check(self.session_gap_h >= 0, "--session_gap_h must be 0 or more")
         check(
             not (self.session and self.session_gap_h),

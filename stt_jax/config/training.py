@@ -32,6 +32,7 @@ class ModelConfig:
     )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
+    use_traits: bool = option(True, "Let the model see what the log says of items and people.")
     id_dropout: float = option(
         0.0,
         "Fraction of the items and people, drawn each step, that do without the vector of their "

@@ -25,6 +25,7 @@ from stt_jax.data.schema import (
 from stt_jax.data.split import Cuts
 from stt_jax.data.steps import Steps
 from stt_jax.data.texts import Texts
+from stt_jax.data.traits import encode_item_trait, encode_user_trait, parse_user_trait
 from stt_jax.data.values import Values
 
 _STORED_ORDER = ("user_row", "time_s", "time_us", "source_row")
@@ -53,8 +54,8 @@ def assemble_log(
 
     Args:
       steps: its table has one row an event: source_row, part, user, item, time_s, time_us,
-        utc_offset_s, latitude_e7, longitude_e7; text or null category, name, session, and the
-        columns of `refined`.
+        utc_offset_s, latitude_e7, longitude_e7; text or null category, name, session, traits, and
+        the columns of `refined`.
       config: names the output folder.
       clock: words for the times.
       cuts: where a split by time has cut, for the statistics.
@@ -68,7 +69,7 @@ def assemble_log(
         field: engine.store(f"{field}_rows", vocabulary.number_values(table, field))
         for field in fields
     }
-    of_items = _describe_items(table, values)
+    of_items = _describe_items(table, values, config)
     dtypes: dict[str, Any] = {
         **EVENT_DTYPES,
         **{f"{column}_row": np.int32 for column in refined.contexts.values()},
@@ -82,7 +83,7 @@ def assemble_log(
     )
     columns: dict[str, Any] = {
         **{name: events[name] for name in EVENT_DTYPES},
-        **_describe_users(users),
+        **_describe_users(table, users, config),
         **of_items,
         "category_values": _texts(values["category"]),
         "contexts": {n: events[f"{column}_row"] for n, column in refined.contexts.items()},
@@ -229,22 +230,43 @@ def _hash_texts(digest: Any, column: pa.ChunkedArray) -> None:
         digest.update(memoryview(text)[start:end])
 
 
-def _describe_users(users: ir.Table) -> dict[str, Any]:
+def _describe_users(table: ir.Table, users: ir.Table, config: PrepareConfig) -> dict[str, Any]:
+    for i in range(len(config.user_traits)):
+        found = vocabulary.most_frequent(table, f"user_trait_{i}", of="user")
+        users = users.left_join(found, "user").drop("user_right")
     columns = users.order_by("user_row").to_pyarrow()
     counts = to_numpy(columns["count"])
+    num_train_users = int(np.count_nonzero(to_numpy(columns["train_count"])))
+    rows, values = {}, {}
+    for i, text in enumerate(config.user_traits):
+        name, bins = parse_user_trait(text)
+        texts = columns[f"user_trait_{i}"].to_pylist()
+        try:
+            rows[name], values[name] = encode_user_trait(texts, num_train_users, bins)
+        except ValueError as error:
+            raise ValueError(f"--user_traits={text}: {error}; leave out :{bins}") from error
     return {
         "user_offsets": np.concatenate(([0], np.cumsum(counts))),
-        "num_train_users": int(np.count_nonzero(to_numpy(columns["train_count"]))),
+        "num_train_users": num_train_users,
         "user_ids": Texts(columns["user"].combine_chunks()),
+        "user_traits": rows,
+        "user_trait_values": values,
     }
 
 
-def _describe_items(table: ir.Table, values: Mapping[str, ir.Table]) -> dict[str, Any]:
+def _describe_items(
+    table: ir.Table, values: Mapping[str, ir.Table], config: PrepareConfig
+) -> dict[str, Any]:
     """The item columns of a prepared log, each with the unknown item in front."""
-    items = vocabulary.describe_items(table, values["item"])
+    traits = [f"item_trait_{i}" for i in range(len(config.item_traits))]
+    items = vocabulary.describe_items(table, values["item"], traits)
     items = vocabulary.encode(items, "category", values["category"], name="categories")
     columns = items.order_by("row").to_pyarrow()
     ids, names = columns["value"].to_pylist(), columns["name"].to_pylist()
+    encoded = {
+        name: encode_item_trait(columns[column].to_pylist(), config.trait_separator)
+        for name, column in zip(config.item_traits, traits, strict=True)
+    }
 
     def after_unknown(value: int, name: str, dtype: type) -> np.ndarray:
         return np.concatenate((np.array([value], dtype), _array(columns, name, dtype)))
@@ -256,6 +278,8 @@ def _describe_items(table: ir.Table, values: Mapping[str, ir.Table]) -> dict[str
         "item_longitudes_e7": after_unknown(UNKNOWN_E7, "longitude_e7", np.int32),
         "item_categories": after_unknown(0, "categories", np.int32),
         "item_train_counts": after_unknown(0, "train_count", np.int64),
+        "item_traits": {name: rows for name, (rows, _) in encoded.items()},
+        "item_trait_values": {name: texts for name, (_, texts) in encoded.items()},
     }
 
 

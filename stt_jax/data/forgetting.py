@@ -53,6 +53,11 @@ def forget_person(log: PreparedLog, user_id: str) -> PreparedLog:
     gone = counts == 0  # item rows that nobody else's training events hold
     items = np.where(gone[log.items], 0, log.items)[kept]
     categories = np.where(gone, 0, log.item_categories).astype(np.int32)
+    item_traits = {
+        name: np.where(gone[:, None], 0, column).astype(np.int32)
+        for name, column in log.item_traits.items()
+    }
+    user_traits = {name: np.delete(column, row) for name, column in log.user_traits.items()}
     used_categories = np.union1d(events["categories"], categories)
     num_gone = int(np.count_nonzero(~kept))
     step = StepCount(
@@ -83,6 +88,16 @@ def forget_person(log: PreparedLog, user_id: str) -> PreparedLog:
         },
         numbers={name: column[kept] for name, column in log.numbers.items()},
         was_missing={name: column[kept] for name, column in log.was_missing.items()},
+        item_traits=item_traits,
+        item_trait_values={
+            name: _blank_unused(values, np.unique(item_traits[name]))
+            for name, values in log.item_trait_values.items()
+        },
+        user_traits=user_traits,
+        user_trait_values={
+            name: _blank_unused(values, user_traits[name])
+            for name, values in log.user_trait_values.items()
+        },
         meta=meta,
     )
 

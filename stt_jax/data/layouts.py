@@ -125,7 +125,7 @@ def apply_layout(config: PrepareConfig) -> PrepareConfig:
         return config
     options = dict(LAYOUTS[config.layout])
     if config.layout == "movielens" and config.items:
-        options |= {"name": "title", "category": "genres"}
+        options |= {"name": "title", "category": "genres", "item_traits": ("genres",)}
     if config.layout == "generic":
         options |= _find_columns(config)
     defaults = {field.name: field.default for field in dataclasses.fields(PrepareConfig)}

@@ -172,8 +172,12 @@ def catalogue(log: PreparedLog) -> Catalogue:
     categories[: log.num_items + 1] = log.item_categories
     coords = np.full((rows, 3), np.nan, np.float32)
     coords[: log.num_items + 1] = earth_coords(log.item_latitudes_e7, log.item_longitudes_e7)
+    traits = {
+        name: np.pad(values, ((0, rows - len(values)), (0, 0)))
+        for name, values in log.item_traits.items()
+    }
     numbers = np.arange(rows)
-    return Catalogue((numbers >= 1) & (numbers <= log.num_items), categories, coords)
+    return Catalogue((numbers >= 1) & (numbers <= log.num_items), categories, coords, traits)
 
 
 def earth_coords(latitudes_e7: np.ndarray, longitudes_e7: np.ndarray) -> np.ndarray:
@@ -280,6 +284,7 @@ def gather_history(
         items=put(log.items[events]),
         categories=put(log.categories[events]),
         contexts={name: put(column[events]) for name, column in log.contexts.items()},
+        traits={name: put(values[log.items[events]]) for name, values in log.item_traits.items()},
         times=put(_int32_seconds(log.times[events] - layout.time_origins[of_window])),
         gaps_s=put(_int32_seconds(gaps), -1),
         phases=put(_phases(log, events), -1),
@@ -321,6 +326,7 @@ def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) ->
 
     return Requests(
         users=put(model_users(log, w.users)[of_window]),
+        traits={name: put(values[w.users][of_window]) for name, values in log.user_traits.items()},
         times=put(_int32_seconds(log.times[events] - layout.time_origins[of_window])),
         phases=put(_phases(log, events), -1),
         time_known=put(np.full(len(events), log.meta.has_times)),
@@ -336,6 +342,13 @@ def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) ->
 def model_users(log: PreparedLog, users: np.ndarray) -> np.ndarray:
     """int32, the model's id of user rows: row + 1, or 0 for people without training events."""
     return np.where(users < log.num_train_users, users + 1, 0).astype(np.int32)
+
+
+def traits_of_user(log: PreparedLog, row: int | None) -> dict[str, int]:
+    """What the log says of a person by name, 0 = unknown; row None = a person not in there."""
+    return {
+        name: 0 if row is None else int(values[row]) for name, values in log.user_traits.items()
+    }
 
 
 def _row_windows(packing: Packing, placed: np.ndarray, row: int) -> np.ndarray:

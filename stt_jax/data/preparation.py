@@ -15,7 +15,7 @@
     split              train, validation, test; --session_gap_h
     values             --outliers, --fill, --smooth, --features and --cells, --transform,
                        --normalise, in this order and fitted to the training part
-    vocabularies       users, items, categories, contexts: numbered by the training part
+    vocabularies       users, items, categories, contexts, traits: numbered by the training part
 
 What takes rows out stands before the split, so that a split by fractions cuts the rows that stay.
 None of it looks ahead: an event is judged by itself and by what its user did before (the k-core
@@ -59,6 +59,7 @@ from stt_jax.data.read import RawLog, read_log
 from stt_jax.data.report import render_report
 from stt_jax.data.schema import ROLE_FLAGS, TRAIN, UNKNOWN_E7, StepCount
 from stt_jax.data.steps import Steps
+from stt_jax.data.traits import parse_user_trait
 from stt_jax.data.values import check_rules, refine_values
 
 # Where and how it ran is no part of the result: the same log gives the same bytes anywhere.
@@ -222,6 +223,10 @@ def _select_roles(table: ir.Table, columns: Mapping[str, str], config: PrepareCo
     names = {role: getattr(config, flag) for role, flag in ROLE_FLAGS.items()}
     names |= {f"context_{i}": name for i, name in enumerate(config.context)}
     names |= {f"numeric_{i}": name for i, name in enumerate(config.numeric)}
+    names |= {f"item_trait_{i}": name for i, name in enumerate(config.item_traits)}
+    names |= {
+        f"user_trait_{i}": parse_user_trait(text)[0] for i, text in enumerate(config.user_traits)
+    }
     texts = {
         role: table[columns[name]].nullif("") if name else ibis.null("string")
         for role, name in names.items()

@@ -20,6 +20,7 @@ from stt_jax.data.features import load_h3
 from stt_jax.data.pseudonyms import PSEUDONYMISED, open_key, pseudonym
 from stt_jax.data.schema import UNKNOWN_E7
 from stt_jax.data.steps import Steps
+from stt_jax.data.traits import parse_user_trait
 
 
 def take_key(config: PrepareConfig) -> bytes | None:
@@ -35,6 +36,8 @@ def take_key(config: PrepareConfig) -> bytes | None:
         hidden[config.time] = "coarsen_time_s"
     kept = [(name, f"--numeric={name}") for name in config.numeric]
     kept += [(name, f"--context={name}") for name in config.context]
+    kept += [(name, f"--item_traits={name}") for name in config.item_traits]
+    kept += [(parse_user_trait(text)[0], f"--user_traits={text}") for text in config.user_traits]
     kept += [
         (config.name, f"--name={config.name}"),
         (config.category, f"--category={config.category}"),

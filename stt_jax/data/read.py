@@ -11,7 +11,7 @@ import bisect
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import ibis
 import numpy as np
@@ -25,6 +25,10 @@ from stt_jax.data.engine import Engine
 from stt_jax.data.files import LogFile, ReadOptions
 from stt_jax.data.formats import open_file
 from stt_jax.data.schema import PART_NAMES, ROLE_FLAGS, TEST, TRAIN, VALIDATION, StepCount
+from stt_jax.data.traits import parse_user_trait
+
+_WITH_ARTICLE = {"item": "an item", "user": "a user"}
+_JOINED = {"items": "item", "users": "user"}  # flag of a table -> flag of the id that it is of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,8 @@ class RawLog:
     Attributes:
       table: columns source_row (int64, from 0), part (int8), and text columns c0, c1, ... An engine
         ignores the case of column names, files do not, so the file's own names are not used.
-      columns: name in the files -> name in `table`. A name that only the items table has is there
-        too: the items are joined on.
+      columns: name in the files -> name in `table`. A name that only the table of items or that of
+        people has is there too: they are joined on.
       first_rows: source row of the first row of each file, ascending.
       paths: the file of each entry of `first_rows`.
       counts: what reading and joining did to the rows.
@@ -70,15 +74,19 @@ def read_log(config: PrepareConfig, engine: Engine) -> RawLog:
         (TEST, config.test_input),
     )
     files = [(open_file(root / path, options), part) for part, paths in inputs for path in paths]
-    items_file = None
-    if config.items:
-        items_options = ReadOptions(columns=config.items_columns, encoding=config.encoding)
-        items_file = open_file(root / config.items, items_options)
-    names, item_names = _wanted_columns(config, [file for file, _ in files], items_file)
+    tables = {
+        flag: open_file(
+            root / getattr(config, flag),
+            ReadOptions(columns=getattr(config, f"{flag}_columns"), encoding=config.encoding),
+        )
+        for flag in _JOINED
+        if getattr(config, flag)
+    }
+    names, names_of = _wanted_columns(config, [file for file, _ in files], tables)
     raw = _load_files(files, names, config, engine)
-    if items_file is None:
-        return raw
-    return _join_items(raw, items_file, item_names, config, engine)
+    for flag, table in tables.items():
+        raw = _join_table(raw, flag, table, names_of[flag], config, engine)
+    return raw
 
 
 def _read_options(config: PrepareConfig) -> ReadOptions:
@@ -89,15 +97,18 @@ def _read_options(config: PrepareConfig) -> ReadOptions:
 
 
 def _wanted_columns(
-    config: PrepareConfig, files: Sequence[LogFile], items_file: LogFile | None
-) -> tuple[list[str], list[str]]:
-    """Columns to read from the log and from the items table (its key first)."""
+    config: PrepareConfig, files: Sequence[LogFile], tables: Mapping[str, LogFile]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Columns to read from the log and, by flag, from each table (its key first)."""
     wanted: dict[str, str] = {}  # name -> the flag that asks for it
     for flag in ROLE_FLAGS.values():
         if name := getattr(config, flag):
             wanted.setdefault(name, flag)
     wanted |= {name: "context" for name in config.context if name not in wanted}
     wanted |= {name: "numeric" for name in config.numeric if name not in wanted}
+    wanted |= {name: "item_traits" for name in config.item_traits if name not in wanted}
+    for text in config.user_traits:
+        wanted.setdefault(parse_user_trait(text)[0], "user_traits")
     wanted |= {name: "drop_missing" for name in config.drop_missing if name not in wanted}
     for text in config.drop_if:
         wanted.setdefault(condition_column(text), "drop_if")
@@ -107,44 +118,45 @@ def _wanted_columns(
             f"columns of {files[0].path}: {', '.join(files[0].names)}"
         )
 
-    item_columns: list[str] = []
-    if items_file is not None:
-        item_columns.append(_items_key(config, items_file))
+    names_of = {flag: [_table_key(config, flag, table)] for flag, table in tables.items()}
     names: list[str] = []
     for name, flag in wanted.items():
-        in_items = items_file is not None and name in items_file.names
-        if in_items and flag not in ("user", "item") and name not in files[0].names:
-            item_columns.append(name)
+        # A trait of a person comes from their own table first, all else from that of the items.
+        order = list(tables)[::-1] if flag == "user_traits" else list(tables)
+        holder = next((table for table in order if name in tables[table].names), None)
+        if holder and flag not in ("user", "item") and name not in files[0].names:
+            names_of[holder].append(name)
             continue
         for file in files:
-            _require_column(file, name, flag, items_file)
+            _require_column(file, name, flag, list(tables.values()))
         names.append(name)
-    return names, item_columns
+    return names, names_of
 
 
-def _items_key(config: PrepareConfig, items_file: LogFile) -> str:
-    if config.items_key:
-        _require_column(items_file, config.items_key, "items_key", None)
-        return config.items_key
-    if config.item not in items_file.names:
+def _table_key(config: PrepareConfig, flag: str, table: LogFile) -> str:
+    key, own = getattr(config, f"{flag}_key"), getattr(config, _JOINED[flag])
+    if key:
+        _require_column(table, key, f"{flag}_key", [])
+        return key
+    if own not in table.names:
         raise ValueError(
-            f"--items_key is missing: {items_file.path} has no column {config.item!r}; its columns "
-            f"are {', '.join(items_file.names)}"
+            f"--{flag}_key is missing: {table.path} has no column {own!r}; its columns "
+            f"are {', '.join(table.names)}"
         )
-    return config.item
+    return own
 
 
-def _require_column(file: LogFile, name: str, flag: str, items_file: LogFile | None) -> None:
+def _require_column(file: LogFile, name: str, flag: str, tables: Sequence[LogFile]) -> None:
     found = file.names.count(name)
     if found == 1:
         return
     if found > 1:
         raise ValueError(f"--{flag}={name}: {file.path} has {found} columns of that name")
-    names = file.names + (items_file.names if items_file else ())
+    names = [*file.names, *(other for table in tables for other in table.names)]
     lower = {other.lower(): other for other in names}
     near = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
     hint = f" did you mean {lower[near[0]]!r}?" if near else ""
-    also = f" nor has {items_file.path}" if items_file else ""
+    also = "".join(f" nor has {table.path}" for table in tables)
     raise ValueError(
         f"--{flag}={name}: {file.path} has no such column{also};{hint} "
         f"Columns: {', '.join(names)}. A file without a header line needs --columns"
@@ -213,42 +225,45 @@ def _count_read(file: LogFile, part: int, num_rows: int, config: PrepareConfig) 
     return StepCount(name, num_rows + broken, num_rows, dropped, {})
 
 
-def _join_items(
+def _join_table(
     raw: RawLog,
+    flag: str,
     file: LogFile,
     names: Sequence[str],
     config: PrepareConfig,
     engine: Engine,
 ) -> RawLog:
-    """Adds the columns `names[1:]` of the items table, looked up by `names[0]`."""
-    aliases = [f"i{i}" for i in range(len(names))]
+    """Adds the columns `names[1:]` of the table of a flag, looked up by `names[0]`."""
+    what = _JOINED[flag]
+    aliases = [f"{what}{i}" for i in range(len(names))]
     tables = [
         table.rename_columns(aliases)
         for table in file.batches([file.names.index(name) for name in names])
     ]
-    items = pa.concat_tables(tables)
-    if len(items) == 0:
-        raise ValueError(f"--items={file.path} has no rows")
-    items = items.append_column("row", to_arrow(np.arange(len(items), dtype=np.int64)))
-    table = engine.insert("items_table", items.schema, [items])
-    # The first row of an item counts; a join on several would multiply events.
-    table = table.filter(table.i0 != "").mutate(
-        place=ibis.row_number().over(group_by="i0", order_by="row")
+    rows = pa.concat_tables(tables)
+    if len(rows) == 0:
+        raise ValueError(f"--{flag}={file.path} has no rows")
+    rows = rows.append_column("row", to_arrow(np.arange(len(rows), dtype=np.int64)))
+    table = engine.insert(f"{flag}_table", rows.schema, [rows])
+    # The first row of an id counts; a join on several would multiply events.
+    table = table.filter(table[aliases[0]] != "").mutate(
+        place=ibis.row_number().over(group_by=aliases[0], order_by="row")
     )
     table = table.filter(table.place == 0).drop("place", "row")
-    item_column = raw.table[raw.columns[config.item]]
-    joined = raw.table.left_join(table, item_column == table.i0)
-    joined = engine.store("log_items", joined)
+    ids = raw.table[raw.columns[getattr(config, what)]]
+    joined = raw.table.left_join(table, ids == table[aliases[0]])
+    joined = engine.store(f"log_{flag}", joined)
     engine.drop(raw.table.get_name())
     num_rows = joined.count().to_pyarrow().as_py()
-    num_absent = joined.i0.isnull().sum().to_pyarrow().as_py()
+    num_absent = joined[aliases[0]].isnull().sum().to_pyarrow().as_py()
     if num_absent > config.max_broken_fraction * num_rows:
         raise ValueError(
-            f"--items={file.path}: {num_absent} of {num_rows} events have an item that its column "
-            f"{names[0]!r} lacks; name the column with the item id by --items_key"
+            f"--{flag}={file.path}: {num_absent} of {num_rows} events have "
+            f"{_WITH_ARTICLE[what]} that its column {names[0]!r} lacks; name the column with the "
+            f"{what} id by --{flag}_key"
         )
-    changed = {"item without a row there": num_absent} if num_absent else {}
-    count = StepCount(f"join {file.path.name} ({len(items)} rows)", num_rows, num_rows, {}, changed)
+    changed = {f"{what} without a row there": num_absent} if num_absent else {}
+    count = StepCount(f"join {file.path.name} ({len(rows)} rows)", num_rows, num_rows, {}, changed)
     return dataclasses.replace(
         raw,
         table=joined,

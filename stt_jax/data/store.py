@@ -52,8 +52,8 @@ __all__ = [
     "write_log",
 ]
 
-FORMAT_VERSION = 2
-_READ_VERSIONS = (1, 2)  # version 1 had no numeric columns, and lacks nothing else
+FORMAT_VERSION = 3
+_READ_VERSIONS = (1, 2, 3)  # version 1 had no numeric columns, 2 no traits, and nothing else lacks
 META_FILE = "meta.json"
 FLAGS_FILE = "prepare.flags"
 REPORT_FILE = "report.html"
@@ -115,6 +115,11 @@ class PreparedLog:
         features, as --fill, --smooth, --transform and --normalise have left them.
       was_missing: column name ("place": the coordinates) -> int8 [N], 1 where the log itself had no
         value to use; for every numeric and every filled column.
+      item_traits: name -> int32 [V + 1, M], values that an item has, most frequent first, 0 = no
+        further one.
+      item_trait_values: name -> str [C + 1], row 0 = "".
+      user_traits: name -> int32 [U], 0 = unknown.
+      user_trait_values: name -> the same for a trait of people.
     """
 
     directory: pathlib.Path
@@ -141,6 +146,10 @@ class PreparedLog:
     meta: LogMeta
     numbers: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     was_missing: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    item_traits: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    item_trait_values: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    user_traits: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    user_trait_values: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def num_events(self) -> int:
@@ -286,7 +295,7 @@ def _read_meta(directory: pathlib.Path) -> LogMeta:
     if version not in _READ_VERSIONS:
         raise ValueError(
             f"{directory} has format version {version}, this program reads "
-            f"{' and '.join(map(str, _READ_VERSIONS))}; run stt_jax.prepare again"
+            f"{', '.join(map(str, _READ_VERSIONS))}; run stt_jax.prepare again"
         )
     values["steps"] = tuple(StepCount(**step) for step in values["steps"])
     values["warnings"] = tuple(values["warnings"])
@@ -315,6 +324,7 @@ def _to_tables(log: PreparedLog) -> dict[str, pa.RecordBatch]:
         "ids": log.user_ids,
         "event_counts": np.diff(log.user_offsets),
         "train_counts": np.concatenate(train_counts),
+        **{f"trait:{name}": values for name, values in log.user_traits.items()},
     }
     items = {
         "ids": log.item_ids,
@@ -323,9 +333,19 @@ def _to_tables(log: PreparedLog) -> dict[str, pa.RecordBatch]:
         "longitudes_e7": log.item_longitudes_e7,
         "categories": log.item_categories,
         "train_counts": log.item_train_counts,
+        **{
+            f"trait:{name}:{slot}": values
+            for name, column in log.item_traits.items()
+            for slot, values in enumerate(np.ascontiguousarray(column.T))
+        },
     }
     vocabularies: dict[str, Sequence[str]] = {CATEGORY_FIELD: log.category_values}
-    vocabularies |= {f"context:{name}": values for name, values in log.context_values.items()}
+    for kind, of_kind in (
+        ("context", log.context_values),
+        ("item", log.item_trait_values),
+        ("user", log.user_trait_values),
+    ):
+        vocabularies |= {f"{kind}:{name}": values for name, values in of_kind.items()}
     values = {
         "fields": [name for name, texts in vocabularies.items() for _ in texts],
         "values": [text for texts in vocabularies.values() for text in texts],
@@ -350,13 +370,19 @@ def _from_tables(
 ) -> PreparedLog:
     events, users, items = tables["events"], tables["users"], tables["items"]
     vocabularies = _split_values(tables["values"])
-    context_names = [
-        name.removeprefix("context:") for name in vocabularies if name != CATEGORY_FIELD
+    of_kinds: list[dict[str, Sequence[str]]] = [
+        {
+            name.removeprefix(kind): texts
+            for name, texts in vocabularies.items()
+            if name.startswith(kind)
+        }
+        for kind in ("context:", "item:", "user:")
     ]
+    contexts, item_traits, user_traits = of_kinds
     return PreparedLog(
         directory=directory,
         **{name: _view(events, name) for name in EVENT_DTYPES},
-        contexts={name: _view(events, f"context:{name}") for name in context_names},
+        contexts={name: _view(events, f"context:{name}") for name in contexts},
         user_offsets=np.concatenate(([0], np.cumsum(_view(users, "event_counts")))),
         num_train_users=int(np.count_nonzero(_view(users, "train_counts"))),
         user_ids=Texts(users.column("ids")),
@@ -367,10 +393,17 @@ def _from_tables(
         item_categories=_view(items, "categories"),
         item_train_counts=_view(items, "train_counts"),
         category_values=vocabularies[CATEGORY_FIELD],
-        context_values={name: vocabularies[f"context:{name}"] for name in context_names},
+        context_values=contexts,
         meta=meta,
         numbers=_views_of(events, "number:"),
         was_missing=_views_of(events, "missing:"),
+        item_traits={
+            name: np.stack(list(_views_of(items, f"trait:{name}:").values()), axis=1)
+            for name in item_traits
+        },
+        item_trait_values=item_traits,
+        user_traits={name: _view(users, f"trait:{name}") for name in user_traits},
+        user_trait_values=user_traits,
     )
 
 

@@ -31,20 +31,22 @@ def number_values(table: ir.Table, column: str) -> ir.Table:
     return values.mutate(row=(ibis.row_number().over(order_by=order) + 1).cast("int32"))
 
 
-def describe_items(table: ir.Table, items: ir.Table) -> ir.Table:
-    """`items` (value, row, train_count) with each item's name, category and place.
+def describe_items(table: ir.Table, items: ir.Table, traits: Sequence[str]) -> ir.Table:
+    """`items` (value, row, train_count) with each item's name, category, traits and place.
 
     Args:
-      table: events with text `item`, `name`, `category` and int32 `latitude_e7`, `longitude_e7`.
+      table: events with text `item`, `name`, `category`, the traits, and int32 `latitude_e7`,
+        `longitude_e7`.
       items: `number_values(table, "item")`.
+      traits: further text columns.
 
     Returns:
-      row, value, train_count, name and category (the most frequent ones, ties by bytes, null if
-      none), latitude_e7, longitude_e7 (lower medians), in the order of `row`.
+      row, value, train_count, name, category and traits (the most frequent ones, ties by bytes,
+      null if none), latitude_e7, longitude_e7 (lower medians), in the order of `row`.
     """
     train = table.filter(table.part == TRAIN)
-    for column in ("name", "category"):
-        items = _look_up(items, _most_frequent(train, column))
+    for column in ("name", "category", *traits):
+        items = _look_up(items, most_frequent(train, column, of="item"))
     for column in ("latitude_e7", "longitude_e7"):
         items = _look_up(items, _lower_median(train, column))
         items = items.mutate(**{column: items[column].fill_null(UNKNOWN_E7).cast("int32")})
@@ -58,12 +60,13 @@ def _look_up(items: ir.Table, described: ir.Table) -> ir.Table:
     )
 
 
-def _most_frequent(train: ir.Table, column: str) -> ir.Table:
-    known = train.filter(train[column].notnull())
-    counts = known.group_by(["item", column]).agg(count=known.count())
+def most_frequent(table: ir.Table, column: str, *, of: str) -> ir.Table:
+    """(`of`, `column`): the most frequent text of a column for each value of another."""
+    known = table.filter(table[column].notnull())
+    counts = known.group_by([of, column]).agg(count=known.count())
     order = [ibis.desc(counts["count"]), counts[column]]
-    counts = counts.mutate(place=ibis.row_number().over(group_by="item", order_by=order))
-    return counts.filter(counts.place == 0).select("item", column)
+    counts = counts.mutate(place=ibis.row_number().over(group_by=of, order_by=order))
+    return counts.filter(counts.place == 0).select(of, column)
 
 
 def _lower_median(train: ir.Table, column: str) -> ir.Table:

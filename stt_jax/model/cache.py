@@ -61,9 +61,13 @@ class Cache:
 
 
 def empty_cache(
-    config: ModelConfig, context_names: tuple[str, ...], num_people: int, capacity: int
+    config: ModelConfig,
+    context_names: tuple[str, ...],
+    traits: dict[str, int],
+    num_people: int,
+    capacity: int,
 ) -> Cache:
-    """A cache without events: P = `num_people`, S = `capacity`."""
+    """A cache without events: P = `num_people`, S = `capacity`, `traits` their M by name."""
     shape = (num_people, capacity)
 
     def full(value: float, dtype: Any, *rest: int) -> jax.Array:
@@ -79,6 +83,7 @@ def empty_cache(
         items=full(0, jnp.int32),
         categories=full(0, jnp.int32),
         contexts={name: full(0, jnp.int32) for name in context_names},
+        traits={name: full(0, jnp.int32, most) for name, most in traits.items()},
         times=full(0, jnp.int32),
         gaps_s=full(-1, jnp.int32),
         phases=full(-1, jnp.int32),

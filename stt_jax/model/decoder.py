@@ -58,6 +58,7 @@ class Decoder(nn.Module):
 
     config: ModelConfig
     num_users: int
+    user_traits: tuple[tuple[str, int], ...]
 
     def setup(self) -> None:
         self.block = GatedBlock(self.config)
@@ -95,6 +96,10 @@ class Decoder(nn.Module):
                 hidden = jax.random.bernoulli(self.make_rng("dropout"), rate, rows)
                 users = jnp.where(hidden[users], 0, users)
             query = query + people[users].astype(config.dtype)
+        for name, size in self.user_traits:
+            shape = (size + 1, config.width)
+            table = self.param(f"trait_{name}", nn.initializers.normal(0.02), shape)
+            query = query + table[requests.traits[name]].astype(config.dtype)
         if config.use_time:
             phases = jnp.where(requests.time_known, requests.phases, -1)
             query = query + TimeOfWeekEmbedding(config.width, config.dtype, name="time_of_week")(

@@ -54,8 +54,24 @@ def show_ids(table: jax.Array, shown: jax.Array) -> jax.Array:
     return jnp.where(jnp.expand_dims(shown, tuple(range(1, table.ndim))), padded, table[:1])
 
 
+def sum_traits(table: jax.Array, values: jax.Array) -> jax.Array:
+    """Vectors of what has several values: their sum over the root of their number.
+
+    Args:
+      table: [C + 1, E].
+      values: int32 [..., M]; 0 = no further one.
+
+    Returns:
+      [..., E], of the same size however many values there are; zero where there is none.
+    """
+    known = values > 0
+    total = jnp.where(known[..., None], table[values], 0.0).sum(axis=-2)
+    count = jnp.maximum(known.sum(axis=-1, keepdims=True, dtype=jnp.int32), 1)
+    return total / jnp.sqrt(count.astype(table.dtype))
+
+
 class ItemEmbedding(nn.Module):
-    """An item is its id, its category and its place.
+    """An item is its id, its category, its traits and its place.
 
     The same vectors enter with the events and score the catalogue at the output. An item that the
     model was not trained on, or whose id is not shown, has the id of the unknown item, row 0.
@@ -63,6 +79,7 @@ class ItemEmbedding(nn.Module):
 
     num_items: int
     num_categories: int
+    traits: tuple[tuple[str, int], ...]
     width: int
     use_place: bool
     dtype: str
@@ -72,6 +89,10 @@ class ItemEmbedding(nn.Module):
         self.categories = self.param(
             "categories", _EMBEDDING_INIT, (self.num_categories + 1, self.width)
         )
+        self.trait_tables = {
+            name: self.param(f"trait_{name}", _EMBEDDING_INIT, (size + 1, self.width))
+            for name, size in self.traits
+        }
         if self.use_place:
             self.place = nn.Dense(
                 self.width,
@@ -85,6 +106,7 @@ class ItemEmbedding(nn.Module):
         self,
         item_ids: jax.Array,
         categories: jax.Array,
+        traits: dict[str, jax.Array],
         coords: jax.Array,
         hidden_ids: jax.Array | None = None,
     ) -> jax.Array:
@@ -92,6 +114,7 @@ class ItemEmbedding(nn.Module):
 
         Args:
           item_ids, categories: int32 [...]; 0 = unknown.
+          traits: int32 [..., M] by name; 0 = no further one.
           coords: float32 [..., 3], earth-centred metres; NaN = unknown.
           hidden_ids: bool [rows of the table], ids that are not shown; None = none.
 
@@ -101,14 +124,24 @@ class ItemEmbedding(nn.Module):
         own = item_ids <= self.num_items
         if hidden_ids is not None:
             own = own & ~hidden_ids[item_ids]
-        return self._describe(self.ids[jnp.where(own, item_ids, 0)], categories, coords)
+        return self._describe(self.ids[jnp.where(own, item_ids, 0)], categories, traits, coords)
 
     def catalogue_vectors(self, catalogue: Catalogue, shown: jax.Array) -> jax.Array:
         """Vectors of every row of the catalogue, `dtype` [rows, E]; `shown` as in `show_ids`."""
-        return self._describe(show_ids(self.ids, shown), catalogue.categories, catalogue.coords)
+        ids = show_ids(self.ids, shown)
+        return self._describe(ids, catalogue.categories, catalogue.traits, catalogue.coords)
 
-    def _describe(self, ids: jax.Array, categories: jax.Array, coords: jax.Array) -> jax.Array:
-        vectors = (ids + self.categories[categories]).astype(self.dtype)
+    def _describe(
+        self,
+        ids: jax.Array,
+        categories: jax.Array,
+        traits: dict[str, jax.Array],
+        coords: jax.Array,
+    ) -> jax.Array:
+        vectors = ids + self.categories[categories]
+        for name, table in self.trait_tables.items():
+            vectors = vectors + sum_traits(table, traits[name])
+        vectors = vectors.astype(self.dtype)
         if self.use_place:
             vectors = vectors + self.place(place_features(coords))
         return vectors

@@ -35,6 +35,8 @@ class ModelSizes:
     num_categories: int
     num_users: int
     contexts: tuple[tuple[str, int], ...]
+    item_traits: tuple[tuple[str, int, int], ...] = ()  # (name, values, most that an item has)
+    user_traits: tuple[tuple[str, int], ...] = ()
 
 
 @struct.dataclass
@@ -86,12 +88,19 @@ class SpatiotemporalTransformer(nn.Module):
     def setup(self) -> None:
         config, sizes = self.config, self.sizes
         self.items = ItemEmbedding(
-            sizes.num_items, sizes.num_categories, config.width, config.use_place, config.dtype
+            sizes.num_items,
+            sizes.num_categories,
+            tuple((name, size) for name, size, _ in sizes.item_traits if config.use_traits),
+            config.width,
+            config.use_place,
+            config.dtype,
         )
         self.events = EventEmbedding(config.width, sizes.contexts, config.use_time, config.dtype)
         self.event_dropout = Dropout(config.dropout)
         self.blocks = [GatedBlock(config) for _ in range(config.num_layers)]
-        self.decoder = Decoder(config, sizes.num_users)
+        self.decoder = Decoder(
+            config, sizes.num_users, sizes.user_traits if config.use_traits else ()
+        )
         self.generate = GenerateHead(config, sizes.num_items, sizes.num_categories)
         if config.use_pointer:
             self.pointer_keys = PointerKeys(config)
@@ -277,9 +286,8 @@ class SpatiotemporalTransformer(nn.Module):
         return self.generate.scorer(vectors, shown, catalogue)
 
     def _item_vectors(self, history: History, hidden_ids: jax.Array | None = None) -> jax.Array:
-        return self.items(
-            history.items, history.categories, history.coords + history.origins, hidden_ids
-        )
+        coords = history.coords + history.origins
+        return self.items(history.items, history.categories, history.traits, coords, hidden_ids)
 
     def _embed(self, history: History, vectors: jax.Array, before: jax.Array) -> jax.Array:
         return self.events(vectors, before, history.contexts, history.phases, history.gaps_s)

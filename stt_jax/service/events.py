@@ -8,7 +8,7 @@ import numpy as np
 
 from stt_jax.data.schema import UNKNOWN_E7
 from stt_jax.data.store import PreparedLog
-from stt_jax.histories import Events, join_events, log_events
+from stt_jax.histories import Events, join_events, log_events, traits_of_items
 from stt_jax.service.models import ServedModel
 from stt_jax.service.store import StoredEvent
 
@@ -54,6 +54,7 @@ def live_events(
             name: np.array([rows.get(e.contexts.get(name, ""), 0) for e in stored], np.int32)
             for name, rows in served.context_rows.items()
         },
+        traits=traits_of_items(log, items),
     )
 
 

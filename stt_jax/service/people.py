@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from stt_jax import ranking, session
-from stt_jax.data.pipeline import model_users
+from stt_jax.data.pipeline import model_users, traits_of_user
 from stt_jax.histories import (
     Anchor,
     Events,
@@ -42,7 +42,7 @@ class _Person:
     """What is kept of a person, and where their state is."""
 
     version: Version
-    user: int
+    user_row: int | None  # in the prepared log
     events: Events
     pool: _Pool
     row: int
@@ -86,7 +86,7 @@ class _View:
     events: Events  # the person's, up to the request
     encoded: Events  # those of them that are in the row
     anchor: Anchor
-    user: int
+    user_row: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class LiveTable:
         nothing = live_events([], self.served)
         tokens = Tokens(nothing, None, anchor(nothing))
         for pool in self._pools:
-            view = _View(pool, pool.empty, nothing, nothing, tokens.anchor, 0)
+            view = _View(pool, pool.empty, nothing, nothing, tokens.anchor, None)
             question = self._question(view, None, 0, None)
             one = _Prepared(0, False, view, question, ranking.Rules(), None, None)
             for size in self._batch_sizes:
@@ -268,8 +268,7 @@ class LiveTable:
             base = base_events(self.served.log, row if known else None)
             live = live_events(stored.get(user, []), self.served, base)
             events = merge_events(base, live, has_times=self._has_times)
-            model_user = int(model_users(self.served.log, np.array(row))) if known else 0
-            self._place(user, versions[user], model_user, events, busy, work)
+            self._place(user, versions[user], row if known else None, events, busy, work)
         self._run(work)
         found = {user: self._people[user] for user in users if user in self._people}
         for user, person in found.items():
@@ -280,7 +279,7 @@ class LiveTable:
         self,
         user: str,
         version: Version,
-        model_user: int,
+        user_row: int | None,
         events: Events,
         busy: set[str],
         work: list[_Work],
@@ -305,13 +304,13 @@ class LiveTable:
                     work.append(_Work(pool, old.row, tokens, old.num_encoded))
                     self.counts["appended_events"] += num_new
                 self._people[user] = _Person(
-                    version, model_user, events, pool, old.row, start, new_anchor
+                    version, user_row, events, pool, old.row, start, new_anchor
                 )
                 return
         if old is not None:
             self._drop(user)
         row = self._row(pool, busy)
-        person = _Person(version, model_user, events, pool, row, start, anchor(events[start:]))
+        person = _Person(version, user_row, events, pool, row, start, anchor(events[start:]))
         self._people[user] = person
         pool.users[user] = row
         work.append(_from_start(pool, row, events, start, person.anchor))
@@ -341,22 +340,22 @@ class LiveTable:
     ) -> _View:
         person = None if ask.user is None else people.get(ask.user)
         if person is None:
-            events, user = live_events(ask.trail or (), self.served), 0
+            events, user_row = live_events(ask.trail or (), self.served), None
         else:
-            events, user = person.events, person.user
+            events, user_row = person.events, person.user_row
         cut = ask.seen(events) if self._has_times else len(events)
         if person is not None and cut == len(events):
             encoded = events[person.start :]
-            return _View(person.pool, person.row, events, encoded, person.anchor, user)
+            return _View(person.pool, person.row, events, encoded, person.anchor, user_row)
         events = events[:cut]
         if cut == 0:
             pool = self._pools[0]
-            return _View(pool, pool.empty, events, events, anchor(events), user)
+            return _View(pool, pool.empty, events, events, anchor(events), user_row)
         start = session.window_start(cut, self.window, self._hop)
         pool = self._pool(cut - start)
         row = next(scratch[id(pool)])
         work.append(_from_start(pool, row, events, start, anchor(events[start:])))
-        return _View(pool, row, events, events[start:], work[-1].tokens.anchor, user)
+        return _View(pool, row, events, events[start:], work[-1].tokens.anchor, user_row)
 
     def _run(self, work: list[_Work]) -> None:
         for pool in self._pools:
@@ -406,7 +405,16 @@ class LiveTable:
     ) -> Question:
         if not self._has_times:
             time_s = None
-        return Question(view.user, time_s, utc_offset_s, place_e7, len(view.encoded), view.anchor)
+        log, row = self.served.log, view.user_row
+        return Question(
+            0 if row is None else int(model_users(log, np.array(row))),
+            time_s,
+            utc_offset_s,
+            place_e7,
+            len(view.encoded),
+            view.anchor,
+            traits_of_user(log, row),
+        )
 
     def _score(
         self, pool: _Pool, prepared: Sequence[_Prepared], k: int

@@ -64,6 +64,11 @@ def model_sizes(log: PreparedLog) -> ModelSizes:
         num_categories=log.num_categories,
         num_users=log.num_train_users,
         contexts=tuple((name, len(values) - 1) for name, values in log.context_values.items()),
+        item_traits=tuple(
+            (name, len(log.item_trait_values[name]) - 1, column.shape[1])
+            for name, column in log.item_traits.items()
+        ),
+        user_traits=tuple((name, len(log.user_trait_values[name]) - 1) for name in log.user_traits),
     )
 
 
@@ -217,8 +222,9 @@ def read_run_files(directory: pathlib.Path) -> tuple[RunInfo, dict[str, Any]]:
             "that made it, or train again"
         )
     sizes = values.pop("sizes")
-    contexts = tuple((name, size) for name, size in sizes.pop("contexts"))
-    info = RunInfo(**values, sizes=ModelSizes(**sizes, contexts=contexts))
+    for name in ("contexts", "item_traits", "user_traits"):
+        sizes[name] = tuple(tuple(entry) for entry in sizes.get(name, ()))
+    info = RunInfo(**values, sizes=ModelSizes(**sizes))
     return info, command.from_flagfile(directory / "run.flags", FLAG_GROUPS)
 
 

@@ -29,7 +29,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"items/ids", BY_ROWS),
     (r"generate/bias", BY_ROWS),
     (r"decoder/people", BY_ROWS),
-    (r"items/(categories|place/kernel)", DENSE),
+    (r"items/(categories|trait_.+|place/kernel)", DENSE),
     (r"(events|blocks_\d+|decoder|generate|pointer_keys|pointer|sequel|mixer)/.+", DENSE),
 )
 

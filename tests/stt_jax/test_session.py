@@ -9,7 +9,7 @@ import pytest
 
 from stt_jax import session
 from stt_jax.config import ModelConfig, TrainingConfig
-from stt_jax.data.pipeline import gather_history, gather_requests, model_users
+from stt_jax.data.pipeline import gather_history, gather_requests, model_users, traits_of_user
 from stt_jax.data.windows import Windows, training_windows
 from stt_jax.histories import Question, Tokens, anchor, history_rows, log_events, request_rows
 from stt_jax.model.stt import SpatiotemporalTransformer
@@ -131,6 +131,7 @@ class People:
                     place_e7=place,
                     num_events=count - self.starts[user],
                     anchor=self.anchors[user],
+                    traits=traits_of_user(LOG, user),
                 )
             )
         return request_rows(questions, len(questions))

@@ -63,6 +63,10 @@ def random_log(
         item_train_counts=np.bincount(items[parts == TRAIN], minlength=num_items + 1),
         category_values=["", "a", "b", "c"],
         context_values={"device": ["", "phone", "desk"]},
+        item_traits={"genres": _traits(num_items)},
+        item_trait_values={"genres": ["", "loud", "long", "late"]},
+        user_traits={"job": (np.arange(num_users) % 3).astype(np.int32)},
+        user_trait_values={"job": ["", "baker", "poet"]},
         meta=LogMeta(
             format_version=1,
             data_hash="0" * 64,
@@ -76,6 +80,15 @@ def random_log(
             warnings=(),
         ),
     )
+
+
+def _traits(num_items: int) -> np.ndarray:
+    """None, one or two of three values an item."""
+    traits = np.zeros((num_items + 1, 2), np.int32)
+    rows = np.arange(1, num_items + 1)
+    traits[1:, 0] = rows % 4
+    traits[1:, 1] = np.where((rows % 3 == 0) & (rows % 4 > 0), rows % 4 % 3 + 1, 0)
+    return traits
 
 
 def _parts(count: int) -> np.ndarray:

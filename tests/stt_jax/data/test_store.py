@@ -59,6 +59,10 @@ def make_log(directory):
         item_train_counts=np.array([0, 2, 0], np.int64),
         category_values=["", "bar"],
         context_values={"device": ["", "phone"]},
+        item_traits={"genre": np.array([[0, 0], [2, 1], [1, 0]], np.int32)},
+        item_trait_values={"genre": ["", "loud", "long"]},
+        user_traits={"age": np.array([1, 0, 2], np.int32)},
+        user_trait_values={"age": ["", "below 30", "30 and above"]},
         meta=meta,
     )
 
@@ -76,8 +80,10 @@ def test_what_is_written_is_what_is_read(stored):
         if isinstance(before, np.ndarray):
             assert after.dtype == before.dtype
             assert after.tolist() == before.tolist()
-        elif field.name == "contexts":
-            assert after["device"].tolist() == before["device"].tolist()
+        elif field.name in ("contexts", "item_traits", "user_traits"):
+            assert {n: c.tolist() for n, c in after.items()} == {
+                n: c.tolist() for n, c in before.items()
+            }
         elif field.name in ("numbers", "was_missing"):
             np.testing.assert_array_equal(after["price"], before["price"], strict=True)
         elif field.name.endswith(("_ids", "_names")):
@@ -155,7 +161,7 @@ def test_wrong_folders_are_refused(tmp_path):
 def test_another_format_version_is_refused(stored):
     meta = json.loads((stored / "meta.json").read_text("utf-8"))
     (stored / "meta.json").write_text(json.dumps(meta | {"format_version": 99}), "utf-8")
-    with pytest.raises(ValueError, match="format version 99, this program reads 1 and 2"):
+    with pytest.raises(ValueError, match="format version 99, this program reads 1, 2, 3"):
         open_log(stored)
 
 
@@ -209,12 +215,15 @@ def test_a_failed_write_leaves_no_log(stored, monkeypatch):
     check_output(stored, overwrite=False)  # its own remains may be written over
 
 
-def test_a_log_of_version_1_is_read_as_one_without_numbers(tmp_path):
-    log = dataclasses.replace(make_log(tmp_path / "log"), numbers={}, was_missing={})
+def test_a_log_of_version_1_is_read_as_one_without_numbers_and_traits(tmp_path):
+    nothing = {name: {} for name in ("numbers", "was_missing", "item_traits", "user_traits")}
+    nothing |= {"item_trait_values": {}, "user_trait_values": {}}
+    log = dataclasses.replace(make_log(tmp_path / "log"), **nothing)
     write_log(log, "--input=x\n")
     meta = json.loads((tmp_path / "log" / "meta.json").read_text("utf-8"))
     del meta["numerics"]
     (tmp_path / "log" / "meta.json").write_text(json.dumps(meta | {"format_version": 1}), "utf-8")
     read = open_log(tmp_path / "log")
-    assert (read.numbers, read.was_missing, read.meta.numerics) == ({}, {}, {})
+    assert read.meta.numerics == {}
+    assert all(getattr(read, name) == {} for name in nothing)
     assert read.items.tolist() == log.items.tolist()

@@ -1,0 +1,122 @@
+"""Traits: categorical columns of an item (genres, brand) or of a person (age group, occupation).
+
+An item may have several values of a trait, written in one text; a person has one. Numbers of
+people, such as ages, become ranges between quantiles. Vocabularies and quantiles come from the
+training part; what is known of people holds before they do anything, so it counts for all of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from stt_jax.config import TRAIT_SEPARATORS
+
+Texts = Sequence[str | None]
+
+
+def parse_user_trait(text: str) -> tuple[str, int]:
+    """COLUMN or COLUMN:BINS -> (column, bins); 0 bins: the values are names.
+
+    Raises:
+      ValueError: BINS is no number of two or more.
+    """
+    column, colon, bins = text.rpartition(":")
+    if not colon:
+        return text, 0
+    if not (bins.isdecimal() and int(bins) >= 2):
+        raise ValueError(
+            f"--user_traits={text}: write COLUMN, or COLUMN:BINS with 2 bins or more for numbers"
+        )
+    return column, int(bins)
+
+
+def split_values(text: str | None, separator: str) -> list[str]:
+    """The values in a text, each once."""
+    parts = (text or "").split(TRAIT_SEPARATORS[separator])
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def encode_item_trait(texts: Texts, separator: str) -> tuple[np.ndarray, list[str]]:
+    """Rows and vocabulary of a trait of items.
+
+    Args:
+      texts: of items 1..V, None = unknown.
+      separator: a name of `TRAIT_SEPARATORS`.
+
+    Returns:
+      int32 [V + 1, M], M the most values that an item has; and the values, "" and then by falling
+      number of items, ties by bytes.
+    """
+    of_items = [split_values(text, separator) for text in texts]
+    values = _vocabulary(value for of_item in of_items for value in of_item)
+    most = max(1, max(map(len, of_items), default=0))
+    return np.concatenate(
+        [np.zeros((1, most), np.int32), find_values(of_items, values, most)]
+    ), values
+
+
+def find_values(of_items: Sequence[Sequence[str]], values: Sequence[str], most: int) -> np.ndarray:
+    """Rows of values, int32 [N, most], the most frequent first; unknown ones are left out."""
+    row_of = {value: row for row, value in enumerate(values) if row}
+    rows = np.zeros((len(of_items), most), np.int32)
+    for item, of_item in enumerate(of_items):
+        known = sorted(row_of[value] for value in of_item if value in row_of)[:most]
+        rows[item, : len(known)] = known
+    return rows
+
+
+def encode_user_trait(
+    texts: Texts, num_train_users: int, bins: int
+) -> tuple[np.ndarray, list[str]]:
+    """Rows and vocabulary of a trait of people.
+
+    Args:
+      texts: of all people, those of the training part first; None = unknown.
+      num_train_users: how many these are; values that none of them has are unknown.
+      bins: ranges of about as many people each that numbers fall in; 0 = values are names.
+
+    Returns:
+      int32 [U], and the values; ranges in ascending order.
+
+    Raises:
+      ValueError: `bins` and no number.
+    """
+    if bins:
+        return _encode_ranges(texts, num_train_users, bins)
+    values = _vocabulary(text for text in texts[:num_train_users] if text)
+    row_of = {value: row for row, value in enumerate(values) if row}
+    return np.array([row_of.get(text or "", 0) for text in texts], np.int32), values
+
+
+def _encode_ranges(texts: Texts, num_train_users: int, bins: int) -> tuple[np.ndarray, list[str]]:
+    numbers = np.array([_number(text) for text in texts], np.float64)
+    known = ~np.isnan(numbers)
+    train = numbers[:num_train_users][known[:num_train_users]]
+    if not len(train):
+        shown = next((text for text in texts if text), "nothing")
+        raise ValueError(f"no number among the people of the training part, e.g. {shown!r}")
+    cuts = np.unique(np.quantile(train, np.arange(1, bins) / bins))
+    cuts = cuts[cuts > train.min()]  # nobody is below the least of all
+    rows = np.where(known, np.searchsorted(cuts, numbers, side="right") + 1, 0)
+    if not len(cuts):
+        return rows.astype(np.int32), ["", "any"]
+    names = [f"below {cuts[0]:g}"]
+    names += [f"{low:g} to below {high:g}" for low, high in itertools.pairwise(cuts)]
+    return rows.astype(np.int32), ["", *names, f"{cuts[-1]:g} and above"]
+
+
+def _number(text: str | None) -> float:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return np.nan
+    return number if np.isfinite(number) else np.nan
+
+
+def _vocabulary(values: Iterable[str]) -> list[str]:
+    counts = collections.Counter(values)
+    return ["", *sorted(counts, key=lambda value: (-counts[value], value.encode()))]

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from stt_jax.config import PrepareConfig
+from stt_jax.data.preparation import prepare_log
+from stt_jax.data.traits import encode_item_trait, encode_user_trait, parse_user_trait
+
+
+def test_an_item_has_each_of_its_values_once_and_the_frequent_ones_first():
+    rows, values = encode_item_trait(["b|a", None, "c| a|a", "", "b|"], "pipe")
+    assert values == ["", "a", "b", "c"]
+    assert rows.tolist() == [[0, 0], [1, 2], [0, 0], [1, 3], [0, 0], [2, 0]]
+
+
+def test_without_any_value_a_trait_is_unknown():
+    rows, values = encode_item_trait([None, ""], "space")
+    assert (rows.tolist(), values) == ([[0], [0], [0]], [""])
+
+
+def test_numbers_of_people_fall_in_ranges_of_equally_many_in_training():
+    texts = [str(age) for age in range(10, 50)] + ["9", "1000", "forty", None, "nan"]
+    rows, values = encode_user_trait(texts, 40, 4)
+    assert np.bincount(rows[:40]).tolist() == [0, 10, 10, 10, 10]
+    assert rows[40:].tolist() == [1, 4, 0, 0, 0]
+    assert values[1] == "below 19.75"
+    assert values[-1] == "39.25 and above"
+    assert (np.diff(rows[:40]) >= 0).all()
+
+
+def test_ranges_of_one_number_alone_are_one_range():
+    rows, values = encode_user_trait(["5", "5", "7"], 2, 3)
+    assert (rows.tolist(), values) == ([1, 1, 1], ["", "any"])
+
+
+def test_names_that_no_trained_person_has_are_unknown():
+    rows, values = encode_user_trait(["poet", "baker", "poet", "king"], 3, 0)
+    assert (rows.tolist(), values) == ([1, 2, 1, 0], ["", "poet", "baker"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("age:8", ("age", 8)), ("job", ("job", 0)), ("a:b:2", ("a:b", 2))]
+)
+def test_bins_stand_behind_the_last_colon(text, expected):
+    assert parse_user_trait(text) == expected
+
+
+@pytest.mark.parametrize("text", ["age:1", "age:", "age:x"])
+def test_bins_that_make_no_ranges_are_refused(text):
+    with pytest.raises(ValueError, match=f"--user_traits={text}: write COLUMN"):
+        parse_user_trait(text)
+
+
+def test_traits_come_from_the_tables_and_the_most_frequent_text_from_the_log(tmp_path):
+    (tmp_path / "log.csv").write_text(
+        "user,item,time,brand\na,x,1,acme\na,x,2,best\nb,x,3,best\nb,y,4,\nc,x,1500,best\n"
+    )
+    (tmp_path / "items.csv").write_text("item,genre\nx,loud;long\ny,long\nz,odd\n")
+    (tmp_path / "people.csv").write_text("id,age,job\nc,30,king\na,20,poet\nb,40,poet\n")
+    config = dict(
+        input=("log.csv",),
+        data_root=str(tmp_path),
+        output=str(tmp_path / "out"),
+        user="user",
+        item="item",
+        time="time",
+        items="items.csv",
+        users="people.csv",
+        users_key="id",
+        item_traits=("genre", "brand"),
+        trait_separator="semicolon",
+        user_traits=("age:2", "job"),
+        test_from="1970-01-01T00:16:40",
+        validation_fraction=0.0,
+    )
+    log = prepare_log(PrepareConfig(**config))
+    assert list(log.item_ids) == ["", "x", "y"]
+    assert log.item_trait_values == {"genre": ["", "long", "loud"], "brand": ["", "best"]}
+    assert log.item_traits["genre"].tolist() == [[0, 0], [1, 2], [1, 0]]
+    assert log.item_traits["brand"].tolist() == [[0], [1], [0]]
+    # c has no training event: known all the same, but gives no value and no quantile.
+    assert list(log.user_ids) == ["a", "b", "c"]
+    assert log.user_trait_values == {"age": ["", "below 30", "30 and above"], "job": ["", "poet"]}
+    assert {n: c.tolist() for n, c in log.user_traits.items()} == {
+        "age": [1, 2, 2],
+        "job": [1, 1, 0],
+    }
+    wrong = config | {"user_traits": ("job:3",), "overwrite": True}
+    with pytest.raises(ValueError, match=r"--user_traits=job:3: no number .* leave out :3"):
+        prepare_log(PrepareConfig(**wrong))
