@@ -28,7 +28,9 @@ import numpy as np
 
 from stt_jax import command, session
 from stt_jax.config import ExportConfig
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.newitems import open_with_items
+from stt_jax.data.pipeline import traits_of_user
+from stt_jax.data.store import PreparedLog
 from stt_jax.histories import Anchor, Question, Tokens, history_rows, log_events, request_rows
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
@@ -68,7 +70,8 @@ def flat_functions(run: Run, log: PreparedLog, num_items_listed: int) -> Exporte
     nothing = Tokens(log_events(log, 0, 0), None, Anchor(0, np.zeros(3), False))
     events = history_rows([nothing], 1, window, has_times=log.meta.has_times)
     event = history_rows([nothing], 1, 1, has_times=log.meta.has_times)
-    requests = request_rows([Question(0, None, 0, None, 0, nothing.anchor)], 1)
+    anybody = Question(0, None, 0, None, 0, nothing.anchor, traits_of_user(log, None))
+    requests = request_rows([anybody], 1)
     cache = session.new_cache(model, 1, window)
     one = jnp.zeros(1, jnp.int32)
     _, weights_def = jax.tree.flatten(weights)
@@ -159,6 +162,8 @@ def export_run(run: Run, log: PreparedLog, out: pathlib.Path, num_items_listed: 
         "people": ["", *log.user_ids[: log.num_train_users]],
         "categories": list(log.category_values),
         "contexts": {name: list(values) for name, values in log.context_values.items()},
+        "item_traits": {name: list(values) for name, values in log.item_trait_values.items()},
+        "user_traits": {name: list(values) for name, values in log.user_trait_values.items()},
     }
     (out / "vocabularies.json").write_text(json.dumps(vocabularies), encoding="utf-8")
     (out / "manifest.json").write_text(json.dumps(_manifest(exported, run), indent=1))
@@ -192,7 +197,7 @@ def _card(run: Run, log: PreparedLog, num_items_listed: int) -> str:
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
     return f"""# Spatiotemporal recommender, exported
 
-What comes next for a person, at a time and place: {sizes.num_items:,} items, {sizes.num_users:,}
+What comes next for a person, at a time and place: {log.num_items:,} items, {sizes.num_users:,}
 people, {sizes.num_categories:,} categories; {num_parameters:,} parameters; step {run.step}; trained
 on a prepared log with hash `{run.info.data_hash}`, split `{run.info.split_hash}`
 ({log.num_events:,} events). It knows what that log held: new items are unknown (row 0), new people
@@ -210,7 +215,8 @@ items, probabilities = score.call(weights, state, request)   # [b, {num_items_li
 ```
 
 `manifest.json` lists the arrays of `history`, `event` and `request` in their order. Items,
-categories and contexts are rows of `vocabularies.json`. Times are int32 seconds from the person's
+categories, contexts and traits (of an event's item, as the catalogue in `weights.npz` has them; of
+the person) are rows of `vocabularies.json`. Times are int32 seconds from the person's
 first encoded event, gaps seconds since the event before (-1 = none), phases the local hour of the
 week (Monday 00:00 is 0, -1 = unknown). Coordinates are metres on a sphere of radius 6,371,008.8 m
 (x, y, z) minus `origins`, the person's first known place; NaN = unknown. `segment_ids` is 1 for an
@@ -237,7 +243,7 @@ def export(export: ExportConfig) -> None:
         raise ValueError("--run and --out must name the run and a directory for the artifacts")
     directory = pathlib.Path(export.run)
     _, configs = read_run_files(directory)
-    log = open_log(export.data or configs["training"].data)
+    log = open_with_items(export.data or configs["training"].data, export.items)
     export_run(load_run(directory, log), log, pathlib.Path(export.out), export.k)
     print(f"exported to {export.out}; its README.md says how to call it")
 

@@ -16,7 +16,7 @@ import rich.table
 
 from stt_jax import command
 from stt_jax.config import RequestConfig
-from stt_jax.data.store import open_log
+from stt_jax.data.newitems import open_with_items
 from stt_jax.ranking import Recommendation, recommend_items
 from stt_jax.training.run import load_run, read_run_files
 
@@ -27,7 +27,7 @@ def recommend(request: RequestConfig) -> None:
         raise ValueError("--run is missing: name the directory of a trained run")
     directory = pathlib.Path(request.run)
     _, configs = read_run_files(directory)
-    log = open_log(request.data or configs["training"].data)
+    log = open_with_items(request.data or configs["training"].data, request.items)
     print_list(recommend_items(load_run(directory, log), log, request), request)
 
 

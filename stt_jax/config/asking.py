@@ -67,6 +67,11 @@ class RequestConfig:
 
     run: str = option("", "Directory of the run.")
     data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    items: str = option(
+        "",
+        "Table of items that training did not know, to be recommended too; columns are named as in "
+        "what the log was prepared from.",
+    )
     user: str = option("", "Id of the person, as in the raw log.")
     key_file: str = option("", "The key file of a log that was prepared with --pseudonymise.")
     time: str = option(
@@ -122,6 +127,11 @@ class ServeConfig:
 
     run: str = option("", "Directory of the run.")
     data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    items: str = option(
+        "",
+        "Table of items that training did not know, to be recommended too; columns are named as in "
+        "what the log was prepared from.",
+    )
     host: str = option("127.0.0.1", "Address to listen on; any but this machine needs a token.")
     port: int = option(8000, "Port to listen on; 0 = any free one, printed.")
     store: str = option(
@@ -159,6 +169,11 @@ class ExportConfig:
 
     run: str = option("", "Directory of the run.")
     data: str = option("", "Directory of the prepared log; empty = the one of the run.")
+    items: str = option(
+        "",
+        "Table of items that training did not know, to be recommended too; columns are named as in "
+        "what the log was prepared from.",
+    )
     out: str = option("", "Directory for the artifacts; made if missing.")
     k: int = option(100, "Items that the exported score gives, at most as many as there are.")
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from stt_jax import session
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.newitems import read_new_items
+from stt_jax.data.store import PreparedLog
 from stt_jax.model.head import ItemScorer
 from stt_jax.ranking import item_coords
 from stt_jax.relations import model_catalogue
@@ -71,17 +72,19 @@ class ServedModel:
             return None
 
 
-def load_model(directory: pathlib.Path, data: str) -> ServedModel:
-    """Loads the best checkpoint of a run.
+def load_model(directory: pathlib.Path, data: str, items: str = "") -> ServedModel:
+    """Loads the best checkpoint of a run, with the items of a file, if one is named.
 
     Raises:
-      ValueError: no run, no checkpoint, or another log.
+      ValueError: no run, no checkpoint, another log, or a table of items that is none.
     """
     identity = model_identity(directory)
     log = open_run_log(directory, data)
+    if items:
+        log = read_new_items(log, items)
     run = load_run(directory, log)
-    items = jax.tree.map(jax.numpy.asarray, model_catalogue(log, run.model_config))
-    return ServedModel(run, log, session.item_scorer(run.model, run.params, items), identity)
+    catalogue = jax.tree.map(jax.numpy.asarray, model_catalogue(log, run.model_config))
+    return ServedModel(run, log, session.item_scorer(run.model, run.params, catalogue), identity)
 
 
 def open_run_log(directory: pathlib.Path, data: str) -> PreparedLog:

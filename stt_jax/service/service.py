@@ -104,7 +104,9 @@ class Service:
 
     def load(self) -> None:
         """Loads and warms the model, in the calling thread, and begins to look for newer ones."""
-        self._table = self._table_for(load_model(self._directory, self.config.data))
+        self._table = self._table_for(
+            load_model(self._directory, self.config.data, self.config.items)
+        )
         self._watcher.start()
 
     def stop(self) -> None:
@@ -216,7 +218,7 @@ class Service:
                 if identity == looked_at:
                     continue
                 looked_at = identity
-                served = load_model(self._directory, self.config.data)
+                served = load_model(self._directory, self.config.data, self.config.items)
                 if served.checkpoint == self.model.checkpoint:
                     continue  # what is new is not the best
                 self._table = self._table_for(served)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stt_jax import session
-from stt_jax.data.store import open_log
+from stt_jax.data.newitems import open_with_items
+from stt_jax.data.pipeline import traits_of_user
 from stt_jax.export import main
 from stt_jax.histories import Question, Tokens, anchor, history_rows, log_events, request_rows
 from stt_jax.relations import model_catalogue
@@ -38,8 +39,11 @@ _STRANGER = """
 @pytest.mark.parametrize("num_people", [3])
 def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
     directory, out = write_run(tmp_path), tmp_path / "out"
-    assert main(["export", f"--run={directory}", f"--out={out}", "--k=11"]) == 0
-    log = open_log(tmp_path / "prepared")
+    new = tmp_path / "new.csv"
+    new.write_text("item_id,genres\nnew,loud|late\n")
+    arguments = [f"--run={directory}", f"--out={out}", f"--items={new}", "--k=12"]
+    assert main(["export", *arguments]) == 0
+    log = open_with_items(tmp_path / "prepared", str(new))
     run = load_run(directory, log)
     people = [0, 1, 3][:num_people]
     window, count = run.training.window, 6
@@ -57,7 +61,15 @@ def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
     history, event = rows(0, count - 1, window), rows(count - 1, count, 1)
     requests = request_rows(
         [
-            Question(user + 1, int(one.times[-1]) + 999, -14_400, None, count, its_anchor)
+            Question(
+                user + 1,
+                int(one.times[-1]) + 999,
+                -14_400,
+                None,
+                count,
+                its_anchor,
+                traits_of_user(log, user),
+            )
             for user, one, its_anchor in zip(people, events, anchors, strict=True)
         ],
         num_people,
@@ -69,7 +81,7 @@ def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
     )
     cache = session.append(run.model, run.params, cache, numbers, starts, event)
     scorer = session.item_scorer(run.model, run.params, model_catalogue(log, run.model_config))
-    expected = session.score(run.model, run.params, scorer, cache, numbers, requests, None, k=11)
+    expected = session.score(run.model, run.params, scorer, cache, numbers, requests, None, k=12)
 
     given = {"num_events": starts}
     for name, tree in (("history", history), ("event", event), ("request", requests)):
@@ -84,5 +96,7 @@ def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
     names = [one["name"] for one in manifest["functions"]["score"]["arguments"]["request"]]
     assert names == sorted(names, key=names.index)
     assert "users" in names
-    assert json.loads((out / "vocabularies.json").read_text())["items"][1] == "i1"
+    named = json.loads((out / "vocabularies.json").read_text())["items"]
+    assert (named[1], named[-1]) == ("i1", "new")
+    assert (answer["items"] == len(named) - 1).any(axis=1).all(), "all are listed, the new one too"
     assert log.meta.data_hash in (out / "README.md").read_text()

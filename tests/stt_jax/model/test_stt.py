@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stt_jax.config import ModelConfig, TrainingConfig
+from stt_jax.data.newitems import add_items
 from stt_jax.data.pipeline import TrainingBatches, gather_history, gather_requests
 from stt_jax.data.windows import training_windows
 from stt_jax.model.stt import SpatiotemporalTransformer
@@ -264,3 +265,40 @@ def test_without_training_no_id_is_left_out():
         predict(model, params, history, requests).queries,
         predict(hiding, params, history, requests).queries,
     )
+
+
+def test_new_items_are_what_is_known_of_them_and_change_nothing_else():
+    model, params = make(dataclasses.replace(CONFIG, num_layers=1, use_sequel=False))
+    old = LOG.num_items
+    table = dict(category=["a", "a", "b"], traits={"genres": [["loud"], ["loud"], []]})
+    log = add_items(LOG, ["n1", "n2", "n3"], **table)
+    items = jax.tree.map(jnp.asarray, model_catalogue(log, model.config))
+    history, requests = batch()
+    before, after = (predict(model, params, history, requests, its) for its in (ITEMS, items))
+    queries, places = before.queries.reshape(-1, 16), before.places.reshape(-1, 3)
+    few, many = (p.scorer.logits(queries, places) for p in (before, after))
+    np.testing.assert_allclose(few[:, : old + 1], many[:, : old + 1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(many[:, old + 1], many[:, old + 2])
+    assert (np.asarray(many[:, old + 1]) != np.asarray(many[:, old + 3])).all()
+    assert (np.asarray(many[:, old + 1 : old + 4]) > -1e8).all()
+
+    # In a history, too, a new item is an unknown one with its category and traits.
+    new, unknown = (
+        dataclasses.replace(history, items=jnp.where(history.items == 3, item, history.items))
+        for item in (old + 1, 0)
+    )
+    np.testing.assert_array_equal(encode(model, params, new), encode(model, params, unknown))
+    assert (np.asarray(encode(model, params, new)) != encode(model, params, history)).any()
+
+
+def test_what_is_said_of_items_and_people_is_felt_unless_switched_off():
+    history, requests = batch()
+    no_traits = dataclasses.replace(history, traits={"genres": 0 * history.traits["genres"]})
+    nobody = dataclasses.replace(requests, traits={"job": 0 * requests.traits["job"]})
+    small = dict(num_layers=1, use_sequel=False, use_crowd=False)
+    for use_traits in (True, False):
+        model, params = make(dataclasses.replace(CONFIG, use_traits=use_traits, **small))
+        queries = predict(model, params, history, requests).queries
+        for changed in ((no_traits, requests), (history, nobody)):
+            felt = np.asarray(predict(model, params, *changed).queries != queries).any()
+            assert felt == use_traits

@@ -1,0 +1,159 @@
+"""Items that training did not know: a table of them, appended to what a log says of its items.
+
+They get the rows behind those of the training part. A model has no vector of their ids, so it goes
+by what the table says: category, traits and place (see `model.embedding.ItemEmbedding`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from stt_jax import command
+from stt_jax.config import ColumnOptions
+from stt_jax.data.files import ReadOptions
+from stt_jax.data.formats import open_file
+from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7
+from stt_jax.data.store import FLAGS_FILE, PreparedLog, open_log
+from stt_jax.data.traits import find_values, split_values
+
+
+def open_with_items(data: str | os.PathLike, items: str) -> PreparedLog:
+    """Opens a prepared log, with the items of a file if one is named, see `read_new_items`."""
+    log = open_log(data)
+    return read_new_items(log, items) if items else log
+
+
+def read_new_items(log: PreparedLog, path: str | os.PathLike) -> PreparedLog:
+    """The log with the items of a file, as `add_items`.
+
+    The file has the columns that the table of items had, or the log itself, when the log was
+    prepared: those of --items_key or else --item, and where they are there of --name, --category,
+    --item_traits, --latitude and --longitude.
+
+    Raises:
+      ValueError, OSError: the file cannot be read or has no column of ids, or as `add_items`.
+    """
+    options = _column_options(log)
+    file = open_file(pathlib.Path(path), ReadOptions())
+    key = options.items_key or options.item
+    if key not in file.names:
+        raise ValueError(
+            f"--items={path} has no column {key!r} with the ids of the items; its columns are "
+            f"{', '.join(file.names)}"
+        )
+    table = pa.concat_tables(file.batches(list(range(len(file.names)))))
+    columns = {name: table.column(number).to_pylist() for number, name in enumerate(file.names)}
+    roles = {
+        role: columns[getattr(options, role)]
+        for role in ("name", "category", "latitude", "longitude")
+        if getattr(options, role) in columns
+    }
+    traits = {
+        name: [split_values(text, options.trait_separator) for text in columns[name]]
+        for name in log.item_traits
+        if name in columns
+    }
+    return add_items(log, columns[key], traits=traits, where=f"--items={path}", **roles)
+
+
+def _column_options(log: PreparedLog) -> ColumnOptions:
+    """Which column is what, as when the log was prepared."""
+    names = {field.name for field in dataclasses.fields(ColumnOptions)}
+    lines = (log.directory / FLAGS_FILE).read_text(encoding="utf-8").splitlines()
+    own = [line for line in lines if line.partition("=")[0].removeprefix("--") in names]
+    options = command.parse({"columns": ColumnOptions}, ["", *own])["columns"]
+    assert isinstance(options, ColumnOptions)
+    return options
+
+
+def add_items(
+    log: PreparedLog,
+    ids: Sequence[str | None],
+    *,
+    name: Sequence[str | None] | None = None,
+    category: Sequence[str | None] | None = None,
+    latitude: Sequence[str | None] | None = None,
+    longitude: Sequence[str | None] | None = None,
+    traits: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    where: str = "the table of items",
+) -> PreparedLog:
+    """The log with further items, rows V + 1 on, without any event.
+
+    Args:
+      log: a prepared log.
+      ids: of the new items.
+      name, category, latitude, longitude: texts of each, degrees; None or "" = unknown. A category
+        that the log does not have is unknown.
+      traits: name -> values of each item; unknown values are left out, and of more than the model
+        has room for the rarest.
+      where: what a message calls the table.
+
+    Raises:
+      ValueError: an item without an id, one that is there already, or a place that is none.
+    """
+    seen = dict.fromkeys(log.item_ids[1:], "is an item of the log already")
+    for row, item_id in enumerate(ids, start=1):
+        if not item_id:
+            raise ValueError(f"{where} row {row}: the item has no id")
+        if item_id in seen:
+            raise ValueError(f"{where} row {row}: {item_id!r} {seen[item_id]}; leave it out")
+        seen[item_id] = "is there twice"
+    num_new = len(ids)
+    rows = {category: row for row, category in enumerate(log.category_values) if row}
+    categories = [rows.get(text or "", 0) for text in category or [None] * num_new]
+    places = [
+        _degrees_e7(texts or [None] * num_new, limit, f"{where}: {axis}")
+        for texts, limit, axis in ((latitude, 90, "latitude"), (longitude, 180, "longitude"))
+    ]
+    known = (places[0] != UNKNOWN_E7) & (places[1] != UNKNOWN_E7)
+    latitudes, longitudes = (np.where(known, place, UNKNOWN_E7) for place in places)
+
+    def append(old: np.ndarray, new: np.ndarray | list[int]) -> np.ndarray:
+        return np.concatenate([old, np.asarray(new, old.dtype).reshape(num_new, *old.shape[1:])])
+
+    of_items = traits or {}
+    return dataclasses.replace(
+        log,
+        item_ids=[*log.item_ids, *map(str, ids)],
+        item_names=[
+            *log.item_names,
+            *(text or str(item) for text, item in zip(name or ids, ids, strict=True)),
+        ],
+        item_latitudes_e7=append(log.item_latitudes_e7, latitudes),
+        item_longitudes_e7=append(log.item_longitudes_e7, longitudes),
+        item_categories=append(log.item_categories, categories),
+        item_train_counts=append(log.item_train_counts, [0] * num_new),
+        item_traits={
+            trait: append(
+                column,
+                find_values(
+                    of_items.get(trait, [()] * num_new),
+                    log.item_trait_values[trait],
+                    column.shape[1],
+                ),
+            )
+            for trait, column in log.item_traits.items()
+        },
+    )
+
+
+def _degrees_e7(texts: Sequence[str | None], limit: int, where: str) -> np.ndarray:
+    """int32, degrees * 1e7; UNKNOWN_E7 where there is no text."""
+    found = np.full(len(texts), UNKNOWN_E7, np.int32)
+    for row, text in enumerate(texts):
+        if not text:
+            continue
+        try:
+            degrees = float(text)
+        except ValueError:
+            degrees = np.nan
+        if not abs(degrees) <= limit:
+            raise ValueError(f"{where} {text!r} in row {row + 1} is not within {limit} degrees")
+        found[row] = round(degrees * DEGREES_TO_E7)
+    return found
