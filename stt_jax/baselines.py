@@ -78,6 +78,7 @@ def evaluate_baselines(
     test: Targets,
     *,
     modes: Sequence[str] = MODES,
+    names: Sequence[str] | None = None,
     max_tuning_targets: int = 2000,
     seed: int = 0,
 ) -> dict[str, dict[str, BaselineResult]]:
@@ -87,6 +88,7 @@ def evaluate_baselines(
       log: the prepared log; only its training part is counted.
       validation: targets to tune on; without any that are in the vocabulary, defaults are used.
       test: targets to rank.
+      names: of `BASELINES`, without the mix; None = all, and the mix.
       modes: request modes, of `MODES`. The time of a target is looked at in mode "known" only.
       max_tuning_targets: a random sample of this many validation targets is tuned on.
       seed: of that sample.
@@ -108,22 +110,27 @@ def evaluate_baselines(
     for mode in modes:
         ask = functools.partial(gather_questions, counts, request_known=mode == "known")
         tuning = list(ask(usable))
-        names = [
-            name for name, kind in BASELINES.items() if log.meta.has_times or not kind.needs_times
+        usable_names = [
+            name
+            for name, kind in BASELINES.items()
+            if (log.meta.has_times or not kind.needs_times) and (names is None or name in names)
         ]
-        for name in names:
+        for name in usable_names:
             if name not in tuned or BASELINES[name].uses_request_time:
                 tuned[name] = _tune(BASELINES[name], counts, tuning)
-        mix, mix_mrr = _tune_mix(counts, {name: tuned[name].options for name in names}, tuning)
-        ranks: dict[str, list[np.ndarray]] = {name: [] for name in [*names, "mix"]}
-        for asked in ask(test):
-            for name in names:
-                ranks[name].append(_rank(BASELINES[name], counts, asked, tuned[name].options))
-            ranks["mix"].append(mix.rank(mix.parts(counts, asked), asked))
+        ranks: dict[str, list[np.ndarray]] = {name: [] for name in [*usable_names, "mix"]}
+        asked_of = list(ask(test))
+        for asked, name in itertools.product(asked_of, usable_names):
+            ranks[name].append(_rank(BASELINES[name], counts, asked, tuned[name].options))
         results[mode] = {
             name: BaselineResult(_join(ranks[name]), tuned[name].options, tuned[name].mrr)
-            for name in names
+            for name in usable_names
         }
+        if names is not None:
+            continue
+        options = {name: tuned[name].options for name in usable_names}
+        mix, mix_mrr = _tune_mix(counts, options, tuning)
+        ranks["mix"] = [mix.rank(mix.parts(counts, asked), asked) for asked in asked_of]
         results[mode]["mix"] = BaselineResult(_join(ranks["mix"]), mix.options(), mix_mrr)
     return results
 

@@ -1,0 +1,72 @@
+"""What is held out is nowhere in training, and what is asked has the context that it claims."""
+
+import numpy as np
+import pytest
+
+from benchmarks.coldstart_baselines import ColdBaselines
+from benchmarks.coldstart_split import hold_out, item_targets, join_targets, people_targets
+from stt_jax.data.store import TRAIN
+from tests.stt_jax.tiny_logs import random_log
+
+LOG = random_log(num_users=40, num_items=30, seed=3)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    return hold_out(LOG, tmp_path_factory.mktemp("cold") / "log", share=0.25, seed=1)
+
+
+def events_of(log):
+    """(user id, item id, time, part) of every event."""
+    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))
+    return [
+        (log.user_ids[user], log.item_ids[item], int(time), int(part))
+        for user, item, time, part in zip(
+            users.tolist(), log.items.tolist(), log.times, log.parts, strict=True
+        )
+    ]
+
+
+def test_people_and_items_that_are_held_out_are_nowhere_in_training(logs):
+    cold_users = list(logs.people.user_ids)[logs.train.num_users :]
+    cold_items = list(logs.items.item_ids)[logs.train.num_items + 1 :]
+    assert (len(cold_users), len(cold_items)) == (logs.num_cold_users, logs.num_cold_items)
+    assert min(len(cold_users), len(cold_items)) > 3
+    trained = events_of(logs.train)
+    assert not {user for user, *_ in trained} & set(cold_users)
+    assert not {item for _, item, *_ in trained} & set(cold_items)
+    raw = {(user, item, time) for user, item, time, _ in events_of(LOG)}
+    for log in (logs.train, logs.people, logs.items):
+        assert {(user, item, time) for user, item, time, _ in events_of(log)} <= raw
+        of_training = [event for event in events_of(log) if event[-1] == TRAIN]
+        assert of_training == [event for event in trained if event[-1] == TRAIN]
+
+
+def test_what_is_known_of_held_out_items_is_what_the_log_says(logs):
+    row = logs.train.num_items + 1
+    old = LOG.item_row(logs.items.item_ids[row])
+    assert logs.items.item_categories[row] == LOG.item_categories[old]
+    assert logs.items.item_latitudes_e7[row] == LOG.item_latitudes_e7[old]
+    known = LOG.item_traits["genres"][old]
+    assert set(logs.items.item_traits["genres"][row]) == set(known)
+
+
+@pytest.mark.parametrize("num_known", [0, 1, 5])
+def test_a_cold_person_shows_its_first_events_and_no_more(logs, num_known):
+    targets = people_targets(logs, num_known, 4)
+    assert len(targets)
+    assert (targets.users >= logs.train.num_users).all()
+    for target, (user, event) in enumerate(zip(targets.users, targets.events, strict=True)):
+        start = logs.people.user_offsets[user]
+        assert targets.context(target).tolist() == list(range(start, start + num_known))
+        assert start + num_known <= event < start + num_known + 4
+    assert len(join_targets([targets, targets])) == 2 * len(targets)
+
+
+def test_targets_of_held_out_items_are_ranked_among_them(logs):
+    targets = item_targets(logs)
+    assert (logs.items.items[targets.events] > logs.train.num_items).all()
+    baselines = ColdBaselines(logs.items, leave_out_seen=False, num_warm_items=logs.train.num_items)
+    ranks = baselines.best("content_knn", targets, num_left_out=logs.train.num_items)
+    assert ranks.min() >= 1
+    assert ranks.max() <= logs.num_cold_items
