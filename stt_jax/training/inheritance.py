@@ -93,9 +93,10 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
     New items get the mean vector and bias of the old items of their category; where it is unknown
     or had none, a vector of zeros, which leaves them their category and place, and the mean bias.
     New people get the mean person: the rest of the model has only met requests with a person added,
-    so a vector of zeros would be a stranger than anybody it knows. New categories and context
-    values get the mean of theirs for the same reason. Where the run was trained with --id_dropout,
-    it knows what to make of the row of the unknown, and new items and people get that.
+    so a vector of zeros would be a stranger than anybody it knows. New categories, context values
+    and traits get the mean of theirs for the same reason. Where the run was trained with
+    --id_dropout, it knows what to make of the row of the unknown, and new items and people get
+    that.
 
     Args:
       source: of `open_source`.
@@ -118,6 +119,14 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
         **{
             f"events/context_{name}": _match(old.context_values[name], values)
             for name, values in log.context_values.items()
+        },
+        **{
+            f"items/trait_{name}": _match(old.item_trait_values[name], values)
+            for name, values in log.item_trait_values.items()
+        },
+        **{
+            f"decoder/trait_{name}": _match(old.user_trait_values[name], values)
+            for name, values in log.user_trait_values.items()
         },
     }
     learned = {
@@ -245,12 +254,17 @@ def _check_options(flag: str, old: ModelConfig, new: ModelConfig) -> None:
 
 
 def _check_vocabularies(flag: str, old: PreparedLog, new: PreparedLog) -> None:
-    if old.context_values.keys() != new.context_values.keys():
-        names = [", ".join(sorted(log.context_values)) or "none" for log in (old, new)]
-        raise ValueError(
-            f"{flag}: its log has the context columns {names[0]}, {new.directory} has {names[1]}; "
-            "prepare the newer log with the same --context, --cells and --features"
-        )
+    for field, what, flags in (
+        ("context_values", "context columns", "--context, --cells and --features"),
+        ("item_trait_values", "traits of items", "--item_traits"),
+        ("user_trait_values", "traits of people", "--user_traits"),
+    ):
+        if getattr(old, field).keys() != getattr(new, field).keys():
+            names = [", ".join(sorted(getattr(log, field))) or "none" for log in (old, new)]
+            raise ValueError(
+                f"{flag}: its log has the {what} {names[0]}, {new.directory} has {names[1]}; "
+                f"prepare the newer log with the same {flags}"
+            )
     if old.meta.statistics.get(KEY_CHECK) != new.meta.statistics.get(KEY_CHECK):
         raise ValueError(
             f"{flag}: the ids of its log and of {new.directory} are not pseudonyms under one key, "
