@@ -72,14 +72,15 @@ class Rules:
 
 
 def allowed_items(
-    rules: Rules, item_categories: np.ndarray, distances_km: np.ndarray | None
+    rules: Rules, item_categories: np.ndarray, coords: np.ndarray, here: np.ndarray | None
 ) -> np.ndarray | None:
     """bool [V + 1], what the rules let into a list; None = everything.
 
     Args:
       rules: see `Rules`.
       item_categories: int32 [V + 1].
-      distances_km: float64 [V + 1], NaN = unknown; needed for a radius only.
+      coords: of `item_coords`.
+      here: float64 [3], where the request is; needed for a radius only.
     """
     excluded = rules.excluded is not None and len(rules.excluded) > 0
     if not excluded and rules.categories is None and not rules.radius_km:
@@ -90,8 +91,10 @@ def allowed_items(
     if rules.categories is not None:
         allowed &= np.isin(item_categories, rules.categories)
     if rules.radius_km:
-        assert distances_km is not None
-        allowed &= distances_km <= rules.radius_km  # False where the item's place is unknown
+        assert here is not None
+        allowed &= (
+            item_distances_km(coords, here) <= rules.radius_km
+        )  # False where the item's place is unknown
     return allowed
 
 
@@ -205,7 +208,7 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
             "--radius_km needs a place: give --latitude and --longitude, or a person with a "
             "known place in the log"
         )
-    distances_km = None if here is None else item_distances_km(item_coords(log), here)
+    coords = item_coords(log)
     wish = {"as_run": None, "true": True, "false": False}[request.exclude_seen]
     rules = Rules(
         k=min(request.k, log.num_items),
@@ -225,30 +228,45 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
         traits=traits_of_user(log, row),
     )
     before = int(log.times[start - 1]) if start > first else None
-    allowed = allowed_items(rules, log.item_categories, distances_km)
+    allowed = allowed_items(rules, log.item_categories, coords, here)
     scorer = session.item_scorer(run.model, run.params, model_catalogue(log, run.model_config))
     best = _ask(run, scorer, Tokens(encoded, before, question.anchor), question, allowed, log)
     items, probabilities = pick(
         best, rules, log.item_categories, np.asarray(scorer.vectors, np.float32)
     )
-    return [
-        describe(log, int(item), float(probability), distances_km)
-        for item, probability in zip(items, probabilities, strict=True)
-    ]
+    return describe(log, items, probabilities, coords, here)
 
 
 def describe(
-    log: PreparedLog, item: int, probability: float, distances_km: np.ndarray | None
-) -> Recommendation:
-    """An item of a list as it is shown."""
-    unknown = distances_km is None or np.isnan(distances_km[item])
-    return Recommendation(
-        log.item_ids[item],
-        log.item_names[item],
-        log.category_values[log.item_categories[item]],
-        probability,
-        None if unknown or distances_km is None else float(distances_km[item]),
-    )
+    log: PreparedLog,
+    items: np.ndarray,
+    probabilities: np.ndarray,
+    coords: np.ndarray,
+    here: np.ndarray | None,
+) -> list[Recommendation]:
+    """The items of a list as they are shown; distances are found for these alone.
+
+    Args:
+      log: whose the items are.
+      items, probabilities: [K], of the list.
+      coords: of `item_coords`.
+      here: float64 [3], where the request is; None = unknown.
+    """
+    distances_km = np.full(len(items), np.nan)
+    if here is not None:
+        distances_km = item_distances_km(coords[items], here)
+    return [
+        Recommendation(
+            log.item_ids[item],
+            log.item_names[item],
+            log.category_values[log.item_categories[item]],
+            probability,
+            None if np.isnan(distance_km) else distance_km,
+        )
+        for item, probability, distance_km in zip(
+            items.tolist(), probabilities.tolist(), distances_km.tolist(), strict=True
+        )
+    ]
 
 
 def item_coords(log: PreparedLog) -> np.ndarray:
@@ -269,7 +287,7 @@ def request_place(events: Events, place_e7: tuple[int, int] | None) -> np.ndarra
 
 
 def item_distances_km(coords: np.ndarray, here: np.ndarray) -> np.ndarray:
-    """float64 [V + 1], great-circle distances of `item_coords` from a place, NaN = unknown."""
+    """float64 [N], great-circle distances of places [N, 3] from one, NaN = unknown."""
     chords = np.linalg.norm(coords - here, axis=-1)
     return 2 * EARTH_RADIUS_M * np.arcsin(np.minimum(chords / (2 * EARTH_RADIUS_M), 1)) / 1000
 

@@ -98,7 +98,7 @@ class _Prepared:
     view: _View
     question: Question
     rules: ranking.Rules
-    distances_km: np.ndarray | None
+    here: np.ndarray | None
     allowed: np.ndarray | None
 
 
@@ -206,10 +206,10 @@ class LiveTable:
             raise ValueError(
                 "radius_km needs a place: give latitude and longitude, or a person with a known one"
             )
-        distances = None if here is None else ranking.item_distances_km(self.served.coords, here)
-        allowed = ranking.allowed_items(rules, self.served.log.item_categories, distances)
+        served = self.served
+        allowed = ranking.allowed_items(rules, served.log.item_categories, served.coords, here)
         question = self._question(view, time_s, offset_s, ask.place_e7)
-        return _Prepared(index, ask.why, view, question, rules, distances, allowed)
+        return _Prepared(index, ask.why, view, question, rules, here, allowed)
 
     def _answer_pool(
         self, pool: _Pool, prepared: list[_Prepared]
@@ -225,10 +225,7 @@ class LiveTable:
                 best, one.rules, log.item_categories, self.served.item_vectors
             )
             answers[one.index] = Answer(
-                [
-                    ranking.describe(log, int(item), float(probability), one.distances_km)
-                    for item, probability in zip(items, probabilities, strict=True)
-                ],
+                ranking.describe(log, items, probabilities, self.served.coords, one.here),
                 self._reasons(one.view, one.question, items) if one.why else None,
                 len(one.view.events),
                 one.question.time_s,
