@@ -183,6 +183,37 @@ def service_table() -> str:
     return "\n".join(lines)
 
 
+def freshness_table() -> str:
+    """What age does to a model and to states, of `benchmarks.bench_freshness`."""
+    rows = _json_lines("freshness")
+    lines = [
+        "| log | the state of a person | older model: accuracy / HR@10 / MRR | newer model |",
+        "|---|---|---|---|",
+    ]
+    notes = []
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        cells = {(r["model"], r["state_age_h"]): r for r in rows if r["suite"] == suite}
+
+        def cell(model: str, age: int, cells: dict[tuple[str, int], Any] = cells) -> str:
+            row = cells[model, age]
+            return " / ".join(_number(row[name]) for name in ("accuracy@1", "hr@10", "mrr"))
+
+        for age in sorted({age for _, age in cells}):
+            state = f"{age} hours old" if age % 24 else f"{age // 24} days old"
+            both = " | ".join(cell(model, age) for model in ("older", "newer"))
+            lines.append(f"| {suite} | {state if age else 'live'} | {both} |")
+        first = cells["older", 0]
+        notes.append(
+            f"- {suite}: the older model was trained until {first['trained_until']} UTC, the newer "
+            f"goes on from it until {first['asked_from']}; {first['num_targets']:,} events of "
+            f"{first['num_people']:,} people from then until {first['asked_until']}, "
+            f"{first['new_items']:.1%} of them of items that the older never met. The older one, "
+            f"gone on with as long without a newer event, live: "
+            f"{cell('older, as many steps more', 0)}."
+        )
+    return "\n".join([*lines, "", *notes])
+
+
 def _json_lines(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / f"{name}.json").read_text().splitlines()]
 
@@ -267,6 +298,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "quality nyc": lambda: quality_table("nyc"),
     "realtime": realtime_table,
     "service": service_table,
+    "freshness": freshness_table,
     "training speed": training_table,
     "input speed": input_table,
     "quality overview": lambda: quality_overview(
