@@ -1,7 +1,7 @@
 """How much does a model lose as it ages, and how much does live state give back?
 
     python -m benchmarks.bench_freshness --suite=nyc --data_root=PATH
-    python -m benchmarks.bench_freshness --suite=news --data_root=PATH
+    python -m benchmarks.bench_freshness --suite=news --data_root=PATH --only_states
 
 Events are cut at two moments, `trained_until` and `asked_from`. The older model is trained on what
 came before the first; the newer begins with what the older has learned (`--resume_from`) and goes
@@ -14,6 +14,8 @@ request's time known, everything of the catalogue ranked:
 Every model keeps the vocabulary and the counts of its own training part: an item that came later is
 a miss for the older one. That the newer one has made more steps is told apart by a third model: the
 older one, gone on with for the same number of steps without a newer event.
+
+With `--only_states` the older one is all there is: what its states lose as they age.
 
 Small models that a shared CPU trains in minutes: what is asked is how answers age, not how good
 they can be. PATH is the folder that holds the raw log. Appends to, or replaces the suite's rows in,
@@ -127,7 +129,7 @@ def same_targets(log: PreparedLog, targets: Targets, other: PreparedLog) -> Targ
 
 
 def reciprocal_errors(ranks: np.ndarray, live: np.ndarray, people: np.ndarray) -> float:
-    """Standard error of the mean difference of two models' reciprocal ranks, over people."""
+    """Standard error of the mean difference of reciprocal ranks from those of another state."""
     gains = [np.where(one > 0, 1 / np.maximum(one, 1), 0.0) for one in (ranks, live)]
     difference = gains[0] - gains[1]
     _, clusters = np.unique(people, return_inverse=True)
@@ -135,8 +137,10 @@ def reciprocal_errors(ranks: np.ndarray, live: np.ndarray, people: np.ndarray) -
     return float(np.sqrt(np.square(sums).sum()) / len(ranks))
 
 
-def bench(name: str, data_root: str, work: pathlib.Path, num_targets: int) -> list[dict]:
-    """Prepares, trains and asks; gives the rows."""
+def bench(
+    name: str, data_root: str, work: pathlib.Path, num_targets: int, goes_on: bool
+) -> list[dict]:
+    """Prepares, trains and asks; gives the rows. `goes_on`: not of the older model alone."""
     suite = SUITES[name]
     older = _prepared(suite, data_root, work / "older", suite.trained_until)
     newer = _prepared(suite, data_root, work / "newer", suite.asked_from)
@@ -156,21 +160,20 @@ def bench(name: str, data_root: str, work: pathlib.Path, num_targets: int) -> li
         return train_model(log, options, suite.model, ProtocolConfig())
 
     first = train(older, "first", suite.training.epochs)
-    source = str(first.directory)
-    newer_run = train(newer, "newer-run", suite.more_epochs, source)
-    same_steps = newer_run.step / _num_steps(older, suite)
-    models = {
-        "older": (first, older),
-        "older, as many steps more": (train(older, "longer", same_steps, source), older),
-        "newer": (newer_run, newer),
-    }
+    models = {"older": (first, older)}
+    if goes_on:
+        source = str(first.directory)
+        newer_run = train(newer, "newer-run", suite.more_epochs, source)
+        same_steps = newer_run.step / _num_steps(older, suite)
+        models["older, as many steps more"] = train(older, "longer", same_steps, source), older
+        models["newer"] = newer_run, newer
     asked: dict[tuple[str, int], np.ndarray] = {}
     for model, (run, log) in models.items():
         mine = same_targets(newer, targets, log)
         lags = (0, *suite.lags_h) if model != "older, as many steps more" else (0,)
         ranks = _ranks(run, log, mine, [lag * HOUR_S for lag in lags])
         asked |= {(model, lag): found for lag, found in zip(lags, ranks, strict=True)}
-    best = asked["newer", 0]
+    live = asked["older", 0]
     common = {
         "suite": name,
         "num_targets": len(targets),
@@ -188,7 +191,7 @@ def bench(name: str, data_root: str, work: pathlib.Path, num_targets: int) -> li
             "state_age_h": lag,
             "steps": models[model][0].step,
             **{key: ranking_metrics(ranks)[key] for key in ("accuracy@1", "hr@10", "mrr")},
-            "mrr_difference_error": reciprocal_errors(ranks, best, targets.users),
+            "mrr_difference_error": reciprocal_errors(ranks, live, targets.users),
         }
         for (model, lag), ranks in asked.items()
     ]
@@ -251,10 +254,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_root", default=".", help="folder of the raw log's folder")
     parser.add_argument("--work", default="runs/freshness", help="folder for logs and runs")
     parser.add_argument("--targets", type=int, default=1500, help="most targets")
+    parser.add_argument("--only_states", action="store_true", help="leave the newer model out")
     parser.add_argument("--output", default=str(RESULTS))
     given = parser.parse_args(None if argv is None else list(argv))
     work = pathlib.Path(given.work) / given.suite
-    rows = bench(given.suite, given.data_root, work, given.targets)
+    goes_on = not given.only_states
+    rows = bench(given.suite, given.data_root, work, given.targets, goes_on)
     path = pathlib.Path(given.output)
     lines = path.read_text().splitlines() if path.exists() else []
     others = [row for row in map(json.loads, lines) if row["suite"] != given.suite]

@@ -186,32 +186,43 @@ def service_table() -> str:
 def freshness_table() -> str:
     """What age does to a model and to states, of `benchmarks.bench_freshness`."""
     rows = _json_lines("freshness")
+    models = [name for name in ("older", "newer") if any(row["model"] == name for row in rows)]
     lines = [
-        "| log | the state of a person | older model: accuracy / HR@10 / MRR | newer model |",
-        "|---|---|---|---|",
+        "| log | a person's state | "
+        + " | ".join(f"{name} model: accuracy / HR@10 / MRR" for name in models)
+        + " | MRR less than live |",
+        "|---|---|" + "---|" * (len(models) + 1),
     ]
     notes = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
         cells = {(r["model"], r["state_age_h"]): r for r in rows if r["suite"] == suite}
-
-        def cell(model: str, age: int, cells: dict[tuple[str, int], Any] = cells) -> str:
-            row = cells[model, age]
-            return " / ".join(_number(row[name]) for name in ("accuracy@1", "hr@10", "mrr"))
-
+        live = cells["older", 0]
         for age in sorted({age for _, age in cells}):
             state = f"{age} hours old" if age % 24 else f"{age // 24} days old"
-            both = " | ".join(cell(model, age) for model in ("older", "newer"))
-            lines.append(f"| {suite} | {state if age else 'live'} | {both} |")
-        first = cells["older", 0]
-        notes.append(
-            f"- {suite}: the older model was trained until {first['trained_until']} UTC, the newer "
-            f"goes on from it until {first['asked_from']}; {first['num_targets']:,} events of "
-            f"{first['num_people']:,} people from then until {first['asked_until']}, "
-            f"{first['new_items']:.1%} of them of items that the older never met. The older one, "
-            f"gone on with as long without a newer event, live: "
-            f"{cell('older, as many steps more', 0)}."
+            row = cells["older", age]
+            loss = live["mrr"] - row["mrr"]
+            shown = [_fresh(cells.get((model, age))) for model in models]
+            shown.append(f"{loss:.4f} ± {row['mrr_difference_error']:.4f}" if age else "")
+            lines.append(f"| {suite} | {state if age else 'live'} | " + " | ".join(shown) + " |")
+        note = (
+            f"- {suite}: {live['num_targets']:,} events of {live['num_people']:,} people from "
+            f"{live['asked_from']} UTC until {live['asked_until']}, {live['new_items']:.1%} of "
+            f"them of items that the older model, trained until {live['trained_until']}, never met."
         )
+        control = cells.get(("older, as many steps more", 0))
+        if control is not None:
+            note += (
+                " The newer one goes on from it until the asking begins; the older one, gone on "
+                f"with as long without a newer event, live: {_fresh(control)}."
+            )
+        notes.append(note)
     return "\n".join([*lines, "", *notes])
+
+
+def _fresh(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return " / ".join(_number(row[name]) for name in ("accuracy@1", "hr@10", "mrr"))
 
 
 def _json_lines(name: str) -> list[dict[str, Any]]:
