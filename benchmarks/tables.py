@@ -198,7 +198,7 @@ def freshness_table() -> str:
         cells = {(r["model"], r["state_age_h"]): r for r in rows if r["suite"] == suite}
         live = cells["older", 0]
         for age in sorted({age for _, age in cells}):
-            state = f"{age} hours old" if age % 24 else f"{age // 24} days old"
+            state = f"{age} hours old" if age % 24 else f"{age // 24} day{'s' * (age > 24)} old"
             row = cells["older", age]
             loss = live["mrr"] - row["mrr"]
             shown = [_fresh(cells.get((model, age))) for model in models]
