@@ -115,11 +115,13 @@ def bench(cold: ColdConfig) -> None:
         "cold_items": logs.num_cold_items,
         "train_users": logs.train.num_train_users,
         "train_items": logs.train.num_items,
+        "flagfile": suite.flagfile,
+        "changes": suite.training | _SMALL,
     }
     rows = of_suite.setdefault("rows", {})
     if "popularity" not in rows:
         rows |= _baselines(logs, suite)
-        _write(results, path)
+    _write(results, path)
     for number, (name, changes) in enumerate(VARIANTS.items()):
         wanted = not cold.variants or str(number) in cold.variants
         if not wanted or ("use_traits" in changes and not logs.train.item_traits):

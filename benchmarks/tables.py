@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import kernel_tables
+from benchmarks.coldstart_tables import coldstart_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -307,6 +308,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "quality city": lambda: quality_table("city"),
     "published nyc": lambda: published_table("nyc"),
     "quality nyc": lambda: quality_table("nyc"),
+    "coldstart": lambda: coldstart_table(RESULTS / "coldstart.json"),
     "realtime": realtime_table,
     "service": service_table,
     "freshness": freshness_table,
