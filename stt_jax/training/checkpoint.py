@@ -260,7 +260,10 @@ def restore_params(manager: ocp.CheckpointManager, owner: str) -> tuple[Any, int
         raise ValueError(f"{manager.directory} holds no checkpoint yet; train the run first")
     try:
         record = _read_record(manager, step, owner)
-        params = _read(manager, step, params=ocp.args.StandardRestore())["params"]
+        # They may have been written by more devices than there are here.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        restore = ocp.args.StandardRestore(fallback_sharding=here)
+        params = _read(manager, step, params=restore)["params"]
         _check_fingerprints(params, record["params"])
     except ValueError as error:
         raise ValueError(

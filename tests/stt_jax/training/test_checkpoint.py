@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import jax
 import numpy as np
@@ -147,3 +151,32 @@ def test_what_a_killed_process_left_half_written_is_removed(directory, setup):
     shutil.rmtree(half / "optimizer")
     assert int(restore(directory, setup)[0].step) == 30
     assert not half.exists()
+
+
+def test_what_many_devices_wrote_one_can_read(states, tmp_path):
+    mesh = jax.make_mesh((8,), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with checkpoint.open_manager(tmp_path, keep=1) as manager:
+        state = jax.device_put(states[10], everywhere)
+        checkpoint.save(manager, OWNER, state, {}, Progress(), 0.1)
+        checkpoint.wait(manager)
+    elsewhere = f"""
+        import jax, pathlib
+        from stt_jax.training import checkpoint
+
+        assert jax.device_count() == 1
+        with checkpoint.open_manager(pathlib.Path({str(tmp_path)!r}), 1, read_only=True) as manager:
+            params, step = checkpoint.restore_params(manager, {OWNER!r})
+        print(step, sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(params)))
+    """
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(elsewhere)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    expected = sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(states[10].params))
+    assert found[0] == "10"
+    np.testing.assert_allclose(float(found[1]), expected, rtol=1e-6)
