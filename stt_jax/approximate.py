@@ -119,11 +119,8 @@ def _rescore(
 ) -> Ranked:
     queries, places = answer.queries[:, 0], answer.places[:, 0]
 
-    def logits(query: jax.Array, place: jax.Array, of_items: jax.Array) -> jax.Array:
-        return scorer.take(of_items).logits(query[None], place[None])[0]
-
-    found = jax.vmap(logits)(queries, places, candidates)
-    sampled = jax.vmap(logits, in_axes=(0, 0, None))(queries, places, sample)
+    found = scorer.candidate_logits(queries, places, candidates)
+    sampled = scorer.take(sample).logits(queries, places)
     drawn_twice = (sample[None, :, None] == candidates[:, None, :]).any(axis=-1)
     others = jnp.where(drawn_twice, -jnp.inf, sampled)
     num_others = (~drawn_twice).sum(axis=1, keepdims=True)
@@ -137,6 +134,7 @@ def _rescore(
         return best_of(candidates, generated, k)
     mass = item_mass(answer.masses, answer.items, scorer.bias.shape[0])[:, 0]
     twice = jnp.take_along_axis(mass, candidates, axis=1) > 0
-    named = named_items(scorer, answer, None, mass, log_norm)
+    named, growth = named_items(scorer, answer, None, mass, log_norm)
+    generated = generated * jnp.exp(-growth)
     ids = jnp.concatenate([jnp.where(twice, 0, candidates), named.items], axis=1)
     return best_of(ids, jnp.concatenate([generated, named.probabilities], axis=1), k)

@@ -182,7 +182,8 @@ def score(
     # they are left out of the ranking of all others and compete with its best by their full p.
     mass = item_mass(answer.masses, answer.items, num_rows)[:, 0]
     best, log_norm = _best_generated(scorer, answer, allowed, mass > 0, k, chunk_items)
-    named = named_items(scorer, answer, allowed, mass, log_norm)
+    named, growth = named_items(scorer, answer, allowed, mass, log_norm)
+    best = dataclasses.replace(best, probabilities=best.probabilities * jnp.exp(-growth))
     ids = jnp.concatenate([best.items, named.items], axis=1)
     probabilities = jnp.concatenate([best.probabilities, named.probabilities], axis=1)
     return best_of(ids, probabilities, k)
@@ -274,8 +275,10 @@ def named_items(
     allowed: jax.Array | None,
     mass: jax.Array,
     log_norm: jax.Array,
-) -> Ranked:
+) -> tuple[Ranked, jax.Array]:
     """The items that the sources beside the catalogue name, each once, with their full p.
+
+    And by how much the crowd's boosts of some of them raise the log of the normaliser, [B, 1].
 
     Args:
       scorer, answer, allowed: as in `score`.
@@ -291,14 +294,17 @@ def named_items(
     if allowed is not None:
         keep = keep & jnp.take_along_axis(allowed, items, axis=1)
 
-    def logits(query: jax.Array, place: jax.Array, its_items: jax.Array) -> jax.Array:
-        return scorer.take(its_items).logits(query[None], place[None])[0]
-
-    generated = jnp.exp(
-        jax.vmap(logits)(answer.queries[:, 0], answer.places[:, 0], items) - log_norm
-    )
-    probabilities = answer.gates * generated + mass
-    return Ranked(jnp.where(keep, items, 0), jnp.where(keep, probabilities, 0.0))
+    queries, places = answer.queries[:, 0], answer.places[:, 0]
+    logits = scorer.candidate_logits(queries, places, items)
+    growth = jnp.zeros_like(log_norm)
+    if answer.boosts is not None:
+        boosts = jax.tree.map(lambda part: part[:, 0], answer.boosts)
+        boosted = scorer.candidate_logits(queries, places, boosts.items)
+        growth = boosts.log_growth(boosted, log_norm[:, 0])[:, None]
+        added = boosts.dense(scorer.bias.shape[0])
+        logits = logits + jnp.take_along_axis(added, items, axis=1)
+    probabilities = answer.gates * jnp.exp(logits - log_norm - growth) + mass
+    return Ranked(jnp.where(keep, items, 0), jnp.where(keep, probabilities, 0.0)), growth
 
 
 def best_of(ids: jax.Array, probabilities: jax.Array, k: int) -> Ranked:

@@ -202,9 +202,20 @@ class ItemScorer:
           queries, places: as in `logits`.
           items: int32 [N], rows.
         """
+        return self.candidate_logits(queries, places, items[:, None])[:, 0]
 
-        def one(query: jax.Array, place: jax.Array, item: jax.Array) -> jax.Array:
-            return self.take(item[None]).logits(query[None], place[None])[0, 0]
+    def candidate_logits(
+        self, queries: jax.Array, places: jax.Array, items: jax.Array
+    ) -> jax.Array:
+        """The logits of some items for each query, float32 [N, K].
+
+        Args:
+          queries, places: as in `logits`.
+          items: int32 [N, K], rows.
+        """
+
+        def one(query: jax.Array, place: jax.Array, its_items: jax.Array) -> jax.Array:
+            return self.take(its_items).logits(query[None], place[None])[0]
 
         return jax.vmap(one)(queries, places, items)
 

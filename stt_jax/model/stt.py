@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stt_jax.batch import Catalogue, History, Requests, table_rows
+from stt_jax.batch import Catalogue, History, Relation, Requests, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.model import crowd
 from stt_jax.model.block import GatedBlock, Geometry, Memory
@@ -50,6 +50,7 @@ class Prediction:
       log_gates: float32 [B, R, 1 + M], log-probability of generating and of each other source:
         the pointers, then the crowd's.
       target_log_masses: float32 [B, R, M], log of each source's mass on the target.
+      boosts: [B, R, P], what the scorer's logits lack of some items; None = nothing.
     """
 
     queries: jax.Array
@@ -57,6 +58,7 @@ class Prediction:
     scorer: ItemScorer
     log_gates: jax.Array
     target_log_masses: jax.Array
+    boosts: crowd.Boosts | None
 
 
 @struct.dataclass
@@ -70,6 +72,7 @@ class Answer:
       items: int32 [B, R, P], what the other sources name, an item as often as they do; the first
         S are those of the history, if there is a pointer.
       masses: float32 [B, R, P], how probable each is in the mixture by that source.
+      boosts: [B, R, P'], what the scorer's logits lack of some items; None = nothing.
     """
 
     queries: jax.Array
@@ -77,6 +80,7 @@ class Answer:
     gates: jax.Array
     items: jax.Array
     masses: jax.Array
+    boosts: crowd.Boosts | None
 
 
 class SpatiotemporalTransformer(nn.Module):
@@ -106,6 +110,8 @@ class SpatiotemporalTransformer(nn.Module):
             self.pointer_keys = PointerKeys(config)
             self.pointers = {name: Pointer(config, name=name) for name in self._pointers}
         self.mixer = Mixer(len(self._pointers) + crowd.num_sources(config))
+        if config.use_crowd:
+            self.booster = crowd.Booster(crowd.num_sources(config))
 
     @property
     def _pointers(self) -> tuple[str, ...]:
@@ -154,6 +160,7 @@ class SpatiotemporalTransformer(nn.Module):
             self.item_scorer(catalogue, hidden_ids),
             self.mixer(queries, _stack(counts, queries)),
             _stack(masses, queries),
+            self._boosts(queries, rows, held_out=True),
         )
 
     def item_probabilities(
@@ -174,7 +181,10 @@ class SpatiotemporalTransformer(nn.Module):
         scorer = self.item_scorer(catalogue)
         queries, places = answer.queries, answer.places
         logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
-        generated = jax.nn.softmax(logits).reshape(*queries.shape[:2], -1)
+        logits = logits.reshape(*queries.shape[:2], -1)
+        if answer.boosts is not None:
+            logits = logits + answer.boosts.dense(logits.shape[-1])
+        generated = jax.nn.softmax(logits)
         named = item_mass(answer.masses, answer.items, generated.shape[-1])
         mixture = answer.gates[..., None] * generated + named
         return jnp.where(catalogue.is_item[None, None], mixture, 0.0)
@@ -342,7 +352,16 @@ class SpatiotemporalTransformer(nn.Module):
             gates[..., 0],
             jnp.concatenate(items, axis=-1),
             jnp.concatenate(masses, axis=-1),
+            self._boosts(queries, rows, held_out=False),
         )
+
+    def _boosts(
+        self, queries: jax.Array, rows: list[tuple[Relation, jax.Array]], *, held_out: bool
+    ) -> crowd.Boosts | None:
+        if not rows:
+            return None
+        named = crowd.candidates(rows, held_out=held_out, size=crowd.NUM_BOOSTED)
+        return self.booster(queries, named)
 
     def _pointed_at(
         self, history: History, requests: Requests, geometry: Geometry

@@ -19,8 +19,9 @@ from stt_jax.model.head import ItemScorer
 from stt_jax.model.stt import Prediction
 from stt_jax.training.tiles import catalogue_sums
 
-# (scorer, queries, places, targets) -> (target_log_probs, mean_log_probs), as `full_softmax`.
-Softmax = Callable[[ItemScorer, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (scorer, queries, places, targets) -> what `full_softmax` gives.
+Sums = tuple[jax.Array, jax.Array, jax.Array]
+Softmax = Callable[[ItemScorer, jax.Array, jax.Array, jax.Array], Sums]
 
 
 def make_softmax(config: TrainingConfig, key: jax.Array) -> Softmax:
@@ -40,8 +41,8 @@ def make_softmax(config: TrainingConfig, key: jax.Array) -> Softmax:
 
 def full_softmax(
     scorer: ItemScorer, queries: jax.Array, places: jax.Array, targets: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of the target, and the mean over all items, under the full softmax.
+) -> Sums:
+    """What a loss has to know of the logits of all items.
 
     Args:
       scorer: of the catalogue's rows.
@@ -49,7 +50,7 @@ def full_softmax(
       targets: int32 [N]; 0 gives a meaningless but finite number.
 
     Returns:
-      (target_log_probs, mean_log_probs), float32 [N]; the mean is over items 1..V.
+      (log_normalizers, target_logits, mean_logits), float32 [N]; the mean is over items 1..V.
     """
     logits = scorer.logits(queries, places)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
@@ -58,7 +59,7 @@ def full_softmax(
     hits = (targets[:, None] == rows[None]) & (rows > 0)[None]
     target_logits = jnp.where(hits, logits, 0.0).sum(-1)
     logit_sums = jnp.where(scorer.is_item[None], logits, 0.0).sum(-1)
-    return target_logits - log_normalizer, logit_sums / scorer.num_items - log_normalizer
+    return log_normalizer, target_logits, logit_sums / scorer.num_items
 
 
 def chunked_softmax(
@@ -68,7 +69,7 @@ def chunked_softmax(
     targets: jax.Array,
     *,
     chunk_items: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> Sums:
     """As `full_softmax`, holding the logits of a few queries with `chunk_items` items at a time.
 
     The backward pass makes them again: memory is that of one tile and of the gradients, time one
@@ -78,7 +79,7 @@ def chunked_softmax(
     log_normalizers, target_logits, logit_sums = catalogue_sums(
         scorer, queries, places, targets, chunk_items
     )
-    return target_logits - log_normalizers, logit_sums / scorer.num_items - log_normalizers
+    return log_normalizers, target_logits, logit_sums / scorer.num_items
 
 
 def sampled_softmax(
@@ -91,7 +92,7 @@ def sampled_softmax(
     num_negatives: int,
     log_uniform: bool,
     in_batch: bool,
-) -> tuple[jax.Array, jax.Array]:
+) -> Sums:
     """Estimates `full_softmax` from the target, the batch's targets and drawn items.
 
     Of every stratum of neighbouring ids one item is drawn and stands for its stratum: its logit is
@@ -108,7 +109,7 @@ def sampled_softmax(
       in_batch: compare with the batch's targets too; costs [N, N] logits.
 
     Returns:
-      (target_log_probs, mean_log_probs), float32 [N].
+      (log_normalizers, target_logits, mean_logits), float32 [N].
 
     Source: sampled softmax, Bengio and Senecal (2008); logQ for in-batch negatives, Yi et al.
     (RecSys 2019). Differs from them: drawn without replacement, one item a stratum, so that
@@ -136,7 +137,7 @@ def sampled_softmax(
     )
     weighted = jnp.where(counted, logits * jnp.exp(log_weights)[None], 0.0)
     mean_logits = (target_logits + weighted.sum(1)) / num_items
-    return target_logits - log_normalizer, mean_logits - log_normalizer
+    return log_normalizer, target_logits, mean_logits
 
 
 def strata(num_items: int, num_strata: int, *, log_uniform: bool) -> np.ndarray:
@@ -186,7 +187,15 @@ def mixture_loss(
     queries = prediction.queries.reshape(len(targets), -1)
     weights = (targets > 0).astype(jnp.float32)
     places = prediction.places.reshape(len(targets), 3)
-    generated, mean_log_probs = softmax(prediction.scorer, queries, places, targets)
+    scorer = prediction.scorer
+    log_normalizers, target_logits, mean_logits = softmax(scorer, queries, places, targets)
+    if prediction.boosts is not None:
+        boosts = jax.tree.map(lambda part: part.reshape(len(targets), -1), prediction.boosts)
+        logits = scorer.candidate_logits(queries, places, boosts.items)
+        log_normalizers += boosts.log_growth(logits, log_normalizers)
+        target_logits += boosts.of_items(targets)
+        mean_logits += (boosts.logits / boosts.copies).sum(axis=-1) / scorer.num_items
+    generated, mean_log_probs = target_logits - log_normalizers, mean_logits - log_normalizers
     log_gates = prediction.log_gates.reshape(len(targets), -1)
     pointed = prediction.target_log_masses.reshape(len(targets), -1)
     log_masses = jnp.concatenate([generated[:, None], pointed], axis=1)

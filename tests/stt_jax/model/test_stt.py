@@ -102,7 +102,10 @@ def test_scores_are_probabilities_and_the_loss_sees_the_same_ones(change):
     assert np.all(np.asarray(p[..., 0]) == 0)
     prediction = predict(model, params, history, requests, holding_nothing_out(ITEMS))
     queries, places = prediction.queries.reshape(-1, 16), prediction.places.reshape(-1, 3)
-    generated = jax.nn.softmax(prediction.scorer.logits(queries, places))
+    logits = prediction.scorer.logits(queries, places)
+    if prediction.boosts is not None:
+        logits = logits + prediction.boosts.dense(logits.shape[-1]).reshape(logits.shape)
+    generated = jax.nn.softmax(logits)
     targets = requests.targets
     target = jnp.take_along_axis(generated, targets.reshape(-1, 1), axis=-1).reshape(targets.shape)
     gates = jnp.exp(prediction.log_gates)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stt_jax.config import TrainingConfig
-from stt_jax.model.head import NUM_DISTANCES, ItemScorer
+from stt_jax.model.crowd import Boosts
+from stt_jax.model.head import NOTHING, NUM_DISTANCES, ItemScorer
 from stt_jax.model.stt import Prediction
 from stt_jax.training import tiles
 from stt_jax.training.losses import (
@@ -21,7 +22,7 @@ from stt_jax.training.losses import (
 V, E, B, R = 7, 4, 2, 5
 
 
-def prediction(num_pointers=2, V=V, distances=True):
+def prediction(num_pointers=2, V=V, distances=True, boosts=None):
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -43,6 +44,7 @@ def prediction(num_pointers=2, V=V, distances=True):
         scorer,
         jax.nn.log_softmax(normal(B, R, 1 + num_pointers)),
         jnp.log(jnp.asarray(rng.random((B, R, num_pointers)), jnp.float32)),
+        boosts,
     )
 
 
@@ -61,6 +63,36 @@ def test_loss_is_the_mixture_of_the_docstring():
             terms.append(-0.8 * np.log(likely) - 0.2 * log_probs[n].mean())
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
     assert int(sums["requests"]) == len(terms)
+
+
+@pytest.mark.parametrize("loss", ["full", "chunked", "sampled"])
+def test_boosts_are_added_to_the_logits_of_every_softmax(loss):
+    rng = np.random.default_rng(3)
+    items = rng.integers(0, V + 1, (B, R, 6))
+    items[0, 0] = 2  # all the same
+    added = np.zeros((B, R, V + 3))
+    of_entries = rng.normal(size=items.shape)
+    for at in np.ndindex(items.shape):
+        added[*at[:2], items[at]] += of_entries[at]
+    added[..., 0] = 0
+    boosts = Boosts(
+        jnp.asarray(items, jnp.int32),
+        jnp.asarray(np.take_along_axis(added, items, axis=-1), jnp.float32),
+        jnp.asarray((items[..., None] == items[..., None, :]).sum(-1), jnp.float32),
+    )
+    p = prediction(boosts=boosts)
+    targets = some_targets(V)
+    logits = p.scorer.logits(p.queries.reshape(-1, E), p.places.reshape(-1, 3))
+    log_probs = jax.nn.log_softmax((logits + added.reshape(B * R, -1))[:, 1 : V + 1])
+    config = TrainingConfig(loss=loss, num_negatives=V, loss_chunk_items=3)
+    softmax = make_softmax(config, jax.random.key(0))
+    alone = jnp.where(jnp.arange(3) == 0, 0.0, NOTHING)  # generating only
+    p = p.replace(log_gates=jnp.broadcast_to(alone, p.log_gates.shape))
+    found, _ = mixture_loss(p, targets, label_smoothing=0.2, softmax=softmax)
+    rows, known = np.arange(B * R), np.asarray(targets).reshape(-1) > 0
+    of_target = log_probs[rows, np.asarray(targets).reshape(-1) - 1]
+    expected = -(0.8 * of_target + 0.2 * log_probs.mean(-1))[known].mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_unknown_targets_have_no_gradient():
@@ -170,7 +202,7 @@ def temporary_bytes(num_items, softmax, *, num_requests=512, width=8):
         is_item = jnp.arange(num_items) > 0
         scorer = ItemScorer(vectors, bias, is_item, categories, coords, table, num_items - 1)
         sure = jnp.zeros((1, num_requests, 1))
-        p = Prediction(queries, places, scorer, sure, sure[..., 1:])
+        p = Prediction(queries, places, scorer, sure, sure[..., 1:], None)
         return mixture_loss(p, targets, label_smoothing=0.1, softmax=softmax)[0]
 
     compiled = (
@@ -223,10 +255,9 @@ def test_the_sampled_normalizer_and_mean_are_right_on_average(in_batch, log_unif
     """Averaged over draws: exp(logit - log p) is the sum of the exponentials of all logits."""
     p, targets = prediction(V=60), some_targets(60).reshape(-1)
     queries, places = p.queries.reshape(-1, E), p.places.reshape(-1, 3)
-    target_logits = p.scorer.pair_logits(queries, places, targets)
 
     def normalizer_and_mean(key):
-        log_probs, mean_log_probs = sampled_softmax(
+        log_normalizers, _, mean_logits = sampled_softmax(
             p.scorer,
             queries,
             places,
@@ -236,8 +267,7 @@ def test_the_sampled_normalizer_and_mean_are_right_on_average(in_batch, log_unif
             log_uniform=log_uniform,
             in_batch=in_batch,
         )
-        log_normalizer = target_logits - log_probs
-        return jnp.exp(log_normalizer), mean_log_probs + log_normalizer
+        return jnp.exp(log_normalizers), mean_logits
 
     draws = jax.jit(jax.vmap(normalizer_and_mean))(jax.random.split(jax.random.key(0), 1000))
     logits = p.scorer.logits(queries, places)[:, 1:61]
