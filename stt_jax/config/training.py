@@ -30,6 +30,11 @@ class ModelConfig:
         "Mix in what the crowd did: what followed the last items, what goes together, what was "
         "popular lately; counted in the training part.",
     )
+    use_boost: bool = option(
+        False,
+        "With --use_crowd: what the crowd did also raises the logits of generating, so that network "
+        "and crowd multiply; sharper at the top where baskets repeat each other.",
+    )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     use_traits: bool = option(True, "Let the model see what the log says of items and people.")
@@ -70,6 +75,7 @@ class ModelConfig:
             2 <= self.num_time_buckets <= 256 and 2 <= self.num_space_buckets <= 128,
             "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",
         )
+        check(self.use_crowd or not self.use_boost, "--use_boost needs --use_crowd")
         check(1 <= self.num_related <= 50, f"--num_related={self.num_related} must be in 1..50")
         check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
 

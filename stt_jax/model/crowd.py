@@ -25,7 +25,7 @@ SHARPNESS = 1000.0
 _TINY = 1e-30  # no probability, as a number with a logarithm
 
 # (relation, how many events before the request its item lies)
-ITEM_SOURCES = (("followers", 0), ("followers", 1), *(("neighbours", back) for back in range(4)))
+ITEM_SOURCES = (("followers", 0), ("followers", 1), ("neighbours", 0), ("neighbours", 1))
 
 
 def num_sources(config: ModelConfig) -> int:

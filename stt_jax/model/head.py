@@ -1,11 +1,13 @@
-"""Hidden state -> item scores: generate from the catalogue, or point at the own history.
+"""Hidden state -> item scores: generate from the catalogue, point at the own history, ask the crowd.
 
     p(item) = g_0 * softmax(h E^T + b + d)[item] + sum_m g_m * sum_j a_mj [item_j = item]
+              + sum_c g_c * share_c[item]
     g = softmax(w h + e log(1 + n)),  d = table[category of item, distance of item from the request]
 
 Of the pointers m the first may point at any of the person's events j. The second, the sequel, only
-at events that followed an event with the last item: what came next the last time I was here? n_m is
-how many events a pointer has to point at; one that has none is left out.
+at events that followed an event with the last item: what came next the last time I was here? The
+crowd's sources c are in `stt_jax.model.crowd`. n is how many events a pointer has to point at, or
+how many observations a source has; one that has none is left out.
 
 Training needs a pointer's mass on one item a request (`pointer_log_mass`, linear memory);
 serving spreads it over the catalogue.

@@ -110,7 +110,7 @@ class SpatiotemporalTransformer(nn.Module):
             self.pointer_keys = PointerKeys(config)
             self.pointers = {name: Pointer(config, name=name) for name in self._pointers}
         self.mixer = Mixer(len(self._pointers) + crowd.num_sources(config))
-        if config.use_crowd:
+        if config.use_boost:
             self.booster = crowd.Booster(crowd.num_sources(config))
 
     @property
@@ -358,7 +358,7 @@ class SpatiotemporalTransformer(nn.Module):
     def _boosts(
         self, queries: jax.Array, rows: list[tuple[Relation, jax.Array]], *, held_out: bool
     ) -> crowd.Boosts | None:
-        if not rows:
+        if not self.config.use_boost:
             return None
         named = crowd.candidates(rows, held_out=held_out, size=crowd.NUM_BOOSTED)
         return self.booster(queries, named)

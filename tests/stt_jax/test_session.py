@@ -21,7 +21,7 @@ from tests.stt_jax.tiny_logs import random_log
 LOG = random_log(num_users=6, seed=5)
 USERS = range(4)
 WINDOW, HOP = 16, 8
-WHOLE = ModelConfig(width=16, num_heads=2, num_layers=2, attention="reference")
+WHOLE = ModelConfig(width=16, num_heads=2, num_layers=2, attention="reference", use_boost=True)
 BARE = dataclasses.replace(
     WHOLE, use_time=False, use_place=False, use_pointer=False, use_crowd=False
 )

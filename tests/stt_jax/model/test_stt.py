@@ -76,6 +76,7 @@ def holding_nothing_out(items):
 
 VARIANTS = {
     "whole": {},
+    "boosted": {"use_boost": True},
     "blind": {"use_time": False, "use_place": False, "use_sequel": False},
     "bare": {
         "use_gate": False,
