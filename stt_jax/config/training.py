@@ -32,8 +32,8 @@ class ModelConfig:
     )
     use_boost: bool = option(
         False,
-        "With --use_crowd: what the crowd did also raises the logits of generating, so that network "
-        "and crowd multiply; sharper at the top where baskets repeat each other.",
+        "With --use_crowd: what the crowd did also raises the logits of generating, so that "
+        "network and crowd multiply; sharper at the top where baskets repeat each other.",
     )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")

@@ -1,4 +1,4 @@
-"""Hidden state -> item scores: generate from the catalogue, point at the own history, ask the crowd.
+"""Hidden state -> item scores: generate from the catalogue, point at the history, ask the crowd.
 
     p(item) = g_0 * softmax(h E^T + b + d)[item] + sum_m g_m * sum_j a_mj [item_j = item]
               + sum_c g_c * share_c[item]
