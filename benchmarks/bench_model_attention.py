@@ -28,7 +28,7 @@ ATTENTIONS = ("auto", "reference")
 def make_step(log, window, attention):
     """Gives (a function that runs one step from the same state, temporary bytes)."""
     training = dataclasses.replace(TrainingConfig(), window=window)
-    model = dataclasses.replace(ModelConfig(), attention=attention)
+    model = ModelConfig(attention=attention, use_crowd=False)  # as configs/nyc.flags
     setup = set_up(log, training, model, ProtocolConfig(), DeviceConfig())
     step = make_train_step(setup.model, setup.optimizer, training, setup.placement, setup.shardings)
     batch = setup.put(setup.batches[0])

@@ -146,6 +146,7 @@ def movielens(options: argparse.Namespace) -> list[dict[str, Any]]:
         num_heads=MOVIELENS["heads"],
         dropout=MOVIELENS["dropout"],
         use_pointer=False,  # nobody rates a film twice, and the others have none
+        use_crowd=False,  # nor do they have that
     )
     ours = Ours(log, training, model)
     clients: dict[str, Client] = {}
@@ -212,7 +213,9 @@ def seed(options: argparse.Namespace) -> list[dict[str, Any]]:
         vary=False,
     )
     training = TrainingConfig(window=length, requests=length, batch_rows=sizes["rows"])
-    model = ModelConfig(num_layers=1, width=sizes["width"], num_heads=sizes["heads"])
+    model = ModelConfig(
+        num_layers=1, width=sizes["width"], num_heads=sizes["heads"], use_crowd=False
+    )
     ours = Ours(log, training, model)
     clients = {}
     for backend in ("tensorflow", "jax") if options.keras and not options.quick else ():
