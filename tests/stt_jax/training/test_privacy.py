@@ -173,3 +173,12 @@ def test_a_mesh_is_refused_in_a_private_run(tmp_path):
             MODEL,
             devices=DeviceConfig(mesh_data=2),
         )
+
+
+def test_counts_of_the_crowd_are_refused_in_a_private_run(tmp_path):
+    with pytest.raises(ValueError, match="give --use_crowd=false"):
+        train_model(
+            LOG,
+            dataclasses.replace(TRAINING, run=str(tmp_path)),
+            dataclasses.replace(MODEL, use_crowd=True),
+        )
