@@ -132,6 +132,11 @@ class TrainingConfig:
         "Standard deviation by which a shown training place is moved: a device's place is "
         "near, not at, the item that comes next.",
     )
+    cold_rate: float = option(
+        0.0,
+        "Fraction of training requests that see neither history nor who asks: what is known of a "
+        "person besides, and of the moment, learns to do alone, as it has to for new people.",
+    )
     validation_every: float = option(1.0, "Epochs between validations.")
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
     patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
@@ -157,7 +162,7 @@ class TrainingConfig:
         check(self.batch_rows > 0 and self.epochs > 0, "--batch_rows and --epochs must be positive")
         check(self.learning_rate > 0, "--learning_rate must be positive")
         check(0 <= self.warmup < 1, f"--warmup={self.warmup} must be in [0, 1)")
-        for name in ("label_smoothing", "known_time_rate", "known_place_rate"):
+        for name in ("label_smoothing", "known_time_rate", "known_place_rate", "cold_rate"):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
         check(self.validation_every > 0, "--validation_every must be positive")
         check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")

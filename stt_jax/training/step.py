@@ -71,18 +71,25 @@ def init_state(
 
 
 def hide(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests:
-    """Hides request times and places at random, so that one model answers with or without them.
+    """Hides request times, places and histories at random: one model answers with or without them.
 
-    A shown place is moved by normal noise first: the place of the target itself would give the
-    target away.
+    Whose history is hidden is nobody that the model knows: it answers as it would a new person. A
+    shown place is moved by normal noise first: the place of the target itself would give the target
+    away.
     """
     time_key, place_key, noise_key = jax.random.split(key, 3)
     shape = requests.time_known.shape
     show_time = jax.random.bernoulli(time_key, config.known_time_rate, shape)
     show_place = jax.random.bernoulli(place_key, config.known_place_rate, shape)
     noise = config.place_noise_m * jax.random.normal(noise_key, requests.coords.shape)
+    users, last_tokens = requests.users, requests.last_tokens
+    if config.cold_rate:
+        cold = jax.random.bernoulli(jax.random.fold_in(key, 3), config.cold_rate, shape)
+        users, last_tokens = jnp.where(cold, 0, users), jnp.where(cold, -1, last_tokens)
     return dataclasses.replace(
         requests,
+        users=users,
+        last_tokens=last_tokens,
         time_known=requests.time_known & show_time,
         coords=jnp.where(show_place[..., None], requests.coords + noise, jnp.nan),
     )

@@ -97,6 +97,22 @@ def test_rates_of_zero_and_one_hide_all_and_nothing():
     np.testing.assert_array_equal(everything.time_known, before.time_known)
 
 
+def test_a_cold_request_shows_neither_history_nor_who_asks():
+    before = requests()
+    shown = []
+    for seed in range(10):
+        after = hide(before, jax.random.key(seed), TrainingConfig(cold_rate=0.3))
+        cold = np.asarray(after.last_tokens != before.last_tokens)
+        np.testing.assert_array_equal(np.asarray(after.last_tokens)[cold], -1)
+        hidden = np.asarray(after.users == 0)
+        assert hidden[cold].all()
+        np.testing.assert_array_equal(
+            np.asarray(after.users)[~hidden], np.asarray(before.users)[~hidden]
+        )
+        shown.append(~hidden[np.asarray(before.users) > 0])
+    assert abs(np.concatenate(shown).mean() - 0.7) < 0.05
+
+
 def test_learning_rate_rises_and_then_falls_to_zero():
     config = TrainingConfig(learning_rate=0.1, warmup=0.1)
     schedule = learning_rate_schedule(config, 100)
