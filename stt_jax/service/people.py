@@ -477,13 +477,8 @@ def _equal(events: Events, others: Events) -> bool:
     """Whether two stretches of events are the same to the model."""
     if len(events) != len(others):
         return False
-    pairs = [
-        (getattr(events, field.name), getattr(others, field.name))
-        for field in dataclasses.fields(Events)
-        if field.name != "contexts"
-    ]
-    pairs += [(column, others.contexts[name]) for name, column in events.contexts.items()]
-    return all(np.array_equal(one, other) for one, other in pairs)
+    columns, other_columns = (jax.tree.leaves(vars(one)) for one in (events, others))
+    return all(map(np.array_equal, columns, other_columns))
 
 
 def _make_pools(served: ServedModel, window: int, state_bytes: int, max_batch: int) -> list[_Pool]:

@@ -1,4 +1,5 @@
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from stt_jax.config import PrepareConfig

@@ -45,7 +45,7 @@ def test_an_item_is_described_by_its_training_events():
     ]
     columns = ["part", "item", "name", "category", "latitude_e7", "longitude_e7"]
     events = make_events(rows, columns)
-    items = vocabulary.describe_items(events, vocabulary.number_values(events, "item"))
+    items = vocabulary.describe_items(events, vocabulary.number_values(events, "item"), ())
     found = items.to_pyarrow().to_pylist()
     assert [row["value"] for row in found] == ["x", "y"]
     # Most frequent, ties by bytes; the lower one of two middle values.

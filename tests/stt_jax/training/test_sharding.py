@@ -17,7 +17,9 @@ from stt_jax.training.step import make_train_step
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=20, seed=6)
-MODEL_CONFIG = ModelConfig(width=8, num_heads=2, num_layers=1, dropout=0.1, id_dropout=0.2)
+MODEL_CONFIG = ModelConfig(
+    width=8, num_heads=2, num_layers=1, dropout=0.1, id_dropout=0.2, use_sequel=False
+)
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=8, epochs=50, loss_chunk_items=32)
 
 
