@@ -20,7 +20,7 @@ from stt_jax.training.run import model_sizes
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=8, seed=5)
-CONFIG = ModelConfig(width=16, num_heads=2, num_layers=2, dropout=0.5, attention="reference")
+CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, dropout=0.5, attention="reference")
 ITEMS = jax.tree.map(jnp.asarray, model_catalogue(LOG, CONFIG))
 
 
@@ -90,7 +90,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS.keys())
 def test_scores_are_probabilities_and_the_loss_sees_the_same_ones(change):
-    model, params = make(dataclasses.replace(CONFIG, num_layers=1, **change))
+    model, params = make(dataclasses.replace(CONFIG, **change))
     history, requests = batch()
     p = probabilities(model, params, history, requests)
     asked = np.asarray(requests.segment_ids) > 0
@@ -147,7 +147,7 @@ def test_padding_never_changes_scores():
 
 
 def test_future_events_have_no_effect_on_states_and_no_gradient():
-    model, params = make()
+    model, params = make(dataclasses.replace(CONFIG, num_layers=2))
     history, _ = batch()
     cut = 5
     changed = history.replace(
@@ -229,7 +229,7 @@ def test_reference_and_tiled_attention_agree_in_the_whole_model():
 
 @pytest.mark.parametrize("loss", ["full", "chunked", "sampled"])
 def test_an_id_that_is_left_out_of_a_step_is_so_everywhere_in_it(loss):
-    changes = dict(num_layers=1, id_dropout=0.4, use_sequel=False, use_crowd=False)
+    changes = dict(id_dropout=0.4, use_sequel=False, use_crowd=False)
     model, params = make(dataclasses.replace(CONFIG, **changes))
     softmax = make_softmax(
         TrainingConfig(loss=loss, num_negatives=LOG.num_items), jax.random.key(1)
@@ -272,7 +272,7 @@ def test_without_training_no_id_is_left_out():
 
 
 def test_new_items_are_what_is_known_of_them_and_change_nothing_else():
-    model, params = make(dataclasses.replace(CONFIG, num_layers=1, use_sequel=False))
+    model, params = make(dataclasses.replace(CONFIG, use_sequel=False))
     old = LOG.num_items
     table = dict(category=["a", "a", "b"], traits={"genres": [["loud"], ["loud"], []]})
     log = add_items(LOG, ["n1", "n2", "n3"], **table)
@@ -299,7 +299,7 @@ def test_what_is_said_of_items_and_people_is_felt_unless_switched_off():
     history, requests = batch()
     no_traits = dataclasses.replace(history, traits={"genres": 0 * history.traits["genres"]})
     nobody = dataclasses.replace(requests, traits={"job": 0 * requests.traits["job"]})
-    small = dict(num_layers=1, use_sequel=False, use_crowd=False)
+    small = dict(use_sequel=False, use_crowd=False)
     for use_traits in (True, False):
         model, params = make(dataclasses.replace(CONFIG, use_traits=use_traits, **small))
         queries = predict(model, params, history, requests).queries
