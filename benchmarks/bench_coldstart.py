@@ -63,12 +63,13 @@ class Suite:
 SUITES = {
     "ml100k": Suite(
         "configs/ml100k.flags",
-        {"epochs": 10.0, "cold_rate": 0.1},
+        {"epochs": 4.0, "window": 64, "requests": 64, "batch_rows": 16, "loss": "full"},
         True,
         "known",
     ),
-    "nyc": Suite("configs/nyc.flags", {"epochs": 4.0, "cold_rate": 0.1}, False, "known"),
+    "nyc": Suite("configs/nyc.flags", {"epochs": 4.0, "loss": "full"}, False, "known"),
 }
+_SMALL = {"width": 32, "num_layers": 1, "use_sequel": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole model": {"id_dropout": 0.1},
     "without id dropout": {"id_dropout": 0.0},
@@ -115,7 +116,7 @@ def bench(cold: ColdConfig) -> None:
         "train_users": logs.train.num_train_users,
         "train_items": logs.train.num_items,
         "flagfile": suite.flagfile,
-        "changes": suite.training,
+        "changes": suite.training | _SMALL,
     }
     rows = of_suite.setdefault("rows", {})
     if "popularity" not in rows:
@@ -138,7 +139,7 @@ def bench(cold: ColdConfig) -> None:
         run = train_model(
             logs.train,
             training,
-            dataclasses.replace(configs["model"], **changes),
+            dataclasses.replace(configs["model"], **_SMALL, **changes),
             protocol,
         )
         rows[name] = {"jax": jax.__version__, **_model(run, logs, suite)}
