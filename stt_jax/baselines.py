@@ -79,6 +79,7 @@ def evaluate_baselines(
     *,
     modes: Sequence[str] = MODES,
     names: Sequence[str] | None = None,
+    name_domains: bool = False,
     max_tuning_targets: int = 2000,
     seed: int = 0,
 ) -> dict[str, dict[str, BaselineResult]]:
@@ -89,6 +90,7 @@ def evaluate_baselines(
       validation: targets to tune on; without any that are in the vocabulary, defaults are used.
       test: targets to rank.
       names: of `BASELINES`, without the mix; None = all, and the mix.
+      name_domains: rank a target among the items of its domain, if the log has domains.
       modes: request modes, of `MODES`. The time of a target is looked at in mode "known" only.
       max_tuning_targets: a random sample of this many validation targets is tuned on.
       seed: of that sample.
@@ -103,7 +105,7 @@ def evaluate_baselines(
     for mode in modes:
         if mode not in MODES:
             raise ValueError(f"modes must be of {', '.join(MODES)}; got {mode!r}.")
-    counts = TrainingCounts(log)
+    counts = TrainingCounts(log, apart=log.item_domains if name_domains else None)
     usable = validation[log.items[validation.events] > 0].sample(max_tuning_targets, seed)
     tuned: dict[str, _Tuned] = {}  # kept over modes, for baselines that are the same in both
     results: dict[str, dict[str, BaselineResult]] = {}
@@ -130,7 +132,7 @@ def evaluate_baselines(
             continue
         options = {name: tuned[name].options for name in usable_names}
         mix, mix_mrr = _tune_mix(counts, options, tuning)
-        ranks["mix"] = [mix.rank(mix.parts(counts, asked), asked) for asked in asked_of]
+        ranks["mix"] = [mix.rank(counts, mix.parts(counts, asked), asked) for asked in asked_of]
         results[mode]["mix"] = BaselineResult(_join(ranks["mix"]), mix.options(), mix_mrr)
     return results
 
@@ -263,7 +265,7 @@ BASELINES: dict[str, Baseline] = {
 def _rank(
     baseline: Baseline, counts: TrainingCounts, asked: Questions, options: Options
 ) -> np.ndarray:
-    return baseline.score(counts, asked, options).ranks(asked.target_items)
+    return baseline.score(counts, asked, options).ranks(asked.target_items, counts.apart)
 
 
 class _Tuned(NamedTuple):
@@ -328,11 +330,12 @@ class _Mix:
         shared = np.stack([part.shared for part in parts])
         return Scores(Cells.of(keys, counts.num_columns), values, shared)
 
-    def rank(self, parts: Scores, asked: Questions) -> np.ndarray:
+    def rank(self, counts: TrainingCounts, parts: Scores, asked: Questions) -> np.ndarray:
         """Ranks of the targets."""
         values = np.einsum("p,pz->z", self.weights, parts.values)
         total = Scores(parts.cells, values, np.einsum("p,pv->v", self.weights, parts.shared))
-        return _treat_seen(total, asked, {"seen": self.seen}).ranks(asked.target_items)
+        kept = _treat_seen(total, asked, {"seen": self.seen})
+        return kept.ranks(asked.target_items, counts.apart)
 
 
 def _tune_mix(
@@ -346,7 +349,7 @@ def _tune_mix(
     chunks = [(mix.parts(counts, asked), asked) for asked in tuning]
 
     def mrr(mix: _Mix) -> float:
-        return _mrr([mix.rank(parts, asked) for parts, asked in chunks])
+        return _mrr([mix.rank(counts, parts, asked) for parts, asked in chunks])
 
     best = mrr(mix)
     leaving_out = dataclasses.replace(mix, seen="leave out")

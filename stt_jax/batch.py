@@ -63,6 +63,7 @@ class Requests:
         itself where it sees none: what is known of "now" even if the time is hidden.
       segment_ids: int32, 0 = padding.
       targets: int32, the item that came; 0 = unknown or none, not learned from.
+      domains: bool [B, R, D], which domains the answer may be of; None where the log has none.
     """
 
     users: Array
@@ -76,6 +77,7 @@ class Requests:
     hours: Array
     segment_ids: Array
     targets: Array
+    domains: Array = None
 
 
 @struct.dataclass
@@ -126,6 +128,8 @@ class Catalogue:
       traits: int32 [rows, M] by name, values that the item has, 0 = no further one.
       relations: what the crowd did, by name, a row an item; empty where the model does not look.
       trends: what was popular when; None where the model does not look.
+      target_weights: float32 [rows], what a training request whose answer is the item counts; None
+        = all alike.
     """
 
     is_item: Array
@@ -134,6 +138,7 @@ class Catalogue:
     traits: dict[str, Array] = struct.field(default_factory=dict)
     relations: dict[str, Relation] = struct.field(default_factory=dict)
     trends: Trends | None = None
+    target_weights: Array | None = None
 
 
 def table_rows(num_ids: int) -> int:

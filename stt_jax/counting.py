@@ -29,8 +29,10 @@ _BLOCK_ITEMS = 512
 class TrainingCounts:
     """What is counted in the training part of a log, each kind once, when first asked for."""
 
-    def __init__(self, log: PreparedLog):
+    def __init__(self, log: PreparedLog, apart: np.ndarray | None = None):
+        """`apart`: int [V + 1], a group of each item, within which it is ranked; None = all one."""
         self.log = log
+        self.apart = np.zeros(log.num_items + 1, np.int32) if apart is None else apart
         self.num_columns = log.num_items + 1
         self.events = np.flatnonzero(log.parts == TRAIN)
         # 1970-01-01 was a Thursday; hour 0 of the week is Monday 0 h.
@@ -152,18 +154,31 @@ class Scores:
         places = np.minimum(np.searchsorted(own_keys, keys), len(own_keys) - 1)
         return np.where(own_keys[places] == keys, self.values[places], 0.0)
 
-    def ranks(self, target_items: np.ndarray) -> np.ndarray:
-        """int32 [n], `metrics.target_ranks` of the dense scores, without making them."""
+    def ranks(self, target_items: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
+        """int32 [n], `metrics.target_ranks` of the dense scores, without making them.
+
+        `apart`, int [V + 1], tells groups of items: a target is ranked within its own. None = all
+        items are one.
+        """
         num_rows, num_columns = len(target_items), len(self.shared)
+        apart = np.zeros(num_columns, np.int32) if apart is None else apart
+        groups = apart[target_items]
         rows = self.cells.rows
+        beside = apart[self.cells.items] == groups[rows]
         target_values = self.values_at(np.arange(num_rows) * num_columns + target_items)
         target_scores = target_values + self.shared[target_items]
         # Items in cells count with their own score, all others with the shared part.
         shared, row_scores = self.shared[self.cells.items], target_scores[rows]
-        above_in_cells = np.bincount(rows[self.values + shared >= row_scores], minlength=num_rows)
-        above_shared_too = np.bincount(rows[shared >= row_scores], minlength=num_rows)
-        below = np.searchsorted(np.sort(self.shared[1:]), target_scores)
-        ranks = num_columns - 1 - below + above_in_cells - above_shared_too
+        above_in_cells = np.bincount(
+            rows[beside & (self.values + shared >= row_scores)], minlength=num_rows
+        )
+        above_shared_too = np.bincount(rows[beside & (shared >= row_scores)], minlength=num_rows)
+        above_shared = np.zeros(num_rows, np.int64)
+        for group in np.unique(groups):
+            mine = groups == group
+            scores = np.sort(self.shared[1:][apart[1:] == group])
+            above_shared[mine] = len(scores) - np.searchsorted(scores, target_scores[mine])
+        ranks = above_shared + above_in_cells - above_shared_too
         answered = (target_items > 0) & (target_scores > -np.inf)
         return np.where(answered, ranks, MISS).astype(np.int32)
 

@@ -51,6 +51,7 @@ def evaluate_model(
     kind = run.protocol.targets if config.targets == "as_run" else config.targets
     part = TEST if config.part == "test" else VALIDATION
     seen = run.protocol.seen if config.seen == "as_run" else config.seen
+    domains = run.protocol.domains if config.domains == "as_run" else config.domains
     every = find_targets(log, part, targets=kind, context=context)
     everything = every.sample(config.max_targets, seed=0)
     known = everything.known(log)
@@ -70,6 +71,7 @@ def evaluate_model(
             everything,
             window=run.training.window,
             leave_out_seen=seen == "leave_out",
+            name_domains=domains == "named",
             placement=placement,
         )
     report: dict[str, Any] = {
@@ -79,6 +81,7 @@ def evaluate_model(
         "targets": kind,
         "context": context,
         "seen": seen,
+        "domains": domains if log.domain_values else None,
         "data_hash": log.meta.data_hash,
         "split_hash": log.meta.split_hash,
         "versions": run.info.versions,
@@ -105,7 +108,10 @@ def evaluate_model(
     if config.baselines:
         tuning = find_targets(log, VALIDATION, targets=kind, context=context)
         tuning = tuning[tuning.known(log)]
-        for mode, results in evaluate_baselines(log, tuning, targets, modes=MODES).items():
+        compared = evaluate_baselines(
+            log, tuning, targets, modes=MODES, name_domains=domains == "named"
+        )
+        for mode, results in compared.items():
             report["modes"][mode]["baselines"] = {
                 name: {**ranking_metrics(result.ranks), "options": result.options}
                 for name, result in results.items()
@@ -130,6 +136,8 @@ def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:
         "history_length": length_groups([len(context) for context in contexts]),
         "item": np.where(seen, "seen before", "new to the person"),
     }
+    if log.domain_values:
+        groups["domain"] = np.array(log.domain_values)[log.item_domains[wanted]]
     if log.meta.has_times:
         hours = (log.times[targets.events] + log.utc_offsets_s[targets.events]) // 3600 % 24
         groups["hour_of_day"] = np.array([f"{hour:02d}" for hour in hours])

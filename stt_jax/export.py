@@ -31,7 +31,15 @@ from stt_jax.config import ExportConfig
 from stt_jax.data.newitems import open_with_items
 from stt_jax.data.pipeline import traits_of_user
 from stt_jax.data.store import PreparedLog
-from stt_jax.histories import Anchor, Question, Tokens, history_rows, log_events, request_rows
+from stt_jax.histories import (
+    Anchor,
+    Question,
+    Tokens,
+    history_rows,
+    log_events,
+    request_rows,
+    wanted_domains,
+)
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
 from stt_jax.training.run import Run, load_run, read_run_files
@@ -70,7 +78,9 @@ def flat_functions(run: Run, log: PreparedLog, num_items_listed: int) -> Exporte
     nothing = Tokens(log_events(log, 0, 0), None, Anchor(0, np.zeros(3), False))
     events = history_rows([nothing], 1, window, has_times=log.meta.has_times)
     event = history_rows([nothing], 1, 1, has_times=log.meta.has_times)
-    anybody = Question(0, None, 0, None, 0, nothing.anchor, traits_of_user(log, None))
+    anybody = Question(
+        0, None, 0, None, 0, nothing.anchor, traits_of_user(log, None), wanted_domains(log, None)
+    )
     requests = request_rows([anybody], 1)
     cache = session.new_cache(model, 1, window)
     one = jnp.zeros(1, jnp.int32)
@@ -221,7 +231,8 @@ first encoded event, gaps seconds since the event before (-1 = none), phases the
 week (Monday 00:00 is 0, -1 = unknown). Coordinates are metres on a sphere of radius 6,371,008.8 m
 (x, y, z) minus `origins`, the person's first known place; NaN = unknown. `segment_ids` is 1 for an
 event and 0 for padding. A request's `last_tokens` is the number of events - 1; `time_known` false
-hides its time, NaN its place.
+hides its time, NaN its place; where the log has domains, `domains` is true for those that are
+wanted, all or some, in the order of the trait `domain` from row 1 on.
 
 A person's events are encoded from number max(0, (n // {hop} + 1) * {hop} - 1 - {window}) on, n
 being how many there are: when the next would not fit, encode again from there.

@@ -187,6 +187,7 @@ class Question:
       num_events: events of the person that are encoded.
       anchor: what they count from.
       traits: of the person by name, see `pipeline.traits_of_user`; the same names in all questions.
+      domains: bool [D], which are wanted, see `wanted_domains`; None = the log has none.
     """
 
     user: int
@@ -196,6 +197,7 @@ class Question:
     num_events: int
     anchor: Anchor
     traits: dict[str, int] = dataclasses.field(default_factory=dict)
+    domains: np.ndarray | None = None
 
 
 def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
@@ -208,6 +210,7 @@ def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
         out[:count, 0] = array
         return out
 
+    domains: list[Any] = [q.domains for q in questions]
     known = [q.time_s is not None for q in questions]
     times = np.array([0 if q.time_s is None else q.time_s for q in questions], np.int64)
     offsets = np.array([q.utc_offset_s for q in questions], np.int64)
@@ -229,7 +232,16 @@ def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
         hours=put(np.full(count, _NOW_H), np.int32),
         segment_ids=put(np.ones(count), np.int32),
         targets=put(np.zeros(count), np.int32),
+        domains=None if domains[0] is None else put(np.stack(domains), np.bool_),
     )
+
+
+def wanted_domains(log: PreparedLog, rows: np.ndarray | None) -> np.ndarray | None:
+    """bool [D], True for the domains `rows` (from 1; None = all); None = the log has no domains."""
+    if not log.domain_values:
+        return None
+    every = np.arange(1, len(log.domain_values))
+    return np.ones(len(every), bool) if rows is None else np.isin(every, rows)
 
 
 def int32_seconds(seconds: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from stt_jax.histories import (
     history_rows,
     log_events,
     request_rows,
+    wanted_domains,
 )
 from stt_jax.relations import model_catalogue
 from stt_jax.training.run import Run
@@ -52,12 +53,13 @@ class Recommendation:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What a list may hold; items and categories are rows of the vocabularies.
+    """What a list may hold; items, categories and domains are rows of the vocabularies.
 
     Attributes:
       k: length of the list.
       excluded: items that are left out.
       categories: only items of these; None = all.
+      domains: only items of these; None = all.
       radius_km: only items within this distance, 0 = all; an item without a place is out.
       max_per_category: most items of one known category, 0 = any number.
       diversity: in 0..1; 0 = by probability alone, see `pick`.
@@ -66,30 +68,38 @@ class Rules:
     k: int = 10
     excluded: np.ndarray | None = None
     categories: np.ndarray | None = None
+    domains: np.ndarray | None = None
     radius_km: float = 0.0
     max_per_category: int = 0
     diversity: float = 0.0
 
 
 def allowed_items(
-    rules: Rules, item_categories: np.ndarray, coords: np.ndarray, here: np.ndarray | None
+    rules: Rules,
+    item_categories: np.ndarray,
+    item_domains: np.ndarray,
+    coords: np.ndarray,
+    here: np.ndarray | None,
 ) -> np.ndarray | None:
     """bool [V + 1], what the rules let into a list; None = everything.
 
     Args:
       rules: see `Rules`.
-      item_categories: int32 [V + 1].
+      item_categories, item_domains: int32 [V + 1].
       coords: of `item_coords`.
       here: float64 [3], where the request is; needed for a radius only.
     """
     excluded = rules.excluded is not None and len(rules.excluded) > 0
-    if not excluded and rules.categories is None and not rules.radius_km:
+    named = rules.categories is not None or rules.domains is not None
+    if not excluded and not named and not rules.radius_km:
         return None
     allowed = np.arange(len(item_categories)) > 0
     if rules.excluded is not None:
         allowed[rules.excluded] = False
     if rules.categories is not None:
         allowed &= np.isin(item_categories, rules.categories)
+    if rules.domains is not None:
+        allowed &= np.isin(item_domains, rules.domains)
     if rules.radius_km:
         assert here is not None
         allowed &= (
@@ -213,7 +223,8 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
     rules = Rules(
         k=min(request.k, log.num_items),
         excluded=np.unique(log.items[first:end]) if excludes_seen(run, wish) else None,
-        categories=_category_rows(log, request.categories),
+        categories=_rows("categories", log.category_values, request.categories),
+        domains=_rows("domains", log.domain_values, request.domains),
         radius_km=request.radius_km,
         max_per_category=request.max_per_category,
         diversity=request.diversity,
@@ -226,9 +237,10 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
         num_events=len(encoded),
         anchor=anchor(encoded),
         traits=traits_of_user(log, row),
+        domains=wanted_domains(log, rules.domains),
     )
     before = int(log.times[start - 1]) if start > first else None
-    allowed = allowed_items(rules, log.item_categories, coords, here)
+    allowed = allowed_items(rules, log.item_categories, log.item_domains, coords, here)
     scorer = session.item_scorer(run.model, run.params, model_catalogue(log, run.model_config))
     best = _ask(run, scorer, Tokens(encoded, before, question.anchor), question, allowed, log)
     items, probabilities = pick(
@@ -316,14 +328,14 @@ def _ask(
     return best
 
 
-def _category_rows(log: PreparedLog, names: tuple[str, ...]) -> np.ndarray | None:
+def _rows(flag: str, values: Sequence[str], names: tuple[str, ...]) -> np.ndarray | None:
     if not names:
         return None
-    rows = {name: row for row, name in enumerate(log.category_values) if row}
+    rows = {name: row for row, name in enumerate(values) if row}
     unknown = [name for name in names if name not in rows]
     if unknown:
         near = ", ".join(list(rows)[:5]) or "none"
-        raise ValueError(f"--categories: {unknown[0]!r} is none of the log's; it has e.g. {near}")
+        raise ValueError(f"--{flag}: {unknown[0]!r} is none of the log's; it has e.g. {near}")
     return np.array([rows[name] for name in names])
 
 

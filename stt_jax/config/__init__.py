@@ -18,6 +18,7 @@ from stt_jax.config.options import (
     option,
 )
 from stt_jax.config.preparing import (
+    DOMAIN,
     TRAIT_SEPARATORS,
     CityConfig,
     CleaningOptions,
@@ -37,6 +38,7 @@ from stt_jax.config.training import (
 )
 
 __all__ = [
+    "DOMAIN",
     "TRAIT_SEPARATORS",
     "CityConfig",
     "CleaningOptions",

@@ -28,6 +28,12 @@ class ProtocolConfig:
         "one twice (films).",
         choices=("keep", "leave_out"),
     )
+    domains: str = option(
+        "named",
+        "With domains in the log: named: a request says which it wants, that of its target, and is "
+        "answered from there; any: it leaves that open.",
+        choices=("named", "any"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,12 @@ class EvaluationConfig:
         "as_run",
         "Items that the person has had; as_run: as in the run's validation.",
         choices=("as_run", "keep", "leave_out"),
+    )
+    domains: str = option(
+        "as_run",
+        "With domains in the log, whether requests name theirs; as_run: as in the run's "
+        "validation.",
+        choices=("as_run", "named", "any"),
     )
     max_targets: int = option(20_000, "Most targets, drawn by a fixed seed; 0 = all of them.")
     baselines: bool = option(True, "Tune and show the counting baselines beside the model.")
@@ -90,6 +102,7 @@ class RequestConfig:
     radius_km: float = option(
         0.0, "Only items within this distance of the request or else the last place; 0 = all."
     )
+    domains: tuple[str, ...] = option((), "Only items of these domains; empty = all.")
     categories: tuple[str, ...] = option((), "Only items of these categories; empty = all.")
     max_per_category: int = option(0, "Most items of one category in the list; 0 = any number.")
     diversity: float = option(

@@ -8,6 +8,7 @@ import dataclasses
 from stt_jax.config.options import check, option
 
 TRAIT_SEPARATORS = {"pipe": "|", "comma": ",", "semicolon": ";", "space": " "}
+DOMAIN = "domain"  # the trait of items that holds what --domain says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,11 @@ class ColumnOptions:
     longitude: str = option("", "Column with the longitude of the event's place, degrees.")
     category: str = option("", "Column with the category of the item.")
     name: str = option("", "Column with the name of the item, for people to read.")
+    domain: str = option(
+        "",
+        "Column with the domain of the item, e.g. shops, places or news in one log: every domain "
+        "has items of its own, whose ids become DOMAIN/ITEM, and requests can name domains.",
+    )
     item_traits: tuple[str, ...] = option(
         (),
         "Further categorical columns of the item, e.g. genres,brand; an item may have several "
@@ -186,6 +192,10 @@ class ColumnOptions:
                 len(set(names)) == len(names),
                 f"--{flag}={','.join(getattr(self, flag))} names a column twice",
             )
+        check(
+            not (self.domain and DOMAIN in self.item_traits),
+            f"with --domain={self.domain} no column of --item_traits can be named {DOMAIN!r}",
+        )
         check(self.session_gap_h >= 0, "--session_gap_h must be 0 or more")
         check(
             not (self.session and self.session_gap_h),

@@ -132,6 +132,13 @@ class TrainingConfig:
         "Standard deviation by which a shown training place is moved: a device's place is "
         "near, not at, the item that comes next.",
     )
+    known_domain_rate: float = option(
+        0.5, "With domains: fraction of training requests that name the domain they ask for."
+    )
+    balance_domains: float = option(
+        0.0,
+        "With domains: 1 = each counts the same in the loss, 0 = each event does, in [0, 1].",
+    )
     cold_rate: float = option(
         0.0,
         "Fraction of training requests that see neither history nor who asks: what is known of a "
@@ -162,7 +169,14 @@ class TrainingConfig:
         check(self.batch_rows > 0 and self.epochs > 0, "--batch_rows and --epochs must be positive")
         check(self.learning_rate > 0, "--learning_rate must be positive")
         check(0 <= self.warmup < 1, f"--warmup={self.warmup} must be in [0, 1)")
-        for name in ("label_smoothing", "known_time_rate", "known_place_rate", "cold_rate"):
+        for name in (
+            "label_smoothing",
+            "known_time_rate",
+            "known_place_rate",
+            "known_domain_rate",
+            "balance_domains",
+            "cold_rate",
+        ):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
         check(self.validation_every > 0, "--validation_every must be positive")
         check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from ibis.expr import types as ir
 
-from stt_jax.config import PrepareConfig
+from stt_jax.config import DOMAIN, PrepareConfig
 from stt_jax.data import store, vocabulary
 from stt_jax.data.arrays import to_numpy
 from stt_jax.data.columnfiles import ColumnFiles
@@ -258,14 +258,18 @@ def _describe_items(
     table: ir.Table, values: Mapping[str, ir.Table], config: PrepareConfig
 ) -> dict[str, Any]:
     """The item columns of a prepared log, each with the unknown item in front."""
-    traits = [f"item_trait_{i}" for i in range(len(config.item_traits))]
-    items = vocabulary.describe_items(table, values["item"], traits)
+    traits = {f"item_trait_{i}": name for i, name in enumerate(config.item_traits)}
+    if config.domain:
+        traits["domain"] = DOMAIN
+    items = vocabulary.describe_items(table, values["item"], list(traits))
     items = vocabulary.encode(items, "category", values["category"], name="categories")
     columns = items.order_by("row").to_pyarrow()
     ids, names = columns["value"].to_pylist(), columns["name"].to_pylist()
     encoded = {
-        name: encode_item_trait(columns[column].to_pylist(), config.trait_separator)
-        for name, column in zip(config.item_traits, traits, strict=True)
+        name: encode_item_trait(
+            columns[column].to_pylist(), None if name == DOMAIN else config.trait_separator
+        )
+        for column, name in traits.items()
     }
 
     def after_unknown(value: int, name: str, dtype: type) -> np.ndarray:

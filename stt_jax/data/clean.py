@@ -85,15 +85,27 @@ def _holds(column: ir.StringValue, operator: str, value: str) -> ir.BooleanValue
     return _COMPARISONS[operator](to_number(column), number)
 
 
-def mark_bad_ids(table: ir.Table, user_name: str, item_name: str) -> ir.Table:
-    """Adds `dropped` where `user` or `item` is null or a stray quote has made it span lines."""
+def mark_bad_ids(
+    table: ir.Table, user_name: str, item_name: str, domain_name: str = ""
+) -> ir.Table:
+    """Adds `dropped` where `user` or `item` is null or a stray quote has made it span lines.
+
+    With a `domain_name` the same for `domain`, and an item's id becomes domain/item: two domains
+    that give out the same id mean two items.
+    """
     branches = []
-    for column, name in ((table.user, user_name), (table.item, item_name)):
+    named = [(table.user, user_name), (table.item, item_name)]
+    ids = table.item
+    if domain_name:
+        named.append((table.domain, domain_name))
+        ids = table.domain + "/" + table.item
+    for column, name in named:
         branches.append((column.isnull(), f"{name} is empty"))
         branches.append((column.contains("\n"), f"{name} spans lines"))
     return table.mutate(
         dropped=ibis.cases(*branches, else_=None).cast("string"),
         sample=table.user.fill_null("") + ", " + table.item.fill_null(""),
+        item=ids,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from stt_jax import command
-from stt_jax.config import ColumnOptions
+from stt_jax.config import DOMAIN, ColumnOptions
 from stt_jax.data.files import ReadOptions
 from stt_jax.data.formats import open_file
 from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7
@@ -34,7 +34,7 @@ def read_new_items(log: PreparedLog, path: str | os.PathLike) -> PreparedLog:
 
     The file has the columns that the table of items had, or the log itself, when the log was
     prepared: those of --items_key or else --item, and where they are there of --name, --category,
-    --item_traits, --latitude and --longitude.
+    --item_traits, --latitude and --longitude; with --domain that has to be there too.
 
     Raises:
       ValueError, OSError: the file cannot be read or has no column of ids, or as `add_items`.
@@ -57,9 +57,32 @@ def read_new_items(log: PreparedLog, path: str | os.PathLike) -> PreparedLog:
     traits = {
         name: [split_values(text, options.trait_separator) for text in columns[name]]
         for name in log.item_traits
-        if name in columns
+        if name in columns and name != DOMAIN
     }
-    return add_items(log, columns[key], traits=traits, where=f"--items={path}", **roles)
+    ids = columns[key]
+    if log.domain_values:
+        domains = _read_domains(log, options.domain, columns, path)
+        ids = [item and f"{domain}/{item}" for domain, item in zip(domains, ids, strict=True)]
+        traits[DOMAIN] = [[domain] for domain in domains]
+    return add_items(log, ids, traits=traits, where=f"--items={path}", **roles)
+
+
+def _read_domains(
+    log: PreparedLog, column: str, columns: Mapping[str, list[str]], path: str | os.PathLike
+) -> list[str]:
+    """The domain of each row."""
+    if column not in columns:
+        raise ValueError(
+            f"--items={path} has no column {column!r}, which says what domain an item is of; its "
+            f"columns are {', '.join(columns)}"
+        )
+    for row, domain in enumerate(columns[column], start=1):
+        if domain not in log.domain_values[1:]:
+            raise ValueError(
+                f"--items={path} row {row}: {domain or ''!r} is none of the log's domains "
+                f"{', '.join(log.domain_values[1:])}; a new domain has to be trained"
+            )
+    return columns[column]
 
 
 def _column_options(log: PreparedLog) -> ColumnOptions:

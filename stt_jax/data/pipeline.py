@@ -304,8 +304,8 @@ def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) ->
       shape: (B, R).
 
     Returns:
-      `Requests` [B, R], numpy, with each target's own time and place: whoever uses the batch
-      decides what of that the model may see.
+      `Requests` [B, R], numpy, with each target's own time, place and domain: whoever uses the
+      batch decides what of that the model may see.
     """
     w = layout.windows
     events = _ranges(w.request_starts, w.request_ends)
@@ -336,7 +336,14 @@ def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) ->
         hours=put((log.times[last_events] // 3600).astype(np.int32)),
         segment_ids=put(layout.segments[of_window]),
         targets=put(log.items[events]),
+        domains=put(one_domain(log, log.items[events])) if log.domain_values else None,
     )
+
+
+def one_domain(log: PreparedLog, items: np.ndarray) -> np.ndarray:
+    """bool [N, D], True for the domain of each item; an unknown item may be of any."""
+    domains = log.item_domains[items][:, None]
+    return (domains == np.arange(1, len(log.domain_values))) | (domains == 0)
 
 
 def model_users(log: PreparedLog, users: np.ndarray) -> np.ndarray:

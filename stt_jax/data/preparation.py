@@ -162,8 +162,9 @@ def _clean(
     roles = _select_roles(steps.table, raw.columns, config)
     steps.run(
         "ids",
-        clean.mark_bad_ids(roles, config.user, config.item),
-        broken_flag=f"--user={config.user} --item={config.item}",
+        clean.mark_bad_ids(roles, config.user, config.item, config.domain),
+        broken_flag=f"--user={config.user} --item={config.item}"
+        + (f" --domain={config.domain}" if config.domain else ""),
     )
     clock = _read_times(steps, raw, config, zone)
     if config.latitude:

@@ -39,6 +39,7 @@ def take_key(config: PrepareConfig) -> bytes | None:
     kept += [(name, f"--item_traits={name}") for name in config.item_traits]
     kept += [(parse_user_trait(text)[0], f"--user_traits={text}") for text in config.user_traits]
     kept += [
+        (config.domain, f"--domain={config.domain}"),
         (config.name, f"--name={config.name}"),
         (config.category, f"--category={config.category}"),
     ]

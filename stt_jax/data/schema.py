@@ -45,6 +45,7 @@ ROLE_FLAGS = {
     "category": "category",
     "name": "name",
     "session": "session",
+    "domain": "domain",
 }
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stt_jax.config import DOMAIN
 from stt_jax.data.arrays import texts_to_arrow, to_arrow, to_numpy
 from stt_jax.data.schema import (
     EVENT_DTYPES,
@@ -170,6 +171,18 @@ class PreparedLog:
     def num_categories(self) -> int:
         """C, without the unknown category: valid category rows are 1..C."""
         return len(self.category_values) - 1
+
+    @property
+    def domain_values(self) -> Sequence[str]:
+        """Names of the domains from row 1 on; empty for a log without --domain."""
+        return self.item_trait_values.get(DOMAIN, ())
+
+    @property
+    def item_domains(self) -> np.ndarray:
+        """int32 [V + 1], the domain of each item; 0 for the unknown item, or without --domain."""
+        if DOMAIN not in self.item_traits:
+            return np.zeros(self.num_items + 1, np.int32)
+        return self.item_traits[DOMAIN][:, 0]
 
     def stretches(self) -> Iterator[tuple[slice, slice]]:
         """(user rows, their events) from first to last: whole users, about a million events each.

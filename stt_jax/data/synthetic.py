@@ -137,7 +137,7 @@ def generate_city(config: CityConfig) -> City:
     for block, first in enumerate(range(0, config.num_users, _LOCKSTEP_USERS)):
         num_users = min(_LOCKSTEP_USERS, config.num_users - first)
         rng = np.random.default_rng([config.seed, 1 + block])
-        people = _draw_people(city, num_users, rng)
+        people = draw_people(city, num_users, rng)
         events = _simulate(dataclasses.replace(city, **people), rng)
         events["event_users"] += first
         blocks.append(people | events)
@@ -307,12 +307,26 @@ def _draw_places(config: CityConfig, rng: np.random.Generator) -> City:
     )
 
 
-def _draw_people(city: City, num_users: int, rng: np.random.Generator) -> dict[str, Any]:
+def draw_people(
+    city: City,
+    num_users: int,
+    rng: np.random.Generator,
+    *,
+    known: np.ndarray | None = None,
+    unknown: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Latents of a block of people, by name of the field of City.
 
     Favourites are drawn without repetition in proportion to exp(appeal) and nearness to the
     anchor; if a category has fewer places than favourites, the first ones are favourites twice and
     the habit of the last counts.
+
+    Args:
+      city: its places.
+      num_users: how many people.
+      rng: draws them.
+      known: int64 [num_users, F], favourites that they have already; None = none.
+      unknown: bool [F], which of `known` are drawn all the same; home and work are not.
     """
     favourites: list[np.ndarray] = []
     for row, category in enumerate(CATEGORIES):
@@ -324,6 +338,8 @@ def _draw_people(city: City, num_users: int, rng: np.random.Generator) -> dict[s
                 distances_km = _distances_km(city, favourites[anchor == "work"], places)
                 keys -= DISTANCE_POWER * np.log1p(distances_km / category.reach_km)
             chosen = np.argmax(np.where(taken, -np.inf, keys), axis=1)
+            if known is not None and unknown is not None and not unknown[len(favourites)]:
+                chosen = known[:, len(favourites)] - places[0]
             taken[np.arange(num_users), chosen] = True
             favourites.append(places[chosen])
     return {

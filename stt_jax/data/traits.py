@@ -34,18 +34,18 @@ def parse_user_trait(text: str) -> tuple[str, int]:
     return column, int(bins)
 
 
-def split_values(text: str | None, separator: str) -> list[str]:
-    """The values in a text, each once."""
-    parts = (text or "").split(TRAIT_SEPARATORS[separator])
+def split_values(text: str | None, separator: str | None) -> list[str]:
+    """The values in a text, each once; separator None = the text is one value."""
+    parts = (text or "").split(TRAIT_SEPARATORS[separator]) if separator else [text or ""]
     return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
-def encode_item_trait(texts: Texts, separator: str) -> tuple[np.ndarray, list[str]]:
+def encode_item_trait(texts: Texts, separator: str | None) -> tuple[np.ndarray, list[str]]:
     """Rows and vocabulary of a trait of items.
 
     Args:
       texts: of items 1..V, None = unknown.
-      separator: a name of `TRAIT_SEPARATORS`.
+      separator: a name of `TRAIT_SEPARATORS`, or None: an item has one value.
 
     Returns:
       int32 [V + 1, M], M the most values that an item has; and the values, "" and then by falling

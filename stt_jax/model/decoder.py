@@ -53,12 +53,25 @@ def _coords(history: History, requests: Requests) -> jax.Array:
     return jnp.where(jnp.isnan(requests.coords), last_coords, requests.coords)
 
 
+def _wanted_vectors(table: jax.Array, domains: jax.Array) -> jax.Array:
+    """Vectors of the domains that requests name: row 0 where every one will do, else the mean.
+
+    Args:
+      table: [D + 1, E].
+      domains: bool [B, R, D].
+    """
+    wanted = domains.astype(table.dtype)
+    named = wanted @ table[1:] / jnp.maximum(wanted.sum(axis=-1, keepdims=True), 1.0)
+    return jnp.where(domains.all(axis=-1, keepdims=True), table[0], named)
+
+
 class Decoder(nn.Module):
     """One gated block whose query is the person's last state, the person and the request."""
 
     config: ModelConfig
     num_users: int
     user_traits: tuple[tuple[str, int], ...]
+    num_domains: int = 0
 
     def setup(self) -> None:
         self.block = GatedBlock(self.config)
@@ -100,6 +113,10 @@ class Decoder(nn.Module):
             shape = (size + 1, config.width)
             table = self.param(f"trait_{name}", nn.initializers.normal(0.02), shape)
             query = query + table[requests.traits[name]].astype(config.dtype)
+        if self.num_domains:
+            shape = (self.num_domains + 1, config.width)
+            table = self.param("domains", nn.initializers.normal(0.02), shape).astype(config.dtype)
+            query = query + _wanted_vectors(table, requests.domains)
         if config.use_time:
             phases = jnp.where(requests.time_known, requests.phases, -1)
             query = query + TimeOfWeekEmbedding(config.width, config.dtype, name="time_of_week")(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from stt_jax.batch import Catalogue, History, Relation, Requests, table_rows
-from stt_jax.config import ModelConfig
+from stt_jax.config import DOMAIN, ModelConfig
 from stt_jax.model import crowd
 from stt_jax.model.block import GatedBlock, Geometry, Memory
 from stt_jax.model.cache import Cache
@@ -25,6 +25,8 @@ from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
 from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
 from stt_jax.model.recurrence import at_tokens, classes_before, find_recurrences
+
+_TINY = 1e-30  # no probability, as a number to divide by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,11 @@ class ModelSizes:
     contexts: tuple[tuple[str, int], ...]
     item_traits: tuple[tuple[str, int, int], ...] = ()  # (name, values, most that an item has)
     user_traits: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def num_domains(self) -> int:
+        """D; 0 = the log has none."""
+        return next((size for name, size, _ in self.item_traits if name == DOMAIN), 0)
 
 
 @struct.dataclass
@@ -94,7 +101,11 @@ class SpatiotemporalTransformer(nn.Module):
         self.items = ItemEmbedding(
             sizes.num_items,
             sizes.num_categories,
-            tuple((name, size) for name, size, _ in sizes.item_traits if config.use_traits),
+            tuple(
+                (name, size)
+                for name, size, _ in sizes.item_traits
+                if config.use_traits or name == DOMAIN
+            ),
             config.width,
             config.use_place,
             config.dtype,
@@ -103,7 +114,10 @@ class SpatiotemporalTransformer(nn.Module):
         self.event_dropout = Dropout(config.dropout)
         self.blocks = [GatedBlock(config) for _ in range(config.num_layers)]
         self.decoder = Decoder(
-            config, sizes.num_users, sizes.user_traits if config.use_traits else ()
+            config,
+            sizes.num_users,
+            sizes.user_traits if config.use_traits else (),
+            sizes.num_domains,
         )
         self.generate = GenerateHead(config, sizes.num_items, sizes.num_categories)
         if config.use_pointer:
@@ -173,7 +187,8 @@ class SpatiotemporalTransformer(nn.Module):
           states: [B, S, E], of `encode` on this history; they serve any number of requests.
 
         Returns:
-          float32 [B, R, rows], a column a row of the catalogue; zero where that is no item.
+          float32 [B, R, rows], a column a row of the catalogue; zero where that is no item. Where a
+          request names domains, of the items in those.
         """
         memory = self.decoder.memory(states)
         keys = self.pointer_keys(states) if self.config.use_pointer else None
@@ -187,7 +202,12 @@ class SpatiotemporalTransformer(nn.Module):
         generated = jax.nn.softmax(logits)
         named = item_mass(answer.masses, answer.items, generated.shape[-1])
         mixture = answer.gates[..., None] * generated + named
-        return jnp.where(catalogue.is_item[None, None], mixture, 0.0)
+        mixture = jnp.where(catalogue.is_item[None, None], mixture, 0.0)
+        wanted = wanted_items(catalogue, requests)
+        if wanted is None:
+            return mixture
+        mixture = jnp.where(wanted, mixture, 0.0)
+        return mixture / jnp.maximum(mixture.sum(axis=-1, keepdims=True), _TINY)
 
     def encode(
         self, history: History, *, deterministic: bool, hidden_ids: jax.Array | None = None
@@ -386,6 +406,18 @@ class SpatiotemporalTransformer(nn.Module):
             earlier = at_tokens(found.counts, requests.last_tokens) - 1
             counts.append(jnp.maximum(earlier, 0))
         return geometries, [count.astype(jnp.float32) for count in counts]
+
+
+def wanted_items(catalogue: Catalogue, requests: Requests) -> jax.Array | None:
+    """bool [B, R, rows], items of the domains that a request names; None = the log has no domains.
+
+    An item of unknown domain is wanted where every domain is.
+    """
+    if requests.domains is None:
+        return None
+    every = requests.domains.all(axis=-1, keepdims=True)
+    wanted = jnp.concatenate([every, requests.domains], axis=-1)
+    return jnp.take(wanted, catalogue.traits[DOMAIN][:, 0], axis=-1)
 
 
 def _stack(sources: list[jax.Array], queries: jax.Array) -> jax.Array:

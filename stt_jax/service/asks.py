@@ -28,8 +28,8 @@ class Ask:
       place_e7: (latitude, longitude), 1e-7 degrees; None = unknown.
       why: whether to explain the list.
       exclude_seen: leave out what the person has had; None = as the run was validated.
-      k, exclude_items, categories, radius_km, max_per_category, diversity: as in `ranking.Rules`,
-        by names.
+      k, exclude_items, categories, domains, radius_km, max_per_category, diversity: as in
+        `ranking.Rules`, by names.
     """
 
     user: str | None
@@ -43,6 +43,7 @@ class Ask:
     exclude_seen: bool | None = None
     exclude_items: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     radius_km: float = 0.0
     max_per_category: int = 0
     diversity: float = 0.0
@@ -65,23 +66,28 @@ class Ask:
         """The rules in rows of the model's vocabularies.
 
         Raises:
-          ValueError: a category that the model does not know.
+          ValueError: a category or a domain that the model does not know.
         """
         excluded = [served.item_rows[i] for i in self.exclude_items if i in served.item_rows]
         if excludes_seen(served.run, self.exclude_seen):
             excluded += np.unique(events.items).tolist()
-        unknown = [name for name in self.categories if name not in served.category_rows]
-        if unknown:
-            raise ValueError(f"categories: {unknown[0]!r} is none of the model's")
-        rows = [served.category_rows[name] for name in self.categories]
         return Rules(
             k=min(self.k, served.log.num_items),
             excluded=np.array(excluded, np.int64),
-            categories=np.array(rows, np.int64) if rows else None,
+            categories=_rows("categories", served.category_rows, self.categories),
+            domains=_rows("domains", served.domain_rows, self.domains),
             radius_km=self.radius_km,
             max_per_category=self.max_per_category,
             diversity=self.diversity,
         )
+
+
+def _rows(what: str, known: dict[str, int], names: tuple[str, ...]) -> np.ndarray | None:
+    """int64, rows of names; None where there are none."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{what}: {unknown[0]!r} is none of the model's")
+    return np.array([known[name] for name in names], np.int64) if names else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,11 @@ class ServedModel:
         return _rows(self.log.category_values)
 
     @functools.cached_property
+    def domain_rows(self) -> dict[str, int]:
+        """Row of every domain."""
+        return _rows(self.log.domain_values)
+
+    @functools.cached_property
     def context_rows(self) -> dict[str, dict[str, int]]:
         """Row of every value of every context column."""
         return {name: _rows(values) for name, values in self.log.context_values.items()}

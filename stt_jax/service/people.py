@@ -25,6 +25,7 @@ from stt_jax.histories import (
     anchor,
     history_rows,
     request_rows,
+    wanted_domains,
 )
 from stt_jax.service.asks import Answer, Ask, Reason
 from stt_jax.service.events import base_events, live_events, merge_events
@@ -207,8 +208,10 @@ class LiveTable:
                 "radius_km needs a place: give latitude and longitude, or a person with a known one"
             )
         served = self.served
-        allowed = ranking.allowed_items(rules, served.log.item_categories, served.coords, here)
-        question = self._question(view, time_s, offset_s, ask.place_e7)
+        allowed = ranking.allowed_items(
+            rules, served.log.item_categories, served.log.item_domains, served.coords, here
+        )
+        question = self._question(view, time_s, offset_s, ask.place_e7, rules.domains)
         return _Prepared(index, ask.why, view, question, rules, here, allowed)
 
     def _answer_pool(
@@ -399,6 +402,7 @@ class LiveTable:
         time_s: int | None,
         utc_offset_s: int,
         place_e7: tuple[int, int] | None,
+        domains: np.ndarray | None = None,
     ) -> Question:
         if not self._has_times:
             time_s = None
@@ -411,6 +415,7 @@ class LiveTable:
             len(view.encoded),
             view.anchor,
             traits_of_user(log, row),
+            wanted_domains(log, domains),
         )
 
     def _score(

@@ -131,6 +131,9 @@ class RecommendBody(Place):
     )
     exclude_items: Annotated[list[Text], Field(max_length=10_000)] = []
     categories: Annotated[list[Text], Field(max_length=1000)] = []
+    domains: Annotated[list[Text], Field(max_length=1000)] = Field(
+        [], description="Only items of these domains; empty = all."
+    )
     radius_km: Annotated[float, Field(ge=0, le=30_000, allow_inf_nan=False)] = 0.0
     max_per_category: Annotated[int, Field(strict=True, ge=0, le=200)] = 0
     diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
@@ -166,6 +169,7 @@ class RecommendBody(Place):
             exclude_seen=self.exclude_seen,
             exclude_items=tuple(ids.item(item) for item in self.exclude_items),
             categories=tuple(self.categories),
+            domains=tuple(self.domains),
             radius_km=self.radius_km,
             max_per_category=self.max_per_category,
             diversity=self.diversity,

@@ -128,6 +128,7 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
             f"decoder/trait_{name}": _match(old.user_trait_values[name], values)
             for name, values in log.user_trait_values.items()
         },
+        "decoder/domains": _match(old.domain_values, log.domain_values),
     }
     learned = {
         parameter_name(path): np.asarray(leaf)

@@ -243,6 +243,7 @@ def _validate(
         setup.targets,
         window=setup.config.window,
         leave_out_seen=setup.protocol.seen == "leave_out",
+        name_domains=setup.protocol.domains == "named",
         placement=setup.placement,
     )
     by_mode = {mode: ranking_metrics(mode_ranks, (1, 10)) for mode, mode_ranks in ranks.items()}

@@ -166,9 +166,10 @@ def mixture_loss(
     targets: jax.Array,
     *,
     label_smoothing: float,
+    target_weights: jax.Array | None = None,
     softmax: Softmax = full_softmax,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean over the requests of  -(1 - e) log p(target) - e mean_v log p_generate(v).
+    """Weighted mean over the requests of  -(1 - e) log p(target) - e mean_v log p_generate(v).
 
     p is the mixture of the head; smoothing acts on the generating part alone, because the
     pointer can only ever reach the items of the history.
@@ -177,15 +178,18 @@ def mixture_loss(
       prediction: of the model, [B, R].
       targets: int32 [B, R]; 0 is not learned from.
       label_smoothing: e, in [0, 1].
+      target_weights: float32 [rows], what a request with that target counts; None = all one.
       softmax: of the generating part, see `make_softmax`.
 
     Returns:
-      (loss, sums): float32 [], and sums to report: number of requests, of log-likelihood and of
-      the gate.
+      (loss, sums): float32 [], and sums to report: of the requests, of log-likelihood and of the
+      gate, all weighted.
     """
     targets = targets.reshape(-1)
     queries = prediction.queries.reshape(len(targets), -1)
     weights = (targets > 0).astype(jnp.float32)
+    if target_weights is not None:
+        weights = weights * target_weights[targets]
     places = prediction.places.reshape(len(targets), 3)
     scorer = prediction.scorer
     log_normalizers, target_logits, mean_logits = softmax(scorer, queries, places, targets)

@@ -17,7 +17,7 @@ from stt_jax.data.protocol import Targets
 from stt_jax.data.store import PreparedLog
 from stt_jax.mesh import DATA
 from stt_jax.metrics import MISS, target_ranks
-from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.model.stt import SpatiotemporalTransformer, wanted_items
 from stt_jax.training.sharding import Placement
 
 MODES = ("unknown", "known")
@@ -52,7 +52,10 @@ def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
                     variables, catalogue, history, asked, states, method=model.item_probabilities
                 ),
             )
-            scores = jnp.where(catalogue.is_item[None, None], probabilities, -jnp.inf)
+            ranked = catalogue.is_item[None, None]
+            if (wanted := wanted_items(catalogue, asked)) is not None:
+                ranked = ranked & wanted
+            scores = jnp.where(ranked, probabilities, -jnp.inf)
             if allowed is not None:
                 scores = jnp.where(allowed, scores, -jnp.inf)
             flat = scores.reshape(-1, scores.shape[-1])
@@ -82,6 +85,7 @@ def model_ranks(
     modes: tuple[str, ...] = MODES,
     window: int,
     leave_out_seen: bool = False,
+    name_domains: bool = False,
     placement: Placement | None = None,
 ) -> dict[str, np.ndarray]:
     """Ranks every target.
@@ -93,6 +97,8 @@ def model_ranks(
       modes: request modes, of `MODES`.
       window: tokens of history that a request sees at most.
       leave_out_seen: rank no item of the target's context, however long that is.
+      name_domains: requests say which domain they want, that of the target, and only its items are
+        ranked; without domains in the log it means nothing.
       placement: where params and catalogue live; rows of batches are shared out over its devices.
         None = one device.
 
@@ -113,6 +119,9 @@ def model_ranks(
     for history, requests, index in target_batches(
         log, targets, window=window, row_requests=row_requests, batch_rows=batch_rows
     ):
+        if requests.domains is not None and not name_domains:
+            every = np.ones_like(requests.domains)
+            requests = dataclasses.replace(requests, domains=every)
         allowed = _unseen(log, targets, index) if leave_out_seen else None
         if placement is not None:
             history, requests, allowed = placement.put_whole(

@@ -6,8 +6,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
+from stt_jax.batch import table_rows
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.pipeline import PersonBatches, TrainingBatches
 from stt_jax.data.protocol import Targets, find_targets
@@ -107,7 +109,10 @@ def set_up(
         )
         num_steps = batches.num_steps(training.epochs)
     optimizer = make_optimizer(training, num_steps)
-    items = placement.put_whole(model_catalogue(log, model.config), placement.replicated)
+    items = dataclasses.replace(
+        model_catalogue(log, model.config), target_weights=target_weights(log, training)
+    )
+    items = placement.put_whole(items, placement.replicated)
     history, requests = batches[0]
     shapes = jax.eval_shape(
         lambda: init_state(model, optimizer, items, history, requests, training.seed)
@@ -139,6 +144,22 @@ def set_up(
         ),
         targets=_validation_targets(log, training, protocol),
     )
+
+
+def target_weights(log: PreparedLog, training: TrainingConfig) -> np.ndarray | None:
+    """float32 [rows], what a request for each item counts in the loss, 1 in the mean of events.
+
+    n(domain) ** -balance_domains, so that at 1 the domains count the same; None = all alike.
+    """
+    if not log.domain_values or not training.balance_domains:
+        return None
+    domains, counts = log.item_domains[1:], log.item_train_counts[1:]
+    of_domains = np.bincount(domains, counts, minlength=len(log.domain_values))
+    weights = np.maximum(of_domains, 1) ** -training.balance_domains
+    weights /= (weights * of_domains).sum() / of_domains.sum()
+    rows = np.ones(table_rows(log.num_items), np.float32)
+    rows[: log.num_items + 1] = weights[log.item_domains]
+    return rows
 
 
 def _private_input(

@@ -30,6 +30,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"generate/bias", BY_ROWS),
     (r"decoder/people", BY_ROWS),
     (r"items/(categories|trait_.+|place/kernel)", DENSE),
+    (r"decoder/domains", DENSE),
     (r"(events|blocks_\d+|decoder|generate|pointer_keys|pointer|sequel|mixer|booster)/.+", DENSE),
 )
 

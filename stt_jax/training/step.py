@@ -71,7 +71,7 @@ def init_state(
 
 
 def hide(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests:
-    """Hides request times, places and histories at random: one model answers with or without them.
+    """Hides request times, places, histories and domains at random: one model answers all kinds.
 
     Whose history is hidden is nobody that the model knows: it answers as it would a new person. A
     shown place is moved by normal noise first: the place of the target itself would give the target
@@ -86,12 +86,17 @@ def hide(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests
     if config.cold_rate:
         cold = jax.random.bernoulli(jax.random.fold_in(key, 3), config.cold_rate, shape)
         users, last_tokens = jnp.where(cold, 0, users), jnp.where(cold, -1, last_tokens)
+    domains = requests.domains
+    if domains is not None:
+        show = jax.random.bernoulli(jax.random.fold_in(key, 4), config.known_domain_rate, shape)
+        domains = domains | ~show[..., None]
     return dataclasses.replace(
         requests,
         users=users,
         last_tokens=last_tokens,
         time_known=requests.time_known & show_time,
         coords=jnp.where(show_place[..., None], requests.coords + noise, jnp.nan),
+        domains=domains,
     )
 
 
@@ -139,6 +144,7 @@ def make_train_step(
             prediction,
             requests.targets,
             label_smoothing=config.label_smoothing,
+            target_weights=catalogue.target_weights,
             softmax=make_softmax(config, jax.random.fold_in(key, 1)),
         )
         total = loss * sums["requests"]

@@ -49,6 +49,19 @@ def test_sparse_ranks_equal_dense_ranks(case):
 
 
 @given(scores_and_targets(), st.data())
+def test_ranks_in_groups_are_those_among_the_items_of_the_group(case, data):
+    scores, targets = case
+    num_columns = len(scores.shared)
+    apart = st.lists(st.integers(0, 2), min_size=num_columns, max_size=num_columns)
+    apart = np.array(data.draw(apart))
+    alone = dense(scores, len(targets))
+    alone[apart[None] != apart[targets][:, None]] = -np.inf
+    np.testing.assert_array_equal(
+        scores.ranks(targets, apart), metrics.target_ranks(alone, targets)
+    )
+
+
+@given(scores_and_targets(), st.data())
 def test_seen_items_get_minus_infinity_and_others_keep_their_score(case, data):
     scores, targets = case
     num_columns = len(scores.shared)

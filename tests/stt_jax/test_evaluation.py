@@ -19,6 +19,15 @@ def test_targets_are_grouped_by_their_local_hour():
     np.testing.assert_array_equal(_groups(log, targets)["hour_of_day"], expected)
 
 
+def test_targets_are_grouped_by_domain_where_there_are_any():
+    log = random_log(seed=2, has_domains=True)
+    targets = find_targets(log, TEST)
+    expected = [
+        "" if not item else ("shop", "news")[item % 2] for item in log.items[targets.events]
+    ]
+    np.testing.assert_array_equal(_groups(log, targets)["domain"], expected)
+
+
 def test_a_log_without_times_has_no_hours():
     log = random_log(seed=2, has_times=False)
     assert "hour_of_day" not in _groups(log, find_targets(log, TEST))

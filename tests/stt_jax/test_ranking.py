@@ -34,12 +34,18 @@ def test_an_item_is_shown_with_its_own_distance():
 
 
 def test_rules_let_in_what_they_say_and_never_the_unknown_item():
-    categories = LOG.item_categories
-    assert allowed_items(Rules(), categories, COORDS, HERE) is None
-    within = allowed_items(Rules(radius_km=0.2), categories, COORDS, HERE)
+    categories, domains = LOG.item_categories, np.arange(LOG.num_items + 1) % 3
+    assert allowed_items(Rules(), categories, domains, COORDS, HERE) is None
+    within = allowed_items(Rules(radius_km=0.2), categories, domains, COORDS, HERE)
     np.testing.assert_array_equal(within, item_distances_km(COORDS, HERE) <= 0.2)
     assert 0 < within.sum() < 11
     only = allowed_items(
-        Rules(categories=np.array([1]), excluded=np.array([0, 5])), categories, COORDS, None
+        Rules(categories=np.array([1]), excluded=np.array([0, 5])),
+        categories,
+        domains,
+        COORDS,
+        None,
     )
     np.testing.assert_array_equal(np.flatnonzero(only), [1, 9])
+    of_domains = allowed_items(Rules(domains=np.array([1, 2])), categories, domains, COORDS, None)
+    np.testing.assert_array_equal(np.flatnonzero(of_domains), np.flatnonzero(domains > 0))

@@ -17,6 +17,7 @@ def random_log(
     max_events: int = 40,
     has_times: bool = True,
     has_places: bool = True,
+    has_domains: bool = False,
 ) -> PreparedLog:
     """A log with every awkward thing in it: unknown items and places, ties, users without train."""
     rng = np.random.default_rng(seed)
@@ -41,6 +42,11 @@ def random_log(
         item_latitudes[:] = item_longitudes[:] = UNKNOWN_E7
     item_latitudes[0] = item_longitudes[0] = UNKNOWN_E7
     names = [f"item {i}" for i in range(num_items + 1)]
+    traits, trait_values = {"genres": _traits(num_items)}, {"genres": ["", "loud", "long", "late"]}
+    if has_domains:
+        of_items = np.arange(num_items + 1, dtype=np.int32) % 2 + 1
+        of_items[0] = 0
+        traits["domain"], trait_values["domain"] = of_items[:, None], ["", "shop", "news"]
     return PreparedLog(
         directory=pathlib.Path("tiny"),
         items=items,
@@ -63,8 +69,8 @@ def random_log(
         item_train_counts=np.bincount(items[parts == TRAIN], minlength=num_items + 1),
         category_values=["", "a", "b", "c"],
         context_values={"device": ["", "phone", "desk"]},
-        item_traits={"genres": _traits(num_items)},
-        item_trait_values={"genres": ["", "loud", "long", "late"]},
+        item_traits=traits,
+        item_trait_values=trait_values,
         user_traits={"job": (np.arange(num_users) % 3).astype(np.int32)},
         user_trait_values={"job": ["", "baker", "poet"]},
         meta=LogMeta(

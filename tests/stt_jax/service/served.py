@@ -45,8 +45,8 @@ def write_run(
 
 
 @functools.cache
-def _params(seed: int, config: ModelConfig):
-    log = random_log(num_users=6, seed=5)
+def _params(seed: int, config: ModelConfig, has_domains: bool):
+    log = random_log(num_users=6, seed=5, has_domains=has_domains)
     model = SpatiotemporalTransformer(config, runs.model_sizes(log))
     batch = TrainingBatches(log, window=16, requests=8, batch_rows=1, seed=0)[0]
     init = jax.jit(model.init, static_argnames="deterministic")
@@ -63,7 +63,7 @@ def _params(seed: int, config: ModelConfig):
 def add_checkpoint(directory: pathlib.Path, *, step: int, mrr: float, broken: bool = False) -> None:
     """Parameters drawn by the step; `broken`: none of them is a number."""
     info, configs = runs.read_run_files(directory)
-    params = jax.tree.map(jnp.asarray, _params(step, configs["model"]))
+    params = jax.tree.map(jnp.asarray, _params(step, configs["model"], info.sizes.num_domains > 0))
     if broken:
         params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
     zero = jnp.zeros((), jnp.int32)

@@ -9,6 +9,7 @@ from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
 from stt_jax.training.run import model_sizes
+from stt_jax.training.setup import target_weights
 from stt_jax.training.step import (
     hide,
     init_state,
@@ -53,6 +54,32 @@ def train(num_steps=3, model=MODEL, change=lambda number, batch: batch, **change
         state, of_step = step(state, items, *change(number, batches[number]))
         measures.append(jax.tree.map(float, of_step))
     return state, measures
+
+
+def test_a_hidden_domain_is_any_and_a_shown_one_is_that_of_the_target():
+    log = random_log(num_users=30, has_domains=True)
+    source = TrainingBatches(log, window=32, requests=16, batch_rows=8, seed=0)
+    asked = jax.tree.map(jax.numpy.asarray, source[0][1])
+    own = np.asarray(log.item_domains)[np.asarray(asked.targets)]
+    known = (own > 0) & (np.asarray(asked.segment_ids) > 0)
+    assert known.sum() > 50
+    for rate in (0.0, 0.5, 1.0):
+        config = TrainingConfig(known_domain_rate=rate)
+        shown = np.asarray(hide(asked, jax.random.key(0), config).domains)
+        named = ~shown.all(axis=-1)
+        assert abs(named[known].mean() - rate) < 0.15
+        np.testing.assert_array_equal(np.argmax(shown, -1)[named & known], own[named & known] - 1)
+
+
+def test_balanced_domains_count_the_same_in_the_loss():
+    log = random_log(num_users=30, num_items=9, has_domains=True)
+    assert target_weights(log, TrainingConfig()) is None
+    assert target_weights(random_log(), TrainingConfig(balance_domains=1.0)) is None
+    weights = target_weights(log, TrainingConfig(balance_domains=1.0))
+    counted = weights[: log.num_items + 1] * log.item_train_counts
+    shares = np.bincount(log.item_domains, counted)[1:]
+    assert shares[0] == pytest.approx(shares[1], rel=1e-5)
+    assert counted[1:].sum() == pytest.approx(log.item_train_counts[1:].sum(), rel=1e-5)
 
 
 @pytest.fixture(scope="module")
