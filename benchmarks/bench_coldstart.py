@@ -52,10 +52,11 @@ _COUNTING = ("popularity", "recent_popularity", "markov", "item_knn")
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """A log with its flagfile, what is smaller than there, and whether items come once."""
+    """A log with its flagfile, what is other than there, and whether items come once."""
 
     flagfile: str
     training: dict[str, Any]
+    model: dict[str, Any]
     leave_out_seen: bool
     mode: str
 
@@ -63,17 +64,25 @@ class Suite:
 SUITES = {
     "ml100k": Suite(
         "configs/ml100k.flags",
-        {"epochs": 4.0, "window": 64, "requests": 64, "batch_rows": 16, "loss": "full"},
+        {"epochs": 10.0, "cold_rate": 0.1},
+        {"id_dropout": 0.1},
         True,
         "known",
     ),
-    "nyc": Suite("configs/nyc.flags", {"epochs": 4.0, "loss": "full"}, False, "known"),
+    "nyc": Suite(
+        "configs/nyc.flags",
+        {"cold_rate": 0.1},
+        {"id_dropout": 0.1, "use_crowd": True},
+        False,
+        "known",
+    ),
 }
-_SMALL = {"width": 32, "num_layers": 1, "use_sequel": False}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "whole model": {"id_dropout": 0.1},
-    "without id dropout": {"id_dropout": 0.0},
-    "without id dropout and traits": {"id_dropout": 0.0, "use_traits": False},
+# Name -> what is other than in the whole model: options of the model, and of its training.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "whole model": ({}, {}),
+    "without cold requests": ({}, {"cold_rate": 0.0}),
+    "without id dropout": ({"id_dropout": 0.0}, {}),
+    "without id dropout and traits": ({"id_dropout": 0.0, "use_traits": False}, {}),
 }
 
 
@@ -116,21 +125,20 @@ def bench(cold: ColdConfig) -> None:
         "train_users": logs.train.num_train_users,
         "train_items": logs.train.num_items,
         "flagfile": suite.flagfile,
-        "changes": suite.training | _SMALL,
+        "changes": suite.training | suite.model,
     }
     rows = of_suite.setdefault("rows", {})
     if "popularity" not in rows:
         rows |= _baselines(logs, suite)
     _write(results, path)
-    for number, (name, changes) in enumerate(VARIANTS.items()):
+    for number, (name, (model, training_changes)) in enumerate(VARIANTS.items()):
         wanted = not cold.variants or str(number) in cold.variants
-        if not wanted or ("use_traits" in changes and not logs.train.item_traits):
+        if not wanted or ("use_traits" in model and not logs.train.item_traits):
             continue
         configs = command.from_flagfile(suite.flagfile, FLAG_GROUPS)
         training = dataclasses.replace(
             configs["training"],
-            **suite.training,
-            validation_every=suite.training["epochs"],
+            **(suite.training | training_changes),
             run=str(work / f"{cold.suite}-{number}-{cold.seed}"),
             data=str(logs.train.directory),
             seed=cold.seed,
@@ -139,7 +147,7 @@ def bench(cold: ColdConfig) -> None:
         run = train_model(
             logs.train,
             training,
-            dataclasses.replace(configs["model"], **_SMALL, **changes),
+            dataclasses.replace(configs["model"], **(suite.model | model)),
             protocol,
         )
         rows[name] = {"jax": jax.__version__, **_model(run, logs, suite)}
