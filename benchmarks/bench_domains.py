@@ -67,6 +67,7 @@ class DomainsConfig:
     epochs: float = option(8.0, "Passes over the training events of each model.")
     width: int = option(48, "Width of the models.")
     balance_domains: float = option(0.5, "Of the models of several domains.")
+    hide_domain_rate: float = option(0.3, "Of all models.")
     max_train_events: int = option(60_000, "joint: events of the training part of each log.")
     max_targets: int = option(4000, "Most targets a domain.")
     num_users: int = option(800, "city: people.")
@@ -90,7 +91,14 @@ def bench(domains: DomainsConfig) -> None:
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     options = {
         name: getattr(domains, name)
-        for name in ("epochs", "width", "balance_domains", "max_targets", "seed")
+        for name in (
+            "epochs",
+            "width",
+            "balance_domains",
+            "hide_domain_rate",
+            "max_targets",
+            "seed",
+        )
     }
     found = {"city": _city, "nyc": _nyc, "joint": _joint}[domains.suite](domains, work)
     results[domains.suite] = {"options": options, "jax": jax.__version__, **found}
@@ -210,6 +218,7 @@ def _train(log: PreparedLog, domains: DomainsConfig, run: pathlib.Path) -> tuple
             epochs=domains.epochs,
             loss="chunked",
             balance_domains=domains.balance_domains,
+            hide_domain_rate=domains.hide_domain_rate,
             validation_every=domains.epochs / 4,
             validation_targets=1000,
             seed=domains.seed,

@@ -135,6 +135,11 @@ class TrainingConfig:
     known_domain_rate: float = option(
         0.5, "With domains: fraction of training requests that name the domain they ask for."
     )
+    hide_domain_rate: float = option(
+        0.2,
+        "With domains: fraction of training windows whose history lacks one of them, drawn at "
+        "random: what is asked there has to be known from the others, as of people new to it.",
+    )
     balance_domains: float = option(
         0.0,
         "With domains: 1 = each counts the same in the loss, 0 = each event does, in [0, 1].",
@@ -174,6 +179,7 @@ class TrainingConfig:
             "known_time_rate",
             "known_place_rate",
             "known_domain_rate",
+            "hide_domain_rate",
             "balance_domains",
             "cold_rate",
         ):

@@ -14,6 +14,7 @@ from flax import struct
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import TrainingConfig
 from stt_jax.model.stt import Prediction, SpatiotemporalTransformer
+from stt_jax.training.hiding import hide
 from stt_jax.training.losses import make_softmax, mixture_loss
 from stt_jax.training.privacy import PRIVATE_CHUNK_ROWS, Account, private_gradients
 from stt_jax.training.sharding import Placement
@@ -68,36 +69,6 @@ def init_state(
     ]
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, optimizer.init(params), zero, zero)
-
-
-def hide(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests:
-    """Hides request times, places, histories and domains at random: one model answers all kinds.
-
-    Whose history is hidden is nobody that the model knows: it answers as it would a new person. A
-    shown place is moved by normal noise first: the place of the target itself would give the target
-    away.
-    """
-    time_key, place_key, noise_key = jax.random.split(key, 3)
-    shape = requests.time_known.shape
-    show_time = jax.random.bernoulli(time_key, config.known_time_rate, shape)
-    show_place = jax.random.bernoulli(place_key, config.known_place_rate, shape)
-    noise = config.place_noise_m * jax.random.normal(noise_key, requests.coords.shape)
-    users, last_tokens = requests.users, requests.last_tokens
-    if config.cold_rate:
-        cold = jax.random.bernoulli(jax.random.fold_in(key, 3), config.cold_rate, shape)
-        users, last_tokens = jnp.where(cold, 0, users), jnp.where(cold, -1, last_tokens)
-    domains = requests.domains
-    if domains is not None:
-        show = jax.random.bernoulli(jax.random.fold_in(key, 4), config.known_domain_rate, shape)
-        domains = domains | ~show[..., None]
-    return dataclasses.replace(
-        requests,
-        users=users,
-        last_tokens=last_tokens,
-        time_known=requests.time_known & show_time,
-        coords=jnp.where(show_place[..., None], requests.coords + noise, jnp.nan),
-        domains=domains,
-    )
 
 
 def make_train_step(
@@ -159,7 +130,7 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed) if key is None else key, state.step)
         hide_key, dropout_key = jax.random.split(key)
-        requests = hide(requests, hide_key, config)
+        history, requests = hide(history, requests, hide_key, config)
 
         def of_part(part: Any, key: jax.Array) -> Any:
             differentiate = jax.grad(total_loss, has_aux=True)

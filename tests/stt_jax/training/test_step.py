@@ -9,9 +9,7 @@ from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
 from stt_jax.training.run import model_sizes
-from stt_jax.training.setup import target_weights
 from stt_jax.training.step import (
-    hide,
     init_state,
     learning_rate_schedule,
     make_optimizer,
@@ -56,32 +54,6 @@ def train(num_steps=3, model=MODEL, change=lambda number, batch: batch, **change
     return state, measures
 
 
-def test_a_hidden_domain_is_any_and_a_shown_one_is_that_of_the_target():
-    log = random_log(num_users=30, has_domains=True)
-    source = TrainingBatches(log, window=32, requests=16, batch_rows=8, seed=0)
-    asked = jax.tree.map(jax.numpy.asarray, source[0][1])
-    own = np.asarray(log.item_domains)[np.asarray(asked.targets)]
-    known = (own > 0) & (np.asarray(asked.segment_ids) > 0)
-    assert known.sum() > 50
-    for rate in (0.0, 0.5, 1.0):
-        config = TrainingConfig(known_domain_rate=rate)
-        shown = np.asarray(hide(asked, jax.random.key(0), config).domains)
-        named = ~shown.all(axis=-1)
-        assert abs(named[known].mean() - rate) < 0.15
-        np.testing.assert_array_equal(np.argmax(shown, -1)[named & known], own[named & known] - 1)
-
-
-def test_balanced_domains_count_the_same_in_the_loss():
-    log = random_log(num_users=30, num_items=9, has_domains=True)
-    assert target_weights(log, TrainingConfig()) is None
-    assert target_weights(random_log(), TrainingConfig(balance_domains=1.0)) is None
-    weights = target_weights(log, TrainingConfig(balance_domains=1.0))
-    counted = weights[: log.num_items + 1] * log.item_train_counts
-    shares = np.bincount(log.item_domains, counted)[1:]
-    assert shares[0] == pytest.approx(shares[1], rel=1e-5)
-    assert counted[1:].sum() == pytest.approx(log.item_train_counts[1:].sum(), rel=1e-5)
-
-
 @pytest.fixture(scope="module")
 def plain():
     return train()
@@ -89,55 +61,6 @@ def plain():
 
 def losses(measures):
     return [of_step["loss"] for of_step in measures]
-
-
-def requests():
-    source = TrainingBatches(random_log(num_users=30), window=32, requests=16, batch_rows=8, seed=0)
-    return jax.tree.map(jax.numpy.asarray, source[0][1])
-
-
-def test_hiding_shows_the_stated_fractions_and_never_the_exact_place():
-    before = requests()
-    config = TrainingConfig(known_time_rate=0.7, known_place_rate=0.3, place_noise_m=100.0)
-    times, places = [], []
-    for seed in range(30):
-        after = hide(before, jax.random.key(seed), config)
-        times.append(np.asarray(after.time_known)[np.asarray(before.time_known)])
-        had = ~np.isnan(np.asarray(before.coords[..., 0]))
-        places.append(~np.isnan(np.asarray(after.coords[..., 0]))[had])
-        moved = np.asarray(after.coords - before.coords)
-        moved = moved[~np.isnan(moved)]
-        assert np.all(moved != 0)
-        assert np.abs(moved).mean() < 200
-    assert abs(np.concatenate(times).mean() - 0.7) < 0.05
-    assert abs(np.concatenate(places).mean() - 0.3) < 0.05
-
-
-def test_rates_of_zero_and_one_hide_all_and_nothing():
-    before = requests()
-    nothing = hide(
-        before, jax.random.key(0), TrainingConfig(known_time_rate=0.0, known_place_rate=0.0)
-    )
-    assert not nothing.time_known.any()
-    assert np.isnan(nothing.coords).all()
-    everything = hide(before, jax.random.key(0), TrainingConfig(known_time_rate=1.0))
-    np.testing.assert_array_equal(everything.time_known, before.time_known)
-
-
-def test_a_cold_request_shows_neither_history_nor_who_asks():
-    before = requests()
-    shown = []
-    for seed in range(10):
-        after = hide(before, jax.random.key(seed), TrainingConfig(cold_rate=0.3))
-        cold = np.asarray(after.last_tokens != before.last_tokens)
-        np.testing.assert_array_equal(np.asarray(after.last_tokens)[cold], -1)
-        hidden = np.asarray(after.users == 0)
-        assert hidden[cold].all()
-        np.testing.assert_array_equal(
-            np.asarray(after.users)[~hidden], np.asarray(before.users)[~hidden]
-        )
-        shown.append(~hidden[np.asarray(before.users) > 0])
-    assert abs(np.concatenate(shown).mean() - 0.7) < 0.05
 
 
 def test_learning_rate_rises_and_then_falls_to_zero():

@@ -1,0 +1,113 @@
+"""What training hides of its requests, so that one model answers with or without it.
+
+Each kind is hidden for a random part of the requests, or of the windows: request time and place,
+the person and their history, the domain that is asked for, and everything that the person did in
+one of the domains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from stt_jax.batch import History, Requests
+from stt_jax.config import DOMAIN, TrainingConfig
+
+
+def hide(
+    history: History, requests: Requests, key: jax.Array, config: TrainingConfig
+) -> tuple[History, Requests]:
+    """Hides at random what the rates of the config say."""
+    if requests.domains is not None and config.hide_domain_rate:
+        history, requests = hide_domains(
+            history,
+            requests,
+            jax.random.fold_in(key, 5),
+            rate=config.hide_domain_rate,
+            num_domains=requests.domains.shape[-1],
+        )
+    return history, hide_parts(requests, key, config)
+
+
+def hide_parts(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests:
+    """Hides times, places, people with their histories, and domains of requests.
+
+    Whose history is hidden is nobody that the model knows: it answers as it would a new person. A
+    shown place is moved by normal noise first: the place of the target itself would give the target
+    away.
+    """
+    time_key, place_key, noise_key = jax.random.split(key, 3)
+    shape = requests.time_known.shape
+    show_time = jax.random.bernoulli(time_key, config.known_time_rate, shape)
+    show_place = jax.random.bernoulli(place_key, config.known_place_rate, shape)
+    noise = config.place_noise_m * jax.random.normal(noise_key, requests.coords.shape)
+    users, last_tokens = requests.users, requests.last_tokens
+    if config.cold_rate:
+        cold = jax.random.bernoulli(jax.random.fold_in(key, 3), config.cold_rate, shape)
+        users, last_tokens = jnp.where(cold, 0, users), jnp.where(cold, -1, last_tokens)
+    domains = requests.domains
+    if domains is not None:
+        show = jax.random.bernoulli(jax.random.fold_in(key, 4), config.known_domain_rate, shape)
+        domains = domains | ~show[..., None]
+    return dataclasses.replace(
+        requests,
+        users=users,
+        last_tokens=last_tokens,
+        time_known=requests.time_known & show_time,
+        coords=jnp.where(show_place[..., None], requests.coords + noise, jnp.nan),
+        domains=domains,
+    )
+
+
+def hide_domains(
+    history: History, requests: Requests, key: jax.Array, *, rate: float, num_domains: int
+) -> tuple[History, Requests]:
+    """Takes one domain out of the histories of some windows, as if it had never been there.
+
+    What is asked in that domain has to be known from the others, as of a person who is new to it.
+
+    Args:
+      history, requests: a batch.
+      key: draws the windows, and of each which domain.
+      rate: fraction of the windows.
+      num_domains: D.
+
+    Returns:
+      (history, requests): the tokens that stay move up, those that are gone are padding at the end
+      of the row; the time since the event before is that since the last one that stayed.
+    """
+    num_rows, num_tokens = history.items.shape
+    chosen_key, domain_key = jax.random.split(key)
+    drawn = jax.random.randint(domain_key, (num_rows, num_tokens + 1), 1, num_domains + 1)
+    chosen = jax.random.bernoulli(chosen_key, rate, drawn.shape)
+    hidden = jnp.where(chosen, drawn, 0)  # of each segment of each row, 0 = none
+    of_tokens = jnp.take_along_axis(hidden, history.segment_ids, axis=1)
+    gone = (of_tokens > 0) & (history.traits[DOMAIN][..., 0] == of_tokens)
+    stays = ~gone & (history.segment_ids > 0)
+
+    order = jnp.argsort(~stays, axis=1, stable=True)
+    moved: History = jax.tree.map(
+        lambda leaf: jnp.take_along_axis(
+            leaf, order.reshape(order.shape + (1,) * (leaf.ndim - 2)), axis=1
+        ),
+        history,
+    )
+    kept = jnp.take_along_axis(stays, order, axis=1)
+    segment_ids = jnp.where(kept, moved.segment_ids, 0)
+    follows = jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
+    since = moved.times - jnp.pad(moved.times[:, :-1], ((0, 0), (1, 0)))
+    # A window's first token keeps its gap, which reaches back to before the window.
+    is_first = history.segment_ids[:, 1:] != history.segment_ids[:, :-1]
+    is_first = jnp.pad(is_first, ((0, 0), (1, 0)), constant_values=True)
+    was_first = jnp.take_along_axis(is_first, order, axis=1)
+    gaps_s = jnp.where(follows, since, jnp.where(was_first, moved.gaps_s, -1))
+    history = dataclasses.replace(moved, segment_ids=segment_ids, gaps_s=gaps_s)
+
+    # A request sees what stayed of what it saw.
+    places = jnp.cumsum(stays, axis=1, dtype=jnp.int32) - 1
+    last = jnp.take_along_axis(places, jnp.maximum(requests.last_tokens, 0), axis=1)
+    of_last = jnp.take_along_axis(segment_ids, jnp.maximum(last, 0), axis=1)
+    sees = (requests.last_tokens >= 0) & (last >= 0) & (of_last == requests.segment_ids)
+    return history, dataclasses.replace(requests, last_tokens=jnp.where(sees, last, -1))

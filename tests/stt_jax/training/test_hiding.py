@@ -1,0 +1,123 @@
+"""What training hides is hidden as often as asked, and as if it had never been there."""
+
+import jax
+import numpy as np
+
+from stt_jax.config import TrainingConfig
+from stt_jax.data.pipeline import TrainingBatches
+from stt_jax.training.hiding import hide, hide_domains, hide_parts
+from tests.stt_jax.tiny_logs import random_log
+
+
+def requests():
+    source = TrainingBatches(random_log(num_users=30), window=32, requests=16, batch_rows=8, seed=0)
+    return jax.tree.map(jax.numpy.asarray, source[0][1])
+
+
+def test_hiding_shows_the_stated_fractions_and_never_the_exact_place():
+    before = requests()
+    config = TrainingConfig(known_time_rate=0.7, known_place_rate=0.3, place_noise_m=100.0)
+    times, places = [], []
+    for seed in range(30):
+        after = hide_parts(before, jax.random.key(seed), config)
+        times.append(np.asarray(after.time_known)[np.asarray(before.time_known)])
+        had = ~np.isnan(np.asarray(before.coords[..., 0]))
+        places.append(~np.isnan(np.asarray(after.coords[..., 0]))[had])
+        moved = np.asarray(after.coords - before.coords)
+        moved = moved[~np.isnan(moved)]
+        assert np.all(moved != 0)
+        assert np.abs(moved).mean() < 200
+    assert abs(np.concatenate(times).mean() - 0.7) < 0.05
+    assert abs(np.concatenate(places).mean() - 0.3) < 0.05
+
+
+def test_rates_of_zero_and_one_hide_all_and_nothing():
+    before = requests()
+    nothing = hide_parts(
+        before, jax.random.key(0), TrainingConfig(known_time_rate=0.0, known_place_rate=0.0)
+    )
+    assert not nothing.time_known.any()
+    assert np.isnan(nothing.coords).all()
+    everything = hide_parts(before, jax.random.key(0), TrainingConfig(known_time_rate=1.0))
+    np.testing.assert_array_equal(everything.time_known, before.time_known)
+
+
+def test_a_cold_request_shows_neither_history_nor_who_asks():
+    before = requests()
+    shown = []
+    for seed in range(10):
+        after = hide_parts(before, jax.random.key(seed), TrainingConfig(cold_rate=0.3))
+        cold = np.asarray(after.last_tokens != before.last_tokens)
+        np.testing.assert_array_equal(np.asarray(after.last_tokens)[cold], -1)
+        hidden = np.asarray(after.users == 0)
+        assert hidden[cold].all()
+        np.testing.assert_array_equal(
+            np.asarray(after.users)[~hidden], np.asarray(before.users)[~hidden]
+        )
+        shown.append(~hidden[np.asarray(before.users) > 0])
+    assert abs(np.concatenate(shown).mean() - 0.7) < 0.05
+
+
+def test_a_hidden_domain_is_any_and_a_shown_one_is_that_of_the_target():
+    log = random_log(num_users=30, has_domains=True)
+    source = TrainingBatches(log, window=32, requests=16, batch_rows=8, seed=0)
+    asked = jax.tree.map(jax.numpy.asarray, source[0][1])
+    own = np.asarray(log.item_domains)[np.asarray(asked.targets)]
+    known = (own > 0) & (np.asarray(asked.segment_ids) > 0)
+    assert known.sum() > 50
+    for rate in (0.0, 0.5, 1.0):
+        config = TrainingConfig(known_domain_rate=rate)
+        shown = np.asarray(hide_parts(asked, jax.random.key(0), config).domains)
+        named = ~shown.all(axis=-1)
+        assert abs(named[known].mean() - rate) < 0.15
+        np.testing.assert_array_equal(np.argmax(shown, -1)[named & known], own[named & known] - 1)
+
+
+def test_a_hidden_domain_leaves_a_history_as_if_it_had_never_been():
+    log = random_log(num_users=30, has_domains=True)
+    source = TrainingBatches(log, window=32, requests=16, batch_rows=8, seed=0)
+    before = jax.tree.map(jax.numpy.asarray, source[0])
+    key = jax.random.key(4)
+    after = hide_domains(*before, key, rate=0.6, num_domains=2)
+    (history, requests), (found, asked) = jax.device_get((before, after))
+    hidden_windows = 0
+    for row in range(8):
+        position = 0
+        for segment in range(1, history.segment_ids[row].max() + 1):
+            mine = np.flatnonzero(history.segment_ids[row] == segment)
+            domains = history.traits["domain"][row, mine, 0]
+            kept = found.segment_ids[row] == segment
+            left = set(found.traits["domain"][row, kept, 0].tolist())
+            gone = {1, 2} & set(domains.tolist()) - left
+            assert len(gone) <= 1
+            hidden_windows += len(gone)
+            stays = mine[~np.isin(domains, list(gone))]
+            places = np.arange(position, position + len(stays))
+            np.testing.assert_array_equal(np.flatnonzero(kept), places)
+            position += len(stays)
+            for name in ("items", "categories", "times", "phases", "coords", "origins"):
+                np.testing.assert_array_equal(
+                    getattr(found, name)[row, places], getattr(history, name)[row, stays]
+                )
+            gaps = np.diff(history.times[row, stays], prepend=0)
+            if len(stays):
+                first = stays[0] == mine[0]
+                gaps[0] = history.gaps_s[row, mine[0]] if first else -1
+            np.testing.assert_array_equal(found.gaps_s[row, places], gaps)
+            for request in np.flatnonzero(requests.segment_ids[row] == segment):
+                seen = stays[stays <= requests.last_tokens[row, request]]
+                expected = places[len(seen) - 1] if len(seen) else -1
+                assert asked.last_tokens[row, request] == expected
+        assert not found.segment_ids[row, position:].any()
+    assert hidden_windows > 5
+    for name in ("targets", "times", "users", "domains"):
+        np.testing.assert_array_equal(getattr(asked, name), getattr(requests, name))
+
+
+def test_without_domains_or_at_rate_zero_histories_stay():
+    for log, rate in ((random_log(), 0.5), (random_log(has_domains=True), 0.0)):
+        source = TrainingBatches(log, window=32, requests=16, batch_rows=2, seed=0)
+        history, requests = jax.tree.map(jax.numpy.asarray, source[0])
+        config = TrainingConfig(hide_domain_rate=rate)
+        after, _ = hide(history, requests, jax.random.key(0), config)
+        jax.tree.map(np.testing.assert_array_equal, after, history)
