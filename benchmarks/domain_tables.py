@@ -48,7 +48,8 @@ def _made_by(found: dict[str, Any]) -> str:
     options = found["options"]
     return (
         f"split `{found['split_hash'][:16]}`, {options['epochs']:g} epochs, width "
-        f"{options['width']}, histories without a domain {options['hide_domain_rate']:g}, seed {options['seed']}, jax {found['jax']}"
+        f"{options['width']}, {options['hide_domain_rate']:.0%} of histories without a domain, seed "
+        f"{options['seed']}, jax {found['jax']}"
     )
 
 
