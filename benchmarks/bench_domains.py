@@ -65,9 +65,11 @@ class DomainsConfig:
     suite: str = option("city", "The suite.", choices=("city", "nyc", "joint"))
     data: tuple[str, ...] = option((), "Prepared logs: one for nyc, one a domain for joint.")
     epochs: float = option(8.0, "Passes over the training events of each model.")
+    learning_rate: float = option(0.01, "Peak rate of the trainings.")
     width: int = option(48, "Width of the models.")
     balance_domains: float = option(0.5, "Of the models of several domains.")
     hide_domain_rate: float = option(0.3, "Of all models.")
+    generate_weight: float = option(0.3, "Of all models.")
     max_train_events: int = option(60_000, "joint: events of the training part of each log.")
     max_targets: int = option(4000, "Most targets a domain.")
     num_users: int = option(800, "city: people.")
@@ -93,9 +95,11 @@ def bench(domains: DomainsConfig) -> None:
         name: getattr(domains, name)
         for name in (
             "epochs",
+            "learning_rate",
             "width",
             "balance_domains",
             "hide_domain_rate",
+            "generate_weight",
             "max_targets",
             "seed",
         )
@@ -216,9 +220,11 @@ def _train(log: PreparedLog, domains: DomainsConfig, run: pathlib.Path) -> tuple
             data=str(log.directory),
             run=str(run),
             epochs=domains.epochs,
+            learning_rate=domains.learning_rate,
             loss="chunked",
             balance_domains=domains.balance_domains,
             hide_domain_rate=domains.hide_domain_rate,
+            generate_weight=domains.generate_weight,
             validation_every=domains.epochs / 4,
             validation_targets=1000,
             seed=domains.seed,

@@ -47,8 +47,9 @@ def _against_each(suite: str, found: dict[str, Any]) -> list[str]:
 def _made_by(found: dict[str, Any]) -> str:
     options = found["options"]
     return (
-        f"split `{found['split_hash'][:16]}`, {options['epochs']:g} epochs, width "
-        f"{options['width']}, {options['hide_domain_rate']:.0%} of histories without a domain, seed "
+        f"split `{found['split_hash'][:16]}`, {options['epochs']:g} epochs at "
+        f"{options['learning_rate']:g}, width {options['width']}, "
+        f"{options['hide_domain_rate']:.0%} of histories without a domain, seed "
         f"{options['seed']}, jax {found['jax']}"
     )
 

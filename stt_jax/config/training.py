@@ -106,6 +106,11 @@ class TrainingConfig:
         1, "Parts of a batch whose gradients are added up before the one update; less memory."
     )
     label_smoothing: float = option(0.1, "Weight of the uniform part of the generating target.")
+    generate_weight: float = option(
+        0.0,
+        "Weight of a further loss, that of generating alone: what pointers and crowd explain, it "
+        "then learns too, for when they have nothing to go by.",
+    )
     loss: str = option(
         "full",
         "Softmax over the catalogue. full: all logits at once; chunked: the same numbers in little "
@@ -184,6 +189,7 @@ class TrainingConfig:
             "cold_rate",
         ):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
+        check(self.generate_weight >= 0, "--generate_weight must not be negative")
         check(self.validation_every > 0, "--validation_every must be positive")
         check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")
         check(self.dp_epsilon >= 0, f"--dp_epsilon={self.dp_epsilon} must not be negative")

@@ -166,10 +166,13 @@ def mixture_loss(
     targets: jax.Array,
     *,
     label_smoothing: float,
+    generate_weight: float = 0.0,
     target_weights: jax.Array | None = None,
     softmax: Softmax = full_softmax,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted mean over the requests of  -(1 - e) log p(target) - e mean_v log p_generate(v).
+    """The loss of a batch and what to report of it: the weighted mean over its requests.
+
+        -(1 - e) log p(target) - e mean_v log p_generate(v) - w log p_generate(target)
 
     p is the mixture of the head; smoothing acts on the generating part alone, because the
     pointer can only ever reach the items of the history.
@@ -178,6 +181,7 @@ def mixture_loss(
       prediction: of the model, [B, R].
       targets: int32 [B, R]; 0 is not learned from.
       label_smoothing: e, in [0, 1].
+      generate_weight: w, of the likelihood under the generating part alone.
       target_weights: float32 [rows], what a request with that target counts; None = all one.
       softmax: of the generating part, see `make_softmax`.
 
@@ -205,6 +209,7 @@ def mixture_loss(
     log_masses = jnp.concatenate([generated[:, None], pointed], axis=1)
     log_probs = jax.nn.logsumexp(log_gates + log_masses, axis=1)
     losses = -(1 - label_smoothing) * log_probs - label_smoothing * mean_log_probs
+    losses = losses - generate_weight * generated
     num_requests = weights.sum()
     loss = (losses * weights).sum() / jnp.maximum(num_requests, 1.0)
     sums = {

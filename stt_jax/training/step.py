@@ -115,6 +115,7 @@ def make_train_step(
             prediction,
             requests.targets,
             label_smoothing=config.label_smoothing,
+            generate_weight=config.generate_weight,
             target_weights=catalogue.target_weights,
             softmax=make_softmax(config, jax.random.fold_in(key, 1)),
         )

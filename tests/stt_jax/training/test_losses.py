@@ -51,18 +51,23 @@ def prediction(num_pointers=2, V=V, distances=True, boosts=None):
 def test_loss_is_the_mixture_of_the_docstring():
     p = prediction()
     targets = jnp.asarray(np.random.default_rng(1).integers(0, V + 1, (B, R)), jnp.int32)
-    loss, sums = mixture_loss(p, targets, label_smoothing=0.2)
+    weights = jnp.asarray(np.random.default_rng(2).random(V + 3), jnp.float32)
+    loss, sums = mixture_loss(
+        p, targets, label_smoothing=0.2, generate_weight=0.5, target_weights=weights
+    )
     logits = p.scorer.logits(p.queries.reshape(-1, E), p.places.reshape(-1, 3))
     log_probs = np.asarray(jax.nn.log_softmax(logits[:, 1 : V + 1]), np.float64)
     gates = np.exp(np.asarray(p.log_gates, np.float64)).reshape(-1, 3)
     masses = np.exp(np.asarray(p.target_log_masses, np.float64)).reshape(-1, 2)
-    terms = []
+    terms, counted = [], []
     for n, target in enumerate(np.asarray(targets).reshape(-1)):
         if target > 0:
             likely = gates[n] @ [np.exp(log_probs[n, target - 1]), *masses[n]]
-            terms.append(-0.8 * np.log(likely) - 0.2 * log_probs[n].mean())
-    np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
-    assert int(sums["requests"]) == len(terms)
+            term = -0.8 * np.log(likely) - 0.2 * log_probs[n].mean()
+            terms.append(term - 0.5 * log_probs[n, target - 1])
+            counted.append(float(weights[target]))
+    np.testing.assert_allclose(loss, np.average(terms, weights=counted), rtol=1e-5)
+    np.testing.assert_allclose(sums["requests"], np.sum(counted), rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["full", "chunked", "sampled"])
