@@ -177,7 +177,7 @@ def export_run(run: Run, log: PreparedLog, out: pathlib.Path, num_items_listed: 
     }
     (out / "vocabularies.json").write_text(json.dumps(vocabularies), encoding="utf-8")
     (out / "manifest.json").write_text(json.dumps(_manifest(exported, run), indent=1))
-    (out / "README.md").write_text(_card(run, log, num_items_listed), encoding="utf-8")
+    (out / "README.md").write_text(model_card(run, log, num_items_listed), encoding="utf-8")
 
 
 def _manifest(exported: Exported, run: Run) -> dict[str, Any]:
@@ -201,7 +201,8 @@ def _manifest(exported: Exported, run: Run) -> dict[str, Any]:
     }
 
 
-def _card(run: Run, log: PreparedLog, num_items_listed: int) -> str:
+def model_card(run: Run, log: PreparedLog, num_items_listed: int) -> str:
+    """What is exported, what it was made from, what it tells of people, and how to call it."""
     sizes, window = run.info.sizes, run.training.window
     hop = session.window_hop(run.training)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
@@ -212,6 +213,8 @@ people, {sizes.num_categories:,} categories; {num_parameters:,} parameters; step
 on a prepared log with hash `{run.info.data_hash}`, split `{run.info.split_hash}`
 ({log.num_events:,} events). It knows what that log held: new items are unknown (row 0), new people
 have no vector of their own but are answered from their events.
+
+{_privacy(run)}
 
 ```python
 import json, jax, jax.export, numpy as np
@@ -237,6 +240,16 @@ wanted, all or some, in the order of the trait `domain` from row 1 on.
 A person's events are encoded from number max(0, (n // {hop} + 1) * {hop} - 1 - {window}) on, n
 being how many there are: when the next would not fit, encode again from there.
 """
+
+
+def _privacy(run: Run) -> str:
+    if run.epsilon is None:
+        return "Trained without differential privacy: keep it as you would keep the log itself."
+    training = run.training
+    spent = f"epsilon {run.epsilon:.3f} spent at delta {training.dp_delta:g}"
+    return f"""Trained with differential privacy for people: {spent},
+each person's gradient clipped to {training.dp_clip:g}. Not covered: vocabularies and statistics of
+the prepared log (`vocabularies.json` names its people), and what is chosen by validation."""
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -272,6 +272,24 @@ def restore_params(manager: ocp.CheckpointManager, owner: str) -> tuple[Any, int
     return jax.tree.map(jnp.asarray, params), step
 
 
+def spent_epsilon(manager: ocp.CheckpointManager, owner: str) -> float | None:
+    """What a private training has spent until its latest checkpoint; None = it is not private.
+
+    The latest, whichever is used: the best was chosen by looking at all of them.
+
+    Raises:
+      ValueError: that checkpoint is damaged or of another run.
+    """
+    step = manager.latest_step()
+    try:
+        return _read_record(manager, step, owner)["progress"]["epsilon"]
+    except ValueError as error:
+        raise ValueError(
+            f"{manager.directory / str(step)} {error}; it says what privacy is spent: train the "
+            "run again"
+        ) from error
+
+
 def _read_record(manager: ocp.CheckpointManager, step: int, owner: str) -> dict[str, Any]:
     record = _read(manager, step, record=ocp.args.JsonRestore())["record"]
     try:

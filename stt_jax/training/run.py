@@ -45,7 +45,10 @@ class RunInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model: everything that evaluation and serving need but the log."""
+    """A trained model: everything that evaluation and serving need but the log.
+
+    `epsilon` is what a private training has spent until its latest checkpoint; None = not private.
+    """
 
     directory: pathlib.Path
     training: TrainingConfig
@@ -55,6 +58,7 @@ class Run:
     model: SpatiotemporalTransformer
     params: Any
     step: int
+    epsilon: float | None = None
 
 
 def model_sizes(log: PreparedLog) -> ModelSizes:
@@ -241,7 +245,10 @@ def load_run(directory: str | os.PathLike, log: PreparedLog) -> Run:
     model_config = fit_to_log(configs["model"], log)
     model = SpatiotemporalTransformer(model_config, info.sizes)
     with checkpoint.open_manager(directory, configs["training"].keep, read_only=True) as manager:
-        params, step = checkpoint.restore_params(manager, identity(directory, info))
+        owner = identity(directory, info)
+        params, step = checkpoint.restore_params(manager, owner)
+        private = bool(configs["training"].dp_epsilon)
+        epsilon = checkpoint.spent_epsilon(manager, owner) if private else None
     return Run(
         directory,
         configs["training"],
@@ -251,6 +258,7 @@ def load_run(directory: str | os.PathLike, log: PreparedLog) -> Run:
         model,
         params,
         step,
+        epsilon,
     )
 
 

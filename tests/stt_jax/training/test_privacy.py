@@ -12,7 +12,9 @@ from scipy.stats import norm
 
 from stt_jax.config import DeviceConfig, ModelConfig, TrainingConfig
 from stt_jax.data.pipeline import PersonBatches
-from stt_jax.training import privacy, setup
+from stt_jax.export import model_card
+from stt_jax.training import checkpoint, privacy, setup
+from stt_jax.training import run as runs
 from stt_jax.training.loop import train_model
 from stt_jax.training.privacy import Account, make_account, most_people, private_gradients
 from tests.stt_jax.tiny_logs import random_log
@@ -128,17 +130,35 @@ def test_people_are_drawn_independently_with_the_stated_rate():
     np.testing.assert_array_equal(again.items, source[3][0].items)
 
 
+def spent_by_step(run):
+    """Step -> epsilon, of the run's log; a step that was logged twice must have said the same."""
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    rows = [line for line in map(json.loads, lines) if line["kind"] == "privacy"]
+    pairs = {(row["step"], row["epsilon"]) for row in rows}
+    assert len(pairs) == len(dict(pairs))
+    return dict(sorted(pairs))
+
+
 def test_a_private_run_counts_epsilon_goes_on_to_the_same_bits_and_forgets_its_key(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(privacy.secrets, "token_hex", lambda size: "0123456789abcdef")
     whole = train_model(LOG, dataclasses.replace(TRAINING, run=str(tmp_path / "whole")), MODEL)
-    text = (whole.directory / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    spent = [line["epsilon"] for line in lines if line["kind"] == "privacy"]
-    assert spent == sorted(spent)
-    assert 3.5 < spent[-1] <= 4.0
+    spent = spent_by_step(whole)
+    assert list(spent.values()) == sorted(spent.values())
+    assert 3.5 < max(spent.values()) <= 4.0
     assert not (whole.directory / "noise.key").exists()
+    # The latest checkpoint says what its step has spent, and so does the card of an export.
+    assert whole.epsilon == spent[max(spent)]
+    owner = runs.identity(whole.directory, whole.info)
+    with checkpoint.open_manager(whole.directory, TRAINING.keep, read_only=True) as manager:
+        assert manager.latest_step() == max(spent)
+        assert checkpoint.spent_epsilon(manager, owner) == whole.epsilon
+    card = model_card(whole, LOG, 5)
+    assert f"epsilon {whole.epsilon:.3f} spent at delta 0.001" in card
+    without = model_card(dataclasses.replace(whole, epsilon=None), LOG, 5)
+    assert "without differential privacy" in without
+    assert "epsilon" not in without
 
     stopped = tmp_path / "stopped"
     make = setup.make_train_step
@@ -146,15 +166,15 @@ def test_a_private_run_counts_epsilon_goes_on_to_the_same_bits_and_forgets_its_k
     def stopping(*arguments):
         step, calls = make(*arguments), []
 
-        def stop_in_the_third(*inputs):
+        def stop_after_a_checkpoint(*inputs):
             calls.append(1)
-            if len(calls) == 3:
+            if len(calls) == min(spent) + 3:
                 key = stopped / "noise.key"
                 assert stat.S_IMODE(key.stat().st_mode) == 0o600
                 raise KeyboardInterrupt
             return step(*inputs)
 
-        return stop_in_the_third
+        return stop_after_a_checkpoint
 
     config = dataclasses.replace(TRAINING, run=str(stopped))
     monkeypatch.setattr(setup, "make_train_step", stopping)
@@ -162,6 +182,9 @@ def test_a_private_run_counts_epsilon_goes_on_to_the_same_bits_and_forgets_its_k
         train_model(LOG, config, MODEL)
     monkeypatch.setattr(setup, "make_train_step", make)
     resumed = train_model(LOG, config, MODEL)
+    assert f"going on from step {min(spent)}" in capsys.readouterr().err
+    assert spent_by_step(resumed) == spent
+    assert resumed.epsilon == whole.epsilon
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
 
