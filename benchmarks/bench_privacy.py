@@ -17,12 +17,13 @@ by validation: a model is that of its last step. It is asked
 - for the test part of members, request time known, among all items; beside counting models, which
   count what everybody did and are not private;
 - for the training part of members and of others, to tell one from the other by the likelihood: the
-  attack of `benchmarks.membership_inference`. That it can work is shown by a model that is trained
-  on few people for long, without dropout.
+  attack of `benchmarks.membership_inference`. To see whether that can work at all, it is also tried
+  on a model that was trained on few people for long, without dropout.
 
 A private step is timed against ordinary ones by `benchmarks.privacy_speed`.
 
-The vocabularies are those of members and others. Every row is written to
+The vocabularies are those of members and others. On two cores that nothing else uses each suite
+should take less than 20 minutes, and generating the city 4 more. Every row is written to
 benchmarks/results/privacy.json when it is there; rows that are there with the same settings are not
 made again, and a training that was stopped goes on.
 """
