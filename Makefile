@@ -29,5 +29,8 @@ lint: .venv-test/installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/mypy
 
+# Every benchmark that needs no log, at its smallest: that they run, not what they say.
 bench: .venv-test/installed
-	.venv-test/bin/python -m benchmarks.bench_attention --quick
+	for name in attention input prepare realtime resume training; do \
+	    .venv-test/bin/python -m benchmarks.bench_$$name --quick || exit 1; \
+	done

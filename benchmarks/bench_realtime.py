@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--output", type=pathlib.Path, help="of --quick none, else the results")
     options = parser.parse_args(argv)
     small, large = CATALOGUES
     if options.quick:
@@ -277,7 +277,9 @@ def main(argv: list[str] | None = None) -> int:
     for measure, arguments in todo:
         rows.append(measure(*arguments))
         print(json.dumps(rows[-1]), flush=True)
-    timing.write_rows(options.output, rows)
+    output = options.output or (None if options.quick else RESULTS)
+    if output:
+        timing.write_rows(output, rows)
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import kernel_tables
 from benchmarks.coldstart_tables import coldstart_table
+from benchmarks.domain_tables import domain_tables
 from benchmarks.privacy_tables import privacy_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -309,6 +310,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "quality city": lambda: quality_table("city"),
     "published nyc": lambda: published_table("nyc"),
     "quality nyc": lambda: quality_table("nyc"),
+    "domains": lambda: domain_tables(RESULTS / "domains.json"),
     "coldstart": lambda: coldstart_table(RESULTS / "coldstart.json"),
     "privacy": lambda: privacy_table(RESULTS / "privacy.json"),
     "realtime": realtime_table,
