@@ -268,6 +268,26 @@ def input_table() -> str:
     return "\n".join([*lines, "", _machine(rows)])
 
 
+def scaling_table() -> str:
+    """Step time over size, of `benchmarks.bench_scaling`."""
+    rows = _json_lines("scaling_cpu")
+    lines = [
+        "| varied | step, ms | of the arithmetic floor | exponent: time, operations |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["series"] for row in rows):
+        points = [row for row in rows if row["series"] == name]
+        first = points[0]
+        sizes = ", ".join(f"{row[first['varied']]:,}" for row in points)
+        times = ", ".join(f"{row['step_ms']:,.0f}" for row in points)
+        floors = ", ".join(f"{row['fraction_of_floor']:.0%}" for row in points)
+        lines.append(
+            f"| {name}: {sizes} | {times} | {floors} | "
+            f"{first['exponent']:.2f}, {first['flop_exponent']:.2f} |"
+        )
+    return "\n".join([*lines, "", _machine(rows)])
+
+
 def _machine(rows: list[dict[str, Any]]) -> str:
     row = rows[0]
     loads = sorted(row["load"] for row in rows)
@@ -317,6 +337,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "service": service_table,
     "freshness": freshness_table,
     "training speed": training_table,
+    "scaling": scaling_table,
     "input speed": input_table,
     "quality overview": lambda: quality_overview(
         ("ml100k", "gowalla", "calgary", "online_retail", "globo")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import bench_input, bench_training
+from benchmarks import bench_input, bench_scaling, bench_training
 
 
 def _rows(path):
@@ -37,3 +37,12 @@ def test_input_reads_every_row_that_it_reports(tmp_path):
     assert 0.9 * bench_input.QUICK_EVENTS < row["events"] < 1.1 * bench_input.QUICK_EVENTS
     assert row["tokens_per_s"] > row["events_per_s"] / 2 > 0
     assert row["start_mb"] <= row["packed_mb"] <= row["most_mb"]
+
+
+def test_scaling_fits_the_exponents_of_its_points(tmp_path):
+    output = tmp_path / "rows.json"
+    assert bench_scaling.main(["--quick", f"--output={output}"]) == 0
+    rows = _rows(output)
+    assert [row["window"] for row in rows] == [8, 16]
+    assert all(row["step_ms"] > 0 < row["floor_ms"] for row in rows)
+    assert bench_scaling.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
