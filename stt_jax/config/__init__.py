@@ -18,17 +18,19 @@ from stt_jax.config.options import (
     option,
 )
 from stt_jax.config.preparing import (
-    DOMAIN,
-    TRAIT_SEPARATORS,
     CityConfig,
     CleaningOptions,
-    ColumnOptions,
     ForgetConfig,
-    InputOptions,
     PrepareConfig,
     ProtectionOptions,
     SplitOptions,
     ValueOptions,
+)
+from stt_jax.config.raw import (
+    DOMAIN,
+    TRAIT_SEPARATORS,
+    ColumnOptions,
+    InputOptions,
 )
 from stt_jax.config.training import (
     DeviceConfig,
