@@ -128,6 +128,8 @@ class Catalogue:
       traits: int32 [rows, M] by name, values that the item has, 0 = no further one.
       relations: what the crowd did, by name, a row an item; empty where the model does not look.
       trends: what was popular when; None where the model does not look.
+      log_popularity: float32 [rows], log of each item's share of the training events; the mean for
+        the unknown item and those without any. None where the model does not look.
       target_weights: float32 [rows], what a training request whose answer is the item counts; None
         = all alike.
     """
@@ -138,6 +140,7 @@ class Catalogue:
     traits: dict[str, Array] = struct.field(default_factory=dict)
     relations: dict[str, Relation] = struct.field(default_factory=dict)
     trends: Trends | None = None
+    log_popularity: Array | None = None
     target_weights: Array | None = None
 
 

@@ -29,6 +29,8 @@ _MAX_STRETCHES = 1000
 def model_catalogue(log: PreparedLog, config: ModelConfig) -> Catalogue:
     """The items of a log as a model of this config sees them."""
     items = catalogue(log)
+    if config.use_popularity:
+        items = dataclasses.replace(items, log_popularity=log_popularity(log))
     if not config.use_crowd:
         return items
     counts = TrainingCounts(log)
@@ -38,6 +40,16 @@ def model_catalogue(log: PreparedLog, config: ModelConfig) -> Catalogue:
     }
     trends = find_trends(counts) if config.use_time and log.meta.has_times else None
     return dataclasses.replace(items, relations=relations, trends=trends)
+
+
+def log_popularity(log: PreparedLog) -> np.ndarray:
+    """float32 [rows], log of (n + 1) / (N + V); of what nothing is known, the mean of the items."""
+    counts = log.item_train_counts[1:]
+    known = np.log((counts + 1) / (counts.sum() + np.count_nonzero(counts)))
+    usual = known[counts > 0].mean() if counts.any() else 0.0
+    rows = np.full(table_rows(log.num_items), usual, np.float32)
+    rows[1 : log.num_items + 1] = np.where(counts > 0, known, usual)
+    return rows
 
 
 def followers(counts: TrainingCounts, num_related: int) -> Relation:

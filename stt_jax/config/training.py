@@ -35,6 +35,11 @@ class ModelConfig:
         "With --use_crowd: what the crowd did also raises the logits of generating, so that "
         "network and crowd multiply; sharper at the top where baskets repeat each other.",
     )
+    use_popularity: bool = option(
+        False,
+        "Let generating begin at how often each item was in the training part, and learn what is "
+        "other than that: a short training need not find it out.",
+    )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     use_traits: bool = option(True, "Let the model see what the log says of items and people.")

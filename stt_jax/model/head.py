@@ -262,9 +262,15 @@ class GenerateHead(nn.Module):
           shown: bool [rows], which have a bias of their own, see `show_ids`.
           catalogue: what else is known of them.
         """
+        bias = show_ids(self.bias, shown)
+        if self.config.use_popularity:
+            assert catalogue.log_popularity is not None
+            popularity = catalogue.log_popularity
+            # As of the bias: what is not shown has that of the unknown item.
+            bias = bias + jnp.where(shown, popularity, popularity[0])
         return ItemScorer(
             vectors,
-            show_ids(self.bias, shown),
+            bias,
             catalogue.is_item,
             catalogue.categories,
             catalogue.coords,

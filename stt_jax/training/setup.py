@@ -170,10 +170,11 @@ def _private_input(
     secret: int,
 ) -> tuple[PersonBatches, int, privacy.Account, jax.Array]:
     """(batches, steps, account, key of the noise) of a private training."""
-    if model_config.use_crowd:
-        raise ValueError(
-            "--dp_epsilon protects what is learned, not what is counted: give --use_crowd=false"
-        )
+    for name in ("use_crowd", "use_popularity"):
+        if getattr(model_config, name):
+            raise ValueError(
+                f"--dp_epsilon protects what is learned, not what is counted: give --{name}=false"
+            )
     if placement.mesh.size > 1 or training.accumulate > 1:
         raise NotImplementedError(
             "--dp_epsilon works on one device and without --accumulate: leave out --mesh_data, "

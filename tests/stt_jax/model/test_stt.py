@@ -21,7 +21,10 @@ from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=8, seed=5)
 CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, dropout=0.5, attention="reference")
-ITEMS = jax.tree.map(jnp.asarray, model_catalogue(LOG, CONFIG))
+# All that any variant looks at.
+ITEMS = jax.tree.map(
+    jnp.asarray, model_catalogue(LOG, dataclasses.replace(CONFIG, use_popularity=True))
+)
 
 
 def batch():
@@ -84,6 +87,7 @@ VARIANTS = {
         "use_pointer": False,
         "use_person": False,
         "use_crowd": False,
+        "use_popularity": True,
     },
 }
 
@@ -115,6 +119,24 @@ def test_scores_are_probabilities_and_the_loss_sees_the_same_ones(change):
     expected = jnp.take_along_axis(p, requests.targets[..., None], axis=-1)[..., 0]
     known = asked & (np.asarray(requests.targets) > 0)
     np.testing.assert_allclose(np.asarray(target)[known], np.asarray(expected)[known], rtol=2e-4)
+
+
+def test_generating_begins_at_the_popularity_of_the_items_and_of_new_ones_at_its_mean():
+    config = dataclasses.replace(CONFIG, **VARIANTS["bare"])
+    model, params = make(config)
+    generate = jax.tree.map(jnp.zeros_like, params["generate"])
+    log = add_items(LOG, ["new"])
+    items = jax.tree.map(jnp.asarray, model_catalogue(log, config))
+    scorer = model.apply(
+        {"params": {**params, "generate": generate}}, items, method=model.item_scorer
+    )
+    counts = LOG.item_train_counts[1:]
+    np.testing.assert_allclose(
+        np.exp(scorer.bias[1 : LOG.num_items + 1]),
+        (counts + 1) / (counts.sum() + LOG.num_items),
+        rtol=1e-5,
+    )
+    assert scorer.bias[LOG.num_items + 1] == scorer.bias[0] < scorer.bias[1:-1].max()
 
 
 def test_packed_rows_equal_separate_rows():

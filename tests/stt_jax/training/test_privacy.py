@@ -198,10 +198,11 @@ def test_a_mesh_is_refused_in_a_private_run(tmp_path):
         )
 
 
-def test_counts_of_the_crowd_are_refused_in_a_private_run(tmp_path):
-    with pytest.raises(ValueError, match="give --use_crowd=false"):
+@pytest.mark.parametrize("counted", ["use_crowd", "use_popularity"])
+def test_counts_of_the_crowd_are_refused_in_a_private_run(tmp_path, counted):
+    with pytest.raises(ValueError, match=f"give --{counted}=false"):
         train_model(
             LOG,
             dataclasses.replace(TRAINING, run=str(tmp_path)),
-            dataclasses.replace(MODEL, use_crowd=True),
+            dataclasses.replace(MODEL, **{counted: True}),
         )
