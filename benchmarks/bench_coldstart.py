@@ -64,14 +64,14 @@ class Suite:
 SUITES = {
     "ml100k": Suite(
         "configs/ml100k.flags",
-        {"epochs": 10.0, "cold_rate": 0.1},
+        {"epochs": 10.0, "cold_rate": 0.5},
         {"id_dropout": 0.1, "use_popularity": True},
         True,
         "known",
     ),
     "nyc": Suite(
         "configs/nyc.flags",
-        {"cold_rate": 0.1},
+        {"cold_rate": 0.5},
         {"id_dropout": 0.1, "use_popularity": True, "use_crowd": True},
         False,
         "known",

@@ -156,8 +156,9 @@ class TrainingConfig:
     )
     cold_rate: float = option(
         0.0,
-        "Fraction of training requests that see neither history nor who asks: what is known of a "
-        "person besides, and of the moment, learns to do alone, as it has to for new people.",
+        "Fraction of people's first training requests (fewer than 20 events before them) that see "
+        "neither history nor who asks: what is known of a person besides, and of the moment, "
+        "learns to do alone, as it has to for new people.",
     )
     validation_every: float = option(1.0, "Epochs between validations.")
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")

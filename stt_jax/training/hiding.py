@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from stt_jax.batch import History, Requests
 from stt_jax.config import DOMAIN, TrainingConfig
 
+COLD_EVENTS = 20  # of a person: whose history may be hidden has fewer
+
 
 def hide(
     history: History, requests: Requests, key: jax.Array, config: TrainingConfig
@@ -28,33 +30,49 @@ def hide(
             rate=config.hide_domain_rate,
             num_domains=requests.domains.shape[-1],
         )
+    if config.cold_rate:
+        requests = hide_people(history, requests, jax.random.fold_in(key, 3), config.cold_rate)
     return history, hide_parts(requests, key, config)
 
 
-def hide_parts(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests:
-    """Hides times, places, people with their histories, and domains of requests.
+def hide_people(history: History, requests: Requests, key: jax.Array, rate: float) -> Requests:
+    """Hides who asks, and all that they did, from a part of people's first requests.
 
-    Whose history is hidden is nobody that the model knows: it answers as it would a new person. A
-    shown place is moved by normal noise first: the place of the target itself would give the target
-    away.
+    The model then answers as it would somebody new. Only requests with fewer than `COLD_EVENTS`
+    events before them are drawn: what people do later says little of how they begin.
+    """
+    is_first = history.segment_ids[:, 1:] != history.segment_ids[:, :-1]
+    is_first = jnp.pad(is_first, ((0, 0), (1, 0)), constant_values=True)
+    places = jnp.arange(is_first.shape[1], dtype=jnp.int32)[None]
+    starts = jax.lax.cummax(jnp.where(is_first, places, 0), axis=1)
+    last = jnp.maximum(requests.last_tokens, 0)
+    num_seen = requests.last_tokens - jnp.take_along_axis(starts, last, axis=1) + 1
+    drawn = jax.random.bernoulli(key, rate, requests.users.shape)
+    cold = drawn & (num_seen < COLD_EVENTS)
+    return dataclasses.replace(
+        requests,
+        users=jnp.where(cold, 0, requests.users),
+        last_tokens=jnp.where(cold, -1, requests.last_tokens),
+    )
+
+
+def hide_parts(requests: Requests, key: jax.Array, config: TrainingConfig) -> Requests:
+    """Hides times, places and domains of requests.
+
+    A shown place is moved by normal noise first: the place of the target itself would give the
+    target away.
     """
     time_key, place_key, noise_key = jax.random.split(key, 3)
     shape = requests.time_known.shape
     show_time = jax.random.bernoulli(time_key, config.known_time_rate, shape)
     show_place = jax.random.bernoulli(place_key, config.known_place_rate, shape)
     noise = config.place_noise_m * jax.random.normal(noise_key, requests.coords.shape)
-    users, last_tokens = requests.users, requests.last_tokens
-    if config.cold_rate:
-        cold = jax.random.bernoulli(jax.random.fold_in(key, 3), config.cold_rate, shape)
-        users, last_tokens = jnp.where(cold, 0, users), jnp.where(cold, -1, last_tokens)
     domains = requests.domains
     if domains is not None:
         show = jax.random.bernoulli(jax.random.fold_in(key, 4), config.known_domain_rate, shape)
         domains = domains | ~show[..., None]
     return dataclasses.replace(
         requests,
-        users=users,
-        last_tokens=last_tokens,
         time_known=requests.time_known & show_time,
         coords=jnp.where(show_place[..., None], requests.coords + noise, jnp.nan),
         domains=domains,

@@ -5,6 +5,7 @@ import numpy as np
 
 from stt_jax.config import TrainingConfig
 from stt_jax.data.pipeline import TrainingBatches
+from stt_jax.training import hiding
 from stt_jax.training.hiding import hide, hide_domains, hide_parts
 from tests.stt_jax.tiny_logs import random_log
 
@@ -42,20 +43,28 @@ def test_rates_of_zero_and_one_hide_all_and_nothing():
     np.testing.assert_array_equal(everything.time_known, before.time_known)
 
 
-def test_a_cold_request_shows_neither_history_nor_who_asks():
-    before = requests()
-    shown = []
-    for seed in range(10):
-        after = hide_parts(before, jax.random.key(seed), TrainingConfig(cold_rate=0.3))
-        cold = np.asarray(after.last_tokens != before.last_tokens)
+def test_a_cold_request_shows_neither_history_nor_who_asks_and_is_an_early_one(monkeypatch):
+    monkeypatch.setattr(hiding, "COLD_EVENTS", 5)
+    source = TrainingBatches(random_log(num_users=30), window=32, requests=16, batch_rows=8, seed=0)
+    history, before = jax.tree.map(jax.numpy.asarray, source[0])
+    segments, last = np.asarray(history.segment_ids), np.asarray(before.last_tokens)
+    seen = np.zeros(last.shape, int)
+    for row, request in np.ndindex(last.shape):
+        mine = segments[row, : last[row, request] + 1] == before.segment_ids[row, request]
+        seen[row, request] = mine.sum()
+    early = (seen < 5) & (np.asarray(before.users) > 0)
+    assert 10 < early.sum() < (np.asarray(before.users) > 0).sum() - 10
+    shares = []
+    for seed in range(20):
+        after = hide(history, before, jax.random.key(seed), TrainingConfig(cold_rate=0.3))[1]
+        cold = np.asarray(after.users != before.users)
+        assert not cold[~early].any()
         np.testing.assert_array_equal(np.asarray(after.last_tokens)[cold], -1)
-        hidden = np.asarray(after.users == 0)
-        assert hidden[cold].all()
         np.testing.assert_array_equal(
-            np.asarray(after.users)[~hidden], np.asarray(before.users)[~hidden]
+            np.asarray(after.last_tokens)[~cold & ~early], last[~cold & ~early]
         )
-        shown.append(~hidden[np.asarray(before.users) > 0])
-    assert abs(np.concatenate(shown).mean() - 0.7) < 0.05
+        shares.append(cold[early])
+    assert abs(np.concatenate(shares).mean() - 0.3) < 0.07
 
 
 def test_a_hidden_domain_is_any_and_a_shown_one_is_that_of_the_target():
