@@ -199,12 +199,14 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
       At most `request.k` items, most probable first; fewer if the rules leave fewer.
 
     Raises:
-      ValueError: an unknown person or category, a key that is not the log's, a time that cannot be
-        read or that a log without times cannot use, or a radius where no place is known.
+      ValueError: an unknown person, trait or category, a key that is not the log's, a time that
+        cannot be read or that a log without times cannot use, or a radius where no place is known.
     """
-    row = _user_row(log, find_user(log, request.user, request.key_file))
+    row = None
+    if request.user:
+        row = _user_row(log, find_user(log, request.user, request.key_file))
     time_s, utc_offset_s = _request_time(log, row, request.time)
-    first, end = int(log.user_offsets[row]), int(log.user_offsets[row + 1])
+    first, end = (0, 0) if row is None else map(int, log.user_offsets[row : row + 2])
     if time_s is not None:
         end = first + int(np.searchsorted(log.times[first:end], time_s, side="right"))
     start = first + session.window_start(
@@ -230,13 +232,13 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
         diversity=request.diversity,
     )
     question = Question(
-        user=int(model_users(log, np.array(row))),
+        user=0 if row is None else int(model_users(log, np.array(row))),
         time_s=time_s,
         utc_offset_s=utc_offset_s,
         place_e7=place_e7,
         num_events=len(encoded),
         anchor=anchor(encoded),
-        traits=traits_of_user(log, row),
+        traits=traits_of_user(log, row, dict(text.split("=", 1) for text in request.traits)),
         domains=wanted_domains(log, rules.domains),
     )
     before = int(log.times[start - 1]) if start > first else None
@@ -346,20 +348,22 @@ def _place_e7(request: RequestConfig) -> tuple[int, int] | None:
 
 
 def _user_row(log: PreparedLog, user: str) -> int:
-    if not user:
-        raise ValueError("--user is missing: give the id of a person of the log")
     try:
         return log.user_row(user)
     except ValueError as error:
         raise ValueError(
-            f"{error}. Give --user one of the log's people; to serve a new person, add their "
-            "events to the --input of stt_jax.prepare and train on the result"
+            f"{error}. Give --user one of the log's people, or leave it out for somebody new; "
+            "events of new people reach the model through the service (stt_jax.serve)"
         ) from error
 
 
-def _request_time(log: PreparedLog, row: int, text: str) -> tuple[int | None, int]:
-    """Unix seconds (None = unknown) and UTC offset in seconds of a request."""
-    last_offset_s = int(log.utc_offsets_s[log.user_offsets[row + 1] - 1])
+def _request_time(log: PreparedLog, row: int | None, text: str) -> tuple[int | None, int]:
+    """Unix seconds (None = unknown) and UTC offset in seconds of a request.
+
+    A time without a zone is where the person's last event was; of somebody new, the clock of
+    wherever they are, which is all that the hour of the week needs.
+    """
+    last_offset_s = 0 if row is None else int(log.utc_offsets_s[log.user_offsets[row + 1] - 1])
     if not text:
         return None, last_offset_s
     if not log.meta.has_times:
@@ -373,4 +377,7 @@ def _request_time(log: PreparedLog, row: int, text: str) -> tuple[int | None, in
     if moment.tzinfo is None:
         # "08:30" is half past eight where the person lives.
         moment = moment.replace(tzinfo=datetime.timezone(datetime.timedelta(seconds=last_offset_s)))
+    offset = moment.utcoffset()
+    if row is None and offset is not None:
+        last_offset_s = round(offset.total_seconds())
     return int(moment.timestamp()), last_offset_s

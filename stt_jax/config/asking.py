@@ -84,7 +84,10 @@ class RequestConfig:
         "Table of items that training did not know, to be recommended too; columns are named as in "
         "what the log was prepared from.",
     )
-    user: str = option("", "Id of the person, as in the raw log.")
+    user: str = option("", "Id of the person, as in the raw log; empty = somebody new.")
+    traits: tuple[str, ...] = option(
+        (), "What is known of the person, e.g. gender=F,age=31: columns of --user_traits."
+    )
     key_file: str = option("", "The key file of a log that was prepared with --pseudonymise.")
     time: str = option(
         "",
@@ -117,6 +120,8 @@ class RequestConfig:
             self.exclude_seen in ("as_run", "true", "false"),
             f"--exclude_seen={self.exclude_seen} must be as_run, true or false",
         )
+        for text in self.traits:
+            check("=" in text, f"--traits={text}: write NAME=VALUE")
         check(self.radius_km >= 0, f"--radius_km={self.radius_km} must not be negative")
         check(self.max_per_category >= 0, "--max_per_category must not be negative")
         check(0 <= self.diversity <= 1, f"--diversity={self.diversity} must be in 0..1")

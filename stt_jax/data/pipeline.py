@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from stt_jax.batch import HOURS_PER_WEEK, Catalogue, History, Requests, table_ro
 from stt_jax.data.packing import Packing, in_order, pack, shuffle_epoch
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import UNKNOWN_E7, PreparedLog
+from stt_jax.data.traits import find_user_trait
 from stt_jax.data.windows import Windows, target_windows, training_windows
 
 EARTH_RADIUS_M = 6_371_008.8
@@ -351,11 +352,31 @@ def model_users(log: PreparedLog, users: np.ndarray) -> np.ndarray:
     return np.where(users < log.num_train_users, users + 1, 0).astype(np.int32)
 
 
-def traits_of_user(log: PreparedLog, row: int | None) -> dict[str, int]:
-    """What the log says of a person by name, 0 = unknown; row None = a person not in there."""
-    return {
+def traits_of_user(
+    log: PreparedLog, row: int | None, told: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """What is known of a person by name, 0 = unknown.
+
+    Args:
+      log: whose traits they are.
+      row: of the person; None = not in the log.
+      told: trait -> value as in the raw log, instead of what the log says.
+
+    Raises:
+      ValueError: the log has no such trait, or nobody in training had that value.
+    """
+    traits = {
         name: 0 if row is None else int(values[row]) for name, values in log.user_traits.items()
     }
+    for name, text in (told or {}).items():
+        if name not in traits:
+            has = ", ".join(traits) or "none"
+            raise ValueError(f"traits: {name!r} is no trait of people of this log; it has {has}")
+        traits[name] = find_user_trait(log.user_trait_values[name], text)
+        if not traits[name]:
+            known = ", ".join(log.user_trait_values[name][1:6])
+            raise ValueError(f"traits: nobody in training had {name}={text}; there were {known}")
+    return traits
 
 
 def _row_windows(packing: Packing, placed: np.ndarray, row: int) -> np.ndarray:

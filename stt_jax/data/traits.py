@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,6 +17,10 @@ import numpy as np
 from stt_jax.config import TRAIT_SEPARATORS
 
 Texts = Sequence[str | None]
+
+_RANGE = re.compile(
+    r"below (?P<below>\S+)|(?P<first>\S+) to below (?P<to>\S+)|(?P<from>\S+) and above"
+)
 
 
 def parse_user_trait(text: str) -> tuple[str, int]:
@@ -90,6 +95,35 @@ def encode_user_trait(
     values = _vocabulary(text for text in texts[:num_train_users] if text)
     row_of = {value: row for row, value in enumerate(values) if row}
     return np.array([row_of.get(text or "", 0) for text in texts], np.int32), values
+
+
+def find_user_trait(values: Sequence[str], text: str) -> int:
+    """The row of a value of a trait of people: by its name, or the range that a number falls in.
+
+    Args:
+      values: of `encode_user_trait`.
+      text: as in the raw log.
+
+    Returns:
+      0 where it is none of them.
+    """
+    if text in values:
+        return list(values).index(text)
+    number = _number(text)
+    for row, value in enumerate(values):
+        if np.isfinite(number) and ((row and value == "any") or _in_range(number, value)):
+            return row
+    return 0
+
+
+def _in_range(number: float, value: str) -> bool:
+    """Whether a number is in a range as `_encode_ranges` names it."""
+    found = _RANGE.fullmatch(value)
+    if not found:
+        return False
+    low = found["from"] or found["first"]
+    high = found["below"] or found["to"]
+    return (not low or number >= float(low)) and (not high or number < float(high))
 
 
 def _encode_ranges(texts: Texts, num_train_users: int, bins: int) -> tuple[np.ndarray, list[str]]:

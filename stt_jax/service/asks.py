@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ class Ask:
         event. Events after it are not used.
       utc_offset_s: local time of somebody without events; others live where their last event was.
       place_e7: (latitude, longitude), 1e-7 degrees; None = unknown.
+      traits: what is told of the person, by name, instead of what the log says.
       why: whether to explain the list.
       exclude_seen: leave out what the person has had; None = as the run was validated.
       k, exclude_items, categories, domains, radius_km, max_per_category, diversity: as in
@@ -38,6 +40,7 @@ class Ask:
     time_is_local: bool = False
     utc_offset_s: int = 0
     place_e7: tuple[int, int] | None = None
+    traits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     why: bool = False
     k: int = 10
     exclude_seen: bool | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -211,7 +211,7 @@ class LiveTable:
         allowed = ranking.allowed_items(
             rules, served.log.item_categories, served.log.item_domains, served.coords, here
         )
-        question = self._question(view, time_s, offset_s, ask.place_e7, rules.domains)
+        question = self._question(view, time_s, offset_s, ask.place_e7, rules.domains, ask.traits)
         return _Prepared(index, ask.why, view, question, rules, here, allowed)
 
     def _answer_pool(
@@ -403,6 +403,7 @@ class LiveTable:
         utc_offset_s: int,
         place_e7: tuple[int, int] | None,
         domains: np.ndarray | None = None,
+        traits: Mapping[str, str] | None = None,
     ) -> Question:
         if not self._has_times:
             time_s = None
@@ -414,7 +415,7 @@ class LiveTable:
             place_e7,
             len(view.encoded),
             view.anchor,
-            traits_of_user(log, row),
+            traits_of_user(log, row, traits),
             wanted_domains(log, domains),
         )
 

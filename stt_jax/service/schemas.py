@@ -124,6 +124,9 @@ class RecommendBody(Place):
         description="now; last = unknown, after the person's last event; unix seconds; or ISO "
         "8601, the person's local time without a zone. Events after it are not used.",
     )
+    traits: dict[Text, Text] = Field(
+        {}, max_length=32, description="What is known of the person, e.g. of somebody new."
+    )
     k: Annotated[int, Field(strict=True, ge=1, le=200)] = 10
     exclude_seen: bool | None = Field(
         None,
@@ -164,6 +167,7 @@ class RecommendBody(Place):
             time_is_local=local,
             utc_offset_s=offset_s or 0,
             place_e7=self.place_e7,
+            traits=self.traits,
             why=self.why,
             k=self.k,
             exclude_seen=self.exclude_seen,

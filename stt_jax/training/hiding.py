@@ -46,9 +46,12 @@ def hide_people(history: History, requests: Requests, key: jax.Array, rate: floa
     places = jnp.arange(is_first.shape[1], dtype=jnp.int32)[None]
     starts = jax.lax.cummax(jnp.where(is_first, places, 0), axis=1)
     last = jnp.maximum(requests.last_tokens, 0)
-    num_seen = requests.last_tokens - jnp.take_along_axis(starts, last, axis=1) + 1
+    first = jnp.take_along_axis(starts, last, axis=1)
+    num_seen = requests.last_tokens - first + 1
+    # A window that begins later in a person's life has a first token with an event before it.
+    begins = jnp.take_along_axis(history.gaps_s, first, axis=1) < 0
     drawn = jax.random.bernoulli(key, rate, requests.users.shape)
-    cold = drawn & (num_seen < COLD_EVENTS)
+    cold = drawn & ((num_seen == 0) | (begins & (num_seen < COLD_EVENTS)))
     return dataclasses.replace(
         requests,
         users=jnp.where(cold, 0, requests.users),

@@ -183,7 +183,7 @@ def test_events_after_the_request_are_not_used(inside):
         (evaluate, ["--run=runs/x", "--context=strict"], "needs sessions"),
         (evaluate, ["--run=runs/x", "--nobaselines", "--optimum=prepared/meta.json"], "--optimum"),
         (recommend, ["--user=u000003"], "--run is missing"),
-        (recommend, ["--run=runs/x"], "--user is missing"),
+        (recommend, ["--run=runs/x", "--traits=job"], "--traits=job: write NAME=VALUE"),
         (recommend, ["--run=runs/x", "--user=nobody"], "'nobody' is not in prepared"),
         (recommend, ["--run=runs/x", "--user=u000003", "--time=noon"], "no ISO 8601 time"),
         (recommend, ["--run=runs/x", "--user=u000003", "--latitude=91", "--longitude=0"], "91"),

@@ -19,6 +19,7 @@ from stt_jax.evaluation import evaluate_model
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.ranking import recommend_items
 from stt_jax.relations import model_catalogue
+from stt_jax.service.models import load_model
 from stt_jax.training.run import load_run, model_sizes
 from tests.stt_jax.service.served import serving, write_run
 from tests.stt_jax.tiny_logs import random_log
@@ -116,6 +117,17 @@ def test_new_items_say_which_domain_they_are_of(trained):
     (folder / "new.csv").write_text("what\n9\n")
     with pytest.raises(ValueError, match="no column 'kind'"):
         read_new_items(log, folder / "new.csv")
+
+
+def test_new_items_are_listed_by_the_command_and_known_to_the_service(trained, capsys):
+    folder, _ = trained
+    (folder / "more.csv").write_text("what,kind,topic\n7,shop,shop 1\n8,shop,shop 2\n")
+    flags = [f"--run={folder}/run", "--user=u1", f"--items={folder}/more.csv", "--domains=shop"]
+    assert recommend.main(["recommend", *flags, "--k=5"]) == 0
+    assert {"shop/7", "shop/8"} <= set(capsys.readouterr().out.split())
+    served = load_model(folder / "run", "", str(folder / "more.csv"))
+    assert served.item_rows["shop/8"] == served.log.num_items
+    assert served.domain_rows == {"news": 1, "shop": 2}
 
 
 def test_domain_is_a_name_that_traits_cannot_have():

@@ -3,7 +3,12 @@ import pytest
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data.preparation import prepare_log
-from stt_jax.data.traits import encode_item_trait, encode_user_trait, parse_user_trait
+from stt_jax.data.traits import (
+    encode_item_trait,
+    encode_user_trait,
+    find_user_trait,
+    parse_user_trait,
+)
 
 
 def test_an_item_has_each_of_its_values_once_and_the_frequent_ones_first():
@@ -35,6 +40,19 @@ def test_ranges_of_one_number_alone_are_one_range():
 def test_names_that_no_trained_person_has_are_unknown():
     rows, values = encode_user_trait(["poet", "baker", "poet", "king"], 3, 0)
     assert (rows.tolist(), values) == ([1, 2, 1, 0], ["", "poet", "baker"])
+
+
+def test_a_value_that_is_told_is_found_by_name_or_by_range():
+    rows, ages = encode_user_trait([str(age) for age in range(10, 50)], 40, 4)
+    for age in (10, 19, 20, 29, 35, 49):
+        assert find_user_trait(ages, str(age)) == rows[age - 10]
+    assert find_user_trait(ages, "-3") == 1
+    assert find_user_trait(ages, "1000") == 4
+    assert find_user_trait(ages, "39.25 and above") == 4
+    assert find_user_trait(ages, "old") == find_user_trait(ages, "nan") == 0
+    assert find_user_trait(["", "poet", "baker"], "baker") == 2
+    assert find_user_trait(["", "poet"], "king") == find_user_trait(["", "poet"], "3") == 0
+    assert find_user_trait(["", "any"], "7") == 1
 
 
 @pytest.mark.parametrize(

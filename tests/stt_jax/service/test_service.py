@@ -57,6 +57,35 @@ def test_a_person_of_the_log_is_answered_as_by_the_command_line(run, client):
                 assert found["distance_km"] == pytest.approx(item.distance_km)
 
 
+def test_somebody_new_is_answered_by_what_is_told_of_them(run, client):
+    log = open_log(run.parent / "prepared")
+    loaded = load_run(run, log)
+    lists = []
+    for traits in ({}, {"job": "poet"}, {"job": "baker"}):
+        for time in ("", "2012-05-01T08:30", "2012-05-01T08:30+02:00"):
+            told = tuple(f"{name}={value}" for name, value in traits.items())
+            expected = recommend_items(loaded, log, RequestConfig(traits=told, time=time, k=11))
+            options = {"time": time} if time else {}
+            answer = client.recommend(traits=traits, k=11, **options)
+            assert names(answer) == [item.item_id for item in expected]
+            for found, item in zip(answer["items"], expected, strict=True):
+                assert found["probability"] == pytest.approx(item.probability, abs=1e-5)
+            lists.append(tuple(sorted(probabilities(answer).items())))
+    assert len(set(lists)) >= 6  # job and time are heard
+    for traits, message in (
+        ({"job": "king"}, "nobody in training had job=king"),
+        ({"height": "9"}, "'height' is no trait of people of this log; it has job"),
+    ):
+        answer = client("POST", "/recommend", json={"traits": traits})
+        assert answer.status_code == 422
+        assert message in answer.text
+    known, told = (
+        client.recommend(user="u1", k=11),
+        client.recommend(user="u1", traits={"job": "poet"}, k=11),
+    )
+    assert probabilities(told) != probabilities(known)
+
+
 def test_events_one_by_one_all_at_once_and_in_another_order_give_the_same_answers(client):
     days = [0, 1, 1, 3, 4, 7, 8, 8, 9, 12, 13, 14, 15, 16, 17, 18, 20, 22]
     events = [
