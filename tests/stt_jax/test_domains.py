@@ -159,7 +159,8 @@ def test_naming_a_domain_moves_all_probability_there_and_naming_all_is_naming_no
     items = jax.tree.map(jax.numpy.asarray, model_catalogue(log, config))
     source = TrainingBatches(log, window=16, requests=8, batch_rows=3, seed=0)
     history, requests = jax.tree.map(jax.numpy.asarray, source[0])
-    params = model.init(jax.random.key(0), items, history, requests, deterministic=True)["params"]
+    init = jax.jit(model.init, static_argnames="deterministic")
+    params = init(jax.random.key(0), items, history, requests, deterministic=True)["params"]
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
 
     @jax.jit
