@@ -23,7 +23,7 @@ def log(tmp_path_factory):
 
 
 def environment(num_devices):
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    flags = re.sub(r"device_count=\d+", f"device_count={num_devices}", os.environ["XLA_FLAGS"])
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
