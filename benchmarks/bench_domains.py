@@ -230,7 +230,7 @@ def _train(log: PreparedLog, domains: DomainsConfig, run: pathlib.Path) -> tuple
             seed=domains.seed,
         ),
         # People are known by what they did, not by a vector of their own.
-        ModelConfig(width=domains.width, num_layers=1, use_person=False, use_popularity=True),
+        ModelConfig(width=domains.width, num_layers=1, use_person=False),
         ProtocolConfig(),
     )
     return trained, (time.monotonic() - began) / 60
