@@ -41,8 +41,7 @@ def hide_people(history: History, requests: Requests, key: jax.Array, rate: floa
     The model then answers as it would somebody new. Only requests with fewer than `COLD_EVENTS`
     events before them are drawn: what people do later says little of how they begin.
     """
-    is_first = history.segment_ids[:, 1:] != history.segment_ids[:, :-1]
-    is_first = jnp.pad(is_first, ((0, 0), (1, 0)), constant_values=True)
+    is_first = _first_tokens(history)
     places = jnp.arange(is_first.shape[1], dtype=jnp.int32)[None]
     starts = jax.lax.cummax(jnp.where(is_first, places, 0), axis=1)
     last = jnp.maximum(requests.last_tokens, 0)
@@ -120,9 +119,7 @@ def hide_domains(
     follows = jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
     since = moved.times - jnp.pad(moved.times[:, :-1], ((0, 0), (1, 0)))
     # A window's first token keeps its gap, which reaches back to before the window.
-    is_first = history.segment_ids[:, 1:] != history.segment_ids[:, :-1]
-    is_first = jnp.pad(is_first, ((0, 0), (1, 0)), constant_values=True)
-    was_first = jnp.take_along_axis(is_first, order, axis=1)
+    was_first = jnp.take_along_axis(_first_tokens(history), order, axis=1)
     gaps_s = jnp.where(follows, since, jnp.where(was_first, moved.gaps_s, -1))
     history = dataclasses.replace(moved, segment_ids=segment_ids, gaps_s=gaps_s)
 
@@ -132,3 +129,9 @@ def hide_domains(
     of_last = jnp.take_along_axis(segment_ids, jnp.maximum(last, 0), axis=1)
     sees = (requests.last_tokens >= 0) & (last >= 0) & (of_last == requests.segment_ids)
     return history, dataclasses.replace(requests, last_tokens=jnp.where(sees, last, -1))
+
+
+def _first_tokens(history: History) -> jax.Array:
+    """bool [B, S], True where a segment of the row begins."""
+    begins = history.segment_ids[:, 1:] != history.segment_ids[:, :-1]
+    return jnp.pad(begins, ((0, 0), (1, 0)), constant_values=True)

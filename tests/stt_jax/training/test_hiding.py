@@ -46,17 +46,19 @@ def test_rates_of_zero_and_one_hide_all_and_nothing():
 def test_a_cold_request_shows_neither_history_nor_who_asks_and_is_an_early_one(monkeypatch):
     monkeypatch.setattr(hiding, "COLD_EVENTS", 5)
     source = TrainingBatches(
-        random_log(num_users=30), window=16, requests=16, batch_rows=16, seed=0
+        random_log(num_users=30, max_events=120), window=16, requests=16, batch_rows=16, seed=0
     )
     history, before = jax.tree.map(jax.numpy.asarray, source[0])
     segments, last = np.asarray(history.segment_ids), np.asarray(before.last_tokens)
-    early = np.zeros(last.shape, bool)
+    early, later = np.zeros(last.shape, bool), 0
     for row, request in np.ndindex(last.shape):
         mine = np.flatnonzero(
             segments[row, : last[row, request] + 1] == before.segment_ids[row, request]
         )
         begins = len(mine) == 0 or history.gaps_s[row, mine[0]] == -1
         early[row, request] = len(mine) < 5 and begins and before.users[row, request] > 0
+        later += not begins and len(mine) < 5
+    assert later > 10, "windows that begin later in a life"
     assert 10 < early.sum() < (np.asarray(before.users) > 0).sum() - 10
     shares = []
     for seed in range(20):
