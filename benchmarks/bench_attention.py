@@ -124,9 +124,10 @@ def naive(arrays, tables, sides):
     """Softmax attention as one writes it down, with the bias in memory."""
     q, k, v = arrays
     bias, allowed = dense_bias(tables, sides)
-    logits = jnp.einsum("blhd,bshd->bhls", q, k) * q.shape[-1] ** -0.5 + bias
+    logits = jnp.einsum("blhd,bshd->bhls", q, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5 + bias
     weights = jax.nn.softmax(jnp.where(allowed, logits, -1e30), axis=-1)
-    return jnp.einsum("bhls,bshd->blhd", weights, v)
+    return jnp.einsum("bhls,bshd->blhd", weights.astype(v.dtype), v)
 
 
 def jax_nn(arrays, tables, sides):
@@ -134,7 +135,7 @@ def jax_nn(arrays, tables, sides):
     bias, allowed = dense_bias(tables, sides)
     mask = jnp.broadcast_to(allowed, (bias.shape[0], 1, *bias.shape[2:]))
     q, k, v = arrays
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias.astype(q.dtype), mask=mask)
 
 
 CANDIDATES = {

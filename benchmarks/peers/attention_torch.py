@@ -1,6 +1,6 @@
 """PyTorch's ways to compute the same attention, run one at a time on request.
 
-Usage: attention_torch.py PEER MODE INPUTS.npz; then, for each line on standard input, runs once and
+Usage: attention_torch.py PEER MODE DTYPE INPUTS.npz; then, for each line on standard input, runs once and
 prints the milliseconds.
 """
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 NUM_CHECKED = 128  # of the last queries
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def bucket(values, step, n):
@@ -25,26 +26,28 @@ def bucket(values, step, n):
 class Inputs:
     """The inputs as tensors, heads before events."""
 
-    def __init__(self, path):
-        """Loads them."""
+    def __init__(self, path, dtype):
+        """Loads them, onto the GPU if there is one."""
         loaded = np.load(path)
 
+        def tensor(name):
+            return torch.tensor(loaded[name], device=DEVICE)
+
         def heads_first(name):
-            return torch.tensor(loaded[name]).transpose(1, 2).contiguous()
+            return tensor(name).to(getattr(torch, dtype)).transpose(1, 2).contiguous()
 
         self.q, self.k, self.v = (heads_first(name) for name in ("q", "k", "v"))
         self.out_gradient = heads_first("out_gradient")
-        self.time_table = torch.tensor(loaded["time_table"])
-        self.space_table = torch.tensor(loaded["space_table"])
-        self.times, self.coords = torch.tensor(loaded["times"]), torch.tensor(loaded["coords"])
+        self.time_table, self.space_table = tensor("time_table"), tensor("space_table")
+        self.times, self.coords = tensor("times"), tensor("coords")
 
         def side(name, default):
-            return torch.tensor(loaded[name]) if name in loaded else default
+            return tensor(name) if name in loaded else default
 
         self.query_times = side("query_times", self.times)
         self.query_coords = side("query_coords", self.coords)
         num_rows, num_keys = self.times.shape
-        order = torch.arange(num_keys, dtype=torch.int32).expand(num_rows, -1)
+        order = torch.arange(num_keys, dtype=torch.int32, device=DEVICE).expand(num_rows, -1)
         self.positions, self.query_positions = order, side("query_positions", order)
 
     def learned(self):
@@ -61,7 +64,8 @@ def sdpa(inputs, q, k, v, time_table, space_table):
     space_entries = bucket(1.0 + squares, 0, space_table.shape[1]).long()
     bias = (time_table[:, time_entries] + space_table[:, space_entries]).transpose(0, 1)
     future = inputs.positions[:, None, None, :] > inputs.query_positions[:, None, :, None]
-    return F.scaled_dot_product_attention(q, k, v, bias.masked_fill(future, float("-inf")))
+    bias = bias.masked_fill(future, float("-inf")).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, bias)
 
 
 def make_flex(inputs):
@@ -74,7 +78,7 @@ def make_flex(inputs):
         return inputs.positions[b, j] <= inputs.query_positions[b, i]
 
     num_queries = inputs.query_times.shape[1]
-    mask = create_block_mask(may_attend, num_rows, None, num_queries, num_keys, device="cpu")
+    mask = create_block_mask(may_attend, num_rows, None, num_queries, num_keys, device=DEVICE)
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def flex(inputs, q, k, v, time_table, space_table):
@@ -99,7 +103,12 @@ def make_flex(inputs):
 
 
 def peak_bytes(run):
-    """Gives how far the process grows in a run (Linux)."""
+    """Gives how far the process grows in a run (Linux), or the memory taken on the GPU."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
 
     def status(name):
         lines = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -111,9 +120,9 @@ def peak_bytes(run):
     return status("VmHWM") - before
 
 
-def main(peer, mode, path):
+def main(peer, mode, dtype, path):
     """Answers requests until standard input ends."""
-    inputs = Inputs(path)
+    inputs = Inputs(path, dtype)
     function = torch.compile(sdpa, dynamic=False) if peer == "torch_sdpa_compiled" else None
     function = function or make_flex(inputs)
 
@@ -129,14 +138,19 @@ def main(peer, mode, path):
     try:
         out = run()
         last = out[:2, :, -NUM_CHECKED:]
-        answer = {"out": last.transpose(1, 2).flatten().tolist(), "peak_bytes": peak_bytes(run)}
+        answer = {"out": last.transpose(1, 2).float().flatten().tolist()}
+        answer["peak_bytes"] = peak_bytes(run)
     except Exception as error:  # its message is the result
         answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     print(json.dumps(answer), flush=True)
+    num_runs = 10 if DEVICE == "cuda" else 1  # a GPU is told ahead of time what comes next
     for _ in sys.stdin:
         start = time.perf_counter()
-        run()
-        print(json.dumps({"ms": (time.perf_counter() - start) * 1e3}), flush=True)
+        for _ in range(num_runs):
+            run()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        print(json.dumps({"ms": (time.perf_counter() - start) * 1e3 / num_runs}), flush=True)
 
 
 if __name__ == "__main__":

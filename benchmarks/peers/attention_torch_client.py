@@ -11,17 +11,18 @@ import numpy as np
 
 _SERVER = pathlib.Path(__file__).with_name("attention_torch.py")
 PEERS = ("torch_sdpa_compiled", "torch_flex")
+MOST_ERRORS = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest output
 
 
 class Client:
     """One PyTorch process with one candidate; calling it runs once and gives the milliseconds."""
 
-    def __init__(self, python, peer, mode, inputs_path, expected):
+    def __init__(self, python, peer, mode, dtype, inputs_path, expected):
         """Starts the process and checks its answer."""
         # A thread that spins while it waits would take a core from whoever's turn it is.
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
         self._process: Any = subprocess.Popen(
-            [python, str(_SERVER), peer, mode, str(inputs_path)],
+            [python, str(_SERVER), peer, mode, dtype, str(inputs_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -32,7 +33,7 @@ class Client:
         if self.error is None:
             out = np.asarray(ready["out"], np.float32).reshape(expected.shape)
             difference = np.abs(out - expected).max() / np.abs(expected).max()
-            if difference > 1e-4:
+            if difference > MOST_ERRORS[dtype]:
                 self.error = f"left out, its answer is wrong: relative error {difference:.1e}."
 
     @property
@@ -57,7 +58,7 @@ class Client:
         self._process.wait()
 
 
-def start(python, inputs, mode, expected, peers=PEERS):
+def start(python, inputs, mode, expected, peers=PEERS, dtype="float32"):
     """Gives a client for each peer that answers right; says why the others do not.
 
     Args:
@@ -66,6 +67,7 @@ def start(python, inputs, mode, expected, peers=PEERS):
       mode: "forward" or "forward+backward".
       expected: the right output of the last queries of the first two rows.
       peers: which of `PEERS`.
+      dtype: that PyTorch computes in.
 
     Returns:
       The clients by name.
@@ -77,7 +79,7 @@ def start(python, inputs, mode, expected, peers=PEERS):
         path = pathlib.Path(folder) / "inputs.npz"
         np.savez(path, out_gradient=out_gradient, **named)
         for peer in peers:
-            client = Client(python, peer, mode, path, expected)
+            client = Client(python, peer, mode, dtype, path, expected)
             if client.error is None:
                 clients[peer] = client
             else:

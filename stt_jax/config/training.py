@@ -17,6 +17,11 @@ class ModelConfig:
     dropout: float = option(0.3, "Dropout rate on embeddings and block outputs, in [0, 1).")
     use_time: bool = option(True, "Let the model see times: gaps, hour of the week, request time.")
     use_place: bool = option(True, "Let the model see places: coordinates, distances, cells.")
+    use_order: bool = option(
+        False,
+        "Let the blocks see how many events lie between two, as the pointers do; always on where "
+        "the model sees no times.",
+    )
     use_gate: bool = option(True, "Gate each block, f_enc(x) * g_att(x, x'); off: attention only.")
     use_decoder: bool = option(
         True, "Let the request attend to the history; off: it starts from the last state alone."
@@ -51,7 +56,7 @@ class ModelConfig:
     num_time_buckets: int = option(64, "Log-scale buckets of the time gap, two an octave; 2..256.")
     num_space_buckets: int = option(64, "Log-scale buckets of the distance; 2..128.")
     num_order_buckets: int = option(
-        64, "How many events back the pointer can tell apart; 1..256, older ones share the last."
+        64, "How many events back can be told apart; 1..256, older ones share the last."
     )
     attention: str = option(
         "auto",

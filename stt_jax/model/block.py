@@ -125,7 +125,7 @@ class GatedBlock(nn.Module):
         num_made = 2 if config.use_gate else 1
         self.query_gate = nn.Dense(num_made * config.width, dtype=dtype)
         self.key_value = nn.Dense(2 * config.width, dtype=dtype)
-        self.encodings = Encodings(config, config.num_heads)
+        self.encodings = Encodings(config, config.num_heads, with_order=config.use_order)
 
     def __call__(
         self,

@@ -30,6 +30,7 @@ from stt_jax.batch import Catalogue, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.model.block import TABLE_SCALE, Encodings, Geometry, call_kernel
 from stt_jax.model.embedding import show_ids
+from stt_jax.model.precision import exact_products
 from stt_kernels import attention_weights, pointer_log_mass, space_bucket, time_bucket
 
 # Distances to the catalogue are in units of this: earth-centred float32 metres are right to half a
@@ -168,6 +169,7 @@ class ItemScorer:
     num_items: int = struct.field(pytree_node=False)
     catalogue: Catalogue | None = None
 
+    @exact_products
     def logits(self, queries: jax.Array, places: jax.Array) -> jax.Array:
         """Unnormalised log-probabilities of generating each item.
 

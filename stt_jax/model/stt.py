@@ -24,6 +24,7 @@ from stt_jax.model.decoder import Decoder, request_geometry, request_places
 from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
 from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
+from stt_jax.model.precision import exact_products
 from stt_jax.model.recurrence import at_tokens, classes_before, find_recurrences
 
 _TINY = 1e-30  # no probability, as a number to divide by
@@ -133,6 +134,7 @@ class SpatiotemporalTransformer(nn.Module):
             return ()
         return ("pointer", "sequel") if self.config.use_sequel else ("pointer",)
 
+    @exact_products
     def __call__(
         self,
         catalogue: Catalogue,
@@ -177,6 +179,7 @@ class SpatiotemporalTransformer(nn.Module):
             self._boosts(queries, rows, held_out=True),
         )
 
+    @exact_products
     def item_probabilities(
         self, catalogue: Catalogue, history: History, requests: Requests, states: jax.Array
     ) -> jax.Array:
@@ -209,6 +212,7 @@ class SpatiotemporalTransformer(nn.Module):
         mixture = jnp.where(wanted, mixture, 0.0)
         return mixture / jnp.maximum(mixture.sum(axis=-1, keepdims=True), _TINY)
 
+    @exact_products
     def encode(
         self, history: History, *, deterministic: bool, hidden_ids: jax.Array | None = None
     ) -> jax.Array:
@@ -230,6 +234,7 @@ class SpatiotemporalTransformer(nn.Module):
             x = run(block, x)
         return x
 
+    @exact_products
     def extend(
         self, cache: Cache, rows: jax.Array, starts: jax.Array | None, events: History
     ) -> Cache:
@@ -284,6 +289,7 @@ class SpatiotemporalTransformer(nn.Module):
             pointer_keys=None if keys is None else put(keys, self.pointer_keys(x)),
         )
 
+    @exact_products
     def answer(
         self, catalogue: Catalogue, cache: Cache, rows: jax.Array, requests: Requests
     ) -> Answer:
@@ -293,6 +299,7 @@ class SpatiotemporalTransformer(nn.Module):
             kept.states, kept.decoder, kept.pointer_keys, catalogue, kept.history, requests
         )
 
+    @exact_products
     def explain(
         self, catalogue: Catalogue, cache: Cache, rows: jax.Array, requests: Requests
     ) -> tuple[Answer, dict[str, jax.Array]]:
@@ -304,6 +311,7 @@ class SpatiotemporalTransformer(nn.Module):
         geometry = request_geometry(self.config, history, requests)
         return answer, self.pointers["pointer"].contributions(geometry)
 
+    @exact_products
     def item_scorer(self, catalogue: Catalogue, hidden_ids: jax.Array | None = None) -> ItemScorer:
         """Scores of the catalogue; depends on no request, so a service makes it once.
 

@@ -77,11 +77,13 @@ def model_sizes(log: PreparedLog) -> ModelSizes:
 
 
 def fit_to_log(config: ModelConfig, log: PreparedLog) -> ModelConfig:
-    """Switches off what the log cannot show: times or places that it does not have."""
+    """Switches off times or places that the log does not have; without times, order stands in."""
+    use_time = config.use_time and log.meta.has_times
     return dataclasses.replace(
         config,
-        use_time=config.use_time and log.meta.has_times,
+        use_time=use_time,
         use_place=config.use_place and log.meta.has_places,
+        use_order=config.use_order or not use_time,
     )
 
 

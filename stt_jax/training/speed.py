@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 
 from stt_jax.config import TrainingConfig
 from stt_jax.model.cost import step_flops
+from stt_jax.model.precision import exact_products
 from stt_jax.model.stt import SpatiotemporalTransformer
 
-_PEAK_SIDE = 1024  # of the square matrices whose product measures the peak
+_PEAK_SIDES = {"cpu": 1024, "gpu": 8192, "tpu": 8192}  # of the product that measures the peak
 
 
 class Meter:
@@ -108,15 +109,16 @@ class Trace:
 
 def peak_flops(dtype: str) -> float:
     """Operations a second of one device in a large square matrix product: what can be had here."""
-    matrix = jnp.ones((_PEAK_SIDE, _PEAK_SIDE), dtype)
-    product = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    side = _PEAK_SIDES[jax.default_backend()]
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # ones cost less power
+    product = jax.jit(exact_products(jnp.matmul)).lower(matrix, matrix).compile()
     product(matrix, matrix).block_until_ready()
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
         product(matrix, matrix).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return 2 * _PEAK_SIDE**3 / min(seconds)
+    return 2 * side**3 / min(seconds)
 
 
 def peak_memory_bytes() -> int:

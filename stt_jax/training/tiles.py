@@ -18,8 +18,10 @@ from jax.sharding import PartitionSpec
 
 from stt_jax.mesh import DATA, MODEL, axis_size
 from stt_jax.model.head import ItemScorer
+from stt_jax.model.precision import exact_products
 
-TILE_LOGITS = 2**18  # of a tile: 1 MiB, about the second-level cache of a core
+# Logits of a tile: 1 MiB, about the second-level cache of a core, or what keeps a device busy.
+TILE_LOGITS = {"cpu": 2**18, "gpu": 2**26, "tpu": 2**26}
 
 Sums = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -184,6 +186,7 @@ def _backward(chunk_items: int, saved: tuple[Any, ...], cotangents: Sums) -> tup
 catalogue_sums.defvjp(_forward, _backward)
 
 
+@exact_products
 def _linear_parts(
     scorer: ItemScorer,
     numbers: jax.Array,
@@ -239,7 +242,7 @@ def _chunk_rows(scorer: ItemScorer, chunk_items: int) -> int:
 
 
 def _block_rows(scorer: ItemScorer, chunk_items: int) -> int:
-    return max(1, TILE_LOGITS // _chunk_rows(scorer, chunk_items))
+    return max(1, TILE_LOGITS[jax.default_backend()] // _chunk_rows(scorer, chunk_items))
 
 
 def _cut(arrays: Any, rows: int) -> Any:

@@ -6,6 +6,7 @@ It stores [B, H, L, S] arrays.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from stt_kernels.attention import geometry
 
@@ -20,7 +21,7 @@ def unsupported(call) -> str | None:
 def attend(q, k, v, tables, queries, keys, rules):
     """Gives the attention output [B, L, H, D] in q's dtype."""
     weights = attention_weights(q, k, tables, queries, keys, rules)
-    return jnp.einsum("bhls,bshd->blhd", weights, v.astype(weights.dtype)).astype(q.dtype)
+    return _matmul("bhls,bshd->blhd", weights, v.astype(weights.dtype)).astype(q.dtype)
 
 
 def attention_weights(q, k, tables, queries, keys, rules):
@@ -49,7 +50,7 @@ def pointer_log_mass(q, k, ids, target_ids, tables, queries, keys, rules):
 def _logits(q, k, tables, queries, keys, rules):
     """Gives the logits [B, H, L, S] and, broadcastable to them, which pairs are allowed."""
     dtype = geometry.accumulator(q)
-    logits = jnp.einsum("blhd,bshd->bhls", q.astype(dtype), k.astype(dtype)) * rules.scale
+    logits = _matmul("blhd,bshd->bhls", q.astype(dtype), k.astype(dtype)) * rules.scale
     queries, keys = geometry.number(queries, q.shape[1]), geometry.number(keys, k.shape[1])
     entries = geometry.table_entries(queries, keys, tables.sizes())
     for name, entry in entries.items():
@@ -59,6 +60,10 @@ def _logits(q, k, tables, queries, keys, rules):
     if allowed is None:
         allowed = jnp.ones((1, q.shape[1], k.shape[1]), bool)
     return logits, jnp.broadcast_to(allowed[:, None], (*logits.shape[:1], 1, *logits.shape[2:]))
+
+
+def _matmul(equation, a, b):
+    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)
 
 
 def _log_sum_exp(logits, kept):

@@ -36,8 +36,13 @@ class TileSizes:
     block_keys: int | None  # keys of one tile; None = all of them, the form "whole"
 
 
+# Numbers of a tile, and of its keys: what a core's cache holds, or what fills a device.
+_MOST_NUMBERS = {"cpu": (2**18, 2**20), "gpu": (2**26, 2**28), "tpu": (2**26, 2**28)}
+
+
 def choose_tile_sizes(num_rows, num_queries, num_keys, num_heads, width) -> TileSizes:
     """Chooses the form and the tiles; the times behind the numbers stand in kernels/NOTES.md."""
+    most_of_tile, most_of_keys = _MOST_NUMBERS[jax.default_backend()]
     # Smaller blocks leave out more of the causal half, where there is one to leave.
     if num_queries == num_keys <= 512:
         block_queries, block_keys = _even_block(num_queries, 64), None
@@ -49,7 +54,7 @@ def choose_tile_sizes(num_rows, num_queries, num_keys, num_heads, width) -> Tile
     tile = block_queries * (block_keys or num_keys) * num_heads
     keys = num_keys * num_heads * width
     # One row alone makes XLA choose layouts that cost up to four times as much, so two at least.
-    most_rows = max(2, min(2**18 // tile, 2**20 // keys))
+    most_rows = max(2, min(most_of_tile // tile, most_of_keys // keys))
     divisors = [n for n in range(1, num_rows + 1) if num_rows % n == 0]
     return TileSizes(max(n for n in divisors if n <= most_rows), block_queries, block_keys)
 

@@ -19,6 +19,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from stt_kernels.attention.geometry import accumulator
 from stt_kernels.attention.reference import FLOOR
@@ -173,8 +174,9 @@ class Pointer:
 
 
 def matmul(equation, a, b):
-    """Multiplies with float32 sums (float64 for float64)."""
-    return jnp.einsum(equation, a, b, preferred_element_type=accumulator(a))
+    """Multiplies with float32 sums (float64 for float64); float32 is not cut to fewer digits."""
+    highest = lax.Precision.HIGHEST  # a GPU would take TF32, a TPU bfloat16; bfloat16 stays itself
+    return jnp.einsum(equation, a, b, precision=highest, preferred_element_type=accumulator(a))
 
 
 def _highest(logits):

@@ -20,10 +20,11 @@ LENGTHS = [1, 31, 64, 65, 257, 1000]
 @pytest.fixture(params=["xla", "xla blocked", "triton", "mosaic_tpu"])
 def backend(request, monkeypatch):
     """A backend, or one form of it, as `implementation`."""
-    interpreted = request.param in ("triton", "mosaic_tpu")
+    pallas = request.param in ("triton", "mosaic_tpu")
     # What the interpreter makes of a kernel is run once or twice: time goes into compiling it.
-    jax.config.update("jax_disable_most_optimizations", interpreted)
-    if interpreted:
+    quick = pallas and not cases.is_native(request.param)
+    jax.config.update("jax_disable_most_optimizations", quick)
+    if pallas:
         return cases.interpret(monkeypatch, request.param)
     if request.param == "xla blocked":
         sizes = xla.TileSizes(num_rows=1, block_queries=32, block_keys=48)

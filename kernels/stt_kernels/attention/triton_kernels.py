@@ -1,0 +1,282 @@
+"""The Triton kernels themselves: one tile, and the walks over tiles that `triton.py` names.
+
+A program is one block of one side, of one row and head; its inputs are given by name, each whole
+for its row and head.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from stt_kernels import buckets
+from stt_kernels.attention import geometry
+from stt_kernels.attention.flash_inputs import LOWEST, MASKED, NOTHING, NUMBERS, dot
+
+_ROWS_OF_NUMBERS = (*NUMBERS, "ids")  # the last of a pointer alone
+
+# One tile
+
+
+class _Block:
+    """The events of one block of one side, read as they are asked for."""
+
+    def __init__(self, inputs, side, index, size):
+        self._inputs, self._side = inputs, side
+        self.events = pl.ds(index * size, size)
+
+    def heads(self, name):
+        return self._inputs[name][self.events, :]
+
+    def per_event(self, name):
+        return self._inputs[name][self.events][:, None]
+
+    def number(self, name):
+        return self._inputs[f"{self._side}_numbers"][_ROWS_OF_NUMBERS.index(name), self.events]
+
+    def coordinate(self, axis):
+        return self._inputs[f"{self._side}_coords"][axis, self.events]
+
+
+def _query_block(plan, inputs, index):
+    return _Block(inputs, "query", index, plan.tile.block_queries)
+
+
+def _key_block(plan, inputs, index):
+    return _Block(inputs, "key", index, plan.tile.block_keys)
+
+
+def _entries(plan, queries, keys):
+    """Gives the entry of every pair of a tile in each table."""
+
+    def gaps(name):
+        return queries.number(name)[:, None] - keys.number(name)[None, :]
+
+    def square(axis):
+        difference = queries.coordinate(axis)[:, None] - keys.coordinate(axis)[None, :]
+        return difference * difference
+
+    entries = {}
+    for name, size in plan.table_sizes:
+        if name == "time":
+            entries[name] = buckets.time_bucket(gaps("times"), size)
+        elif name == "space":
+            squares = square(0) + square(1) + square(2)
+            entries[name] = buckets.space_bucket(squares, size)
+        elif name == "order":
+            entries[name] = jnp.clip(gaps("positions"), 0, size - 1)
+        else:
+            query_phases, key_phases = queries.number("phases"), keys.number("phases")
+            entries[name] = geometry.phase_entries(
+                query_phases[:, None], key_phases[None, :], size - 1
+            )
+    return entries
+
+
+def _logits(plan, inputs, queries, keys):
+    """Gives a tile's masked logits, its allowed pairs (None = all) and its table entries."""
+    logits = dot(queries.heads("q"), keys.heads("k"), ((1,), (1,))) * plan.rules.scale
+    entries = _entries(plan, queries, keys)
+    for name, entry in entries.items():
+        logits = logits + pltriton.load(inputs[f"{name}_table"].at[entry])
+    allowed = None
+    if plan.rules.causal:
+        allowed = keys.number("positions")[None, :] <= queries.number("positions")[:, None]
+    if plan.masks_segments:
+        query_segments = queries.number("segment_ids")[:, None]
+        key_segments = keys.number("segment_ids")[None, :]
+        same = (query_segments == key_segments) & (key_segments != 0)
+        allowed = same if allowed is None else allowed & same
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, MASKED)
+    return logits, allowed, entries
+
+
+def _tile_backward(plan, inputs, queries, keys):
+    """Gives a tile's weights, the gradient of its logits, its allowed pairs and its entries.
+
+    A pointer has no weights: its gradient is by log mass, share of the match minus share of all.
+    """
+    logits, allowed, entries = _logits(plan, inputs, queries, keys)
+    statistics = queries.per_event("statistics")
+    if plan.pointer:
+        match = _match(queries, keys)
+        shares = jnp.exp(
+            logits - jnp.where(match, queries.per_event("match_statistics"), statistics)
+        )
+        gradients = queries.per_event("match_gradient"), queries.per_event("other_gradient")
+        return None, shares * jnp.where(match, *gradients), allowed, entries
+    weight_gradient = dot(queries.heads("out_gradient"), keys.heads("v"), ((1,), (1,)))
+    if plan.rules.normalizer == "softmax":
+        weights = jnp.exp(logits - statistics)
+        logit_gradient = weights * (weight_gradient - queries.per_event("overlap"))
+    else:
+        gates = _sigmoid(logits)
+        slopes = gates * (1.0 + logits * (1.0 - gates))
+        weights = logits * gates / statistics
+        logit_gradient = weight_gradient * slopes / statistics
+    return weights, logit_gradient, allowed, entries
+
+
+def _match(queries, keys):
+    return queries.number("ids")[:, None] == keys.number("ids")[None, :]
+
+
+def _sigmoid(values):
+    return 1.0 / (1.0 + jnp.exp(-values))
+
+
+# Forward
+
+
+def forward_kernel(plan, inputs, out, statistics):
+    """Writes the output of a block of queries, and its log-sum-exps or its numbers of keys."""
+    index = pl.program_id(2)
+    queries = _query_block(plan, inputs, index)
+    softmax = plan.rules.normalizer == "softmax"
+
+    def take_tile(key_index, state):
+        highest, sums, total = state
+        keys = _key_block(plan, inputs, key_index)
+        logits, allowed, _ = _logits(plan, inputs, queries, keys)
+        values = keys.heads("v")
+        if softmax:
+            now = jnp.maximum(highest, jnp.max(logits, axis=1))
+            weights, fading = jnp.exp(logits - now[:, None]), jnp.exp(highest - now)
+            sums = sums * fading + jnp.sum(weights, axis=1)
+            total = total * fading[:, None]
+            highest = now
+        else:
+            weights = logits * _sigmoid(logits)
+            kept = jnp.ones(logits.shape, jnp.float32)
+            if allowed is not None:
+                kept = jnp.where(allowed, kept, 0.0)
+            sums = sums + jnp.sum(kept, axis=1)
+        return highest, sums, total + dot(weights.astype(values.dtype), values, ((1,), (0,)))
+
+    size = plan.tile.block_queries
+    zeros = jnp.zeros((size,), jnp.float32)
+    start = jnp.full((size,), LOWEST, jnp.float32), zeros, jnp.zeros((size, plan.width))
+    end = plan.key_blocks_end(index)
+    highest, sums, total = lax.fori_loop(0, end, take_tile, start)
+    if softmax:
+        divisors = jnp.where(sums == 0.0, 1.0, sums)
+        statistics[...] = _log_sum_exp(highest, sums)
+    else:
+        divisors = jnp.maximum(sums, 1.0)
+        if plan.rules.silu_denominator is not None:
+            divisors = jnp.full((size,), plan.rules.silu_denominator, jnp.float32)
+        statistics[...] = divisors
+    out[...] = (total / divisors[:, None]).astype(out.dtype)
+
+
+def mass_kernel(plan, inputs, of_all, of_match):
+    """Writes the log-sum-exps of a block of queries, of all keys and of those that match.
+
+    Every logit is lowered by the maximum of its own kind, so that one exponential serves both.
+    """
+    index = pl.program_id(2)
+    queries = _query_block(plan, inputs, index)
+
+    def take_tile(key_index, state):
+        highest, other_sums, highest_match, match_sums = state
+        keys = _key_block(plan, inputs, key_index)
+        logits, _, _ = _logits(plan, inputs, queries, keys)
+        match = _match(queries, keys)
+        now = jnp.maximum(highest, jnp.max(logits, axis=1))
+        of_matches = jnp.max(jnp.where(match, logits, MASKED), axis=1)
+        match_now = jnp.maximum(highest_match, of_matches)
+        raised = jnp.exp(logits - jnp.where(match, match_now[:, None], now[:, None]))
+        other_sums = other_sums * jnp.exp(highest - now)
+        other_sums = other_sums + jnp.sum(jnp.where(match, 0.0, raised), axis=1)
+        match_sums = match_sums * jnp.exp(highest_match - match_now)
+        match_sums = match_sums + jnp.sum(jnp.where(match, raised, 0.0), axis=1)
+        return now, other_sums, match_now, match_sums
+
+    size = plan.tile.block_queries
+    lowest, zeros = jnp.full((size,), LOWEST, jnp.float32), jnp.zeros((size,), jnp.float32)
+    start = lowest, zeros, lowest, zeros
+    end = plan.key_blocks_end(index)
+    highest, other_sums, highest_match, match_sums = lax.fori_loop(0, end, take_tile, start)
+    sums = other_sums + match_sums * jnp.exp(highest_match - highest)
+    of_all[...] = _log_sum_exp(highest, sums)
+    of_match[...] = _log_sum_exp(highest_match, match_sums)
+
+
+def _log_sum_exp(highest, sums):
+    return jnp.where(sums == 0.0, NOTHING, highest + jnp.log(jnp.where(sums == 0.0, 1.0, sums)))
+
+
+# Backward
+
+
+def query_gradient_kernel(plan, inputs, q_gradient):
+    """Writes dq of a block of queries."""
+    index = pl.program_id(2)
+    queries = _query_block(plan, inputs, index)
+
+    def take_tile(key_index, total):
+        keys = _key_block(plan, inputs, key_index)
+        _, logit_gradient, _, _ = _tile_backward(plan, inputs, queries, keys)
+        k = keys.heads("k")
+        return total + dot((logit_gradient * plan.rules.scale).astype(k.dtype), k, ((1,), (0,)))
+
+    zeros = jnp.zeros((plan.tile.block_queries, plan.width), jnp.float32)
+    total = lax.fori_loop(0, plan.key_blocks_end(index), take_tile, zeros)
+    q_gradient[...] = total.astype(q_gradient.dtype)
+
+
+def key_gradient_kernel(plan, inputs, *gradients):
+    """Writes dk, and dv if there are values, of a block of keys."""
+    index = pl.program_id(2)
+    keys = _key_block(plan, inputs, index)
+
+    def take_tile(query_index, totals):
+        queries = _query_block(plan, inputs, query_index)
+        weights, logit_gradient, _, _ = _tile_backward(plan, inputs, queries, keys)
+        q = queries.heads("q")
+        scaled = (logit_gradient * plan.rules.scale).astype(q.dtype)
+        added = [dot(scaled, q, ((0,), (0,)))]
+        if weights is not None:
+            out_gradient = queries.heads("out_gradient")
+            added.append(dot(weights.astype(q.dtype), out_gradient, ((0,), (0,))))
+        return tuple(total + more for total, more in zip(totals, added, strict=True))
+
+    zeros = jnp.zeros((plan.tile.block_keys, plan.width), jnp.float32)
+    first = plan.first_query_block(index)
+    totals = lax.fori_loop(first, plan.query_blocks, take_tile, (zeros,) * len(gradients))
+    for gradient, total in zip(gradients, totals, strict=True):
+        gradient[...] = total.astype(gradient.dtype)
+
+
+def table_gradient_kernel(plan, inputs, *table_gradients):
+    """Writes what a block of queries gives to the gradient of every entry of every table."""
+    index = pl.program_id(2)
+    queries = _query_block(plan, inputs, index)
+
+    def take_tile(key_index, totals):
+        keys = _key_block(plan, inputs, key_index)
+        _, logit_gradient, allowed, entries = _tile_backward(plan, inputs, queries, keys)
+        return tuple(
+            _add_by_entry(total, logit_gradient, entry, allowed)
+            for total, entry in zip(totals, entries.values(), strict=True)
+        )
+
+    zeros = tuple(jnp.zeros(ref.shape, jnp.float32) for ref in table_gradients)
+    totals = lax.fori_loop(0, plan.key_blocks_end(index), take_tile, zeros)
+    for ref, total in zip(table_gradients, totals, strict=True):
+        ref[...] = total
+
+
+def _add_by_entry(total, logit_gradient, entries, allowed):
+    lowest, highest = entries, entries
+    if allowed is not None:
+        lowest = jnp.where(allowed, entries, total.shape[0])
+        highest = jnp.where(allowed, entries, -1)
+    places = lax.broadcasted_iota(jnp.int32, total.shape, 0)
+
+    def add(entry, total):
+        found = jnp.sum(jnp.where(entries == entry, logit_gradient, 0.0))
+        return total + jnp.where(places == entry, found, 0.0)
+
+    return lax.fori_loop(jnp.min(lowest), jnp.max(highest) + 1, add, total)
