@@ -61,7 +61,7 @@ def bench_shape(name, shape, dtype, num_rounds, torch_python) -> list[dict[str, 
     inputs = tuple(a.astype(dtype) for a in arrays), tables_there, sides_there
     rows = []
     for mode in ("forward", "forward+backward"):
-        steps = {}
+        steps: dict[str, Any] = {}
         for candidate, function in CANDIDATES.items():
             if mode == "forward":
                 steps[candidate] = function, inputs
@@ -104,9 +104,10 @@ def bench_shape(name, shape, dtype, num_rounds, torch_python) -> list[dict[str, 
                 "ours_to_it": round(times["ours"].ratio_to(found), 3),
             }
             rows.append(row | timing.environment())
+            memory = (row["temp_bytes"] or 0) / 2**20
             print(
                 f"{name:8s} {row['dtype']:9s} {mode:17s} {candidate:20s} {row['median_ms']:9.3f} ms"
-                f"  ours / it {row['ours_to_it']:6.3f}  {(row['temp_bytes'] or 0) / 2**20:9.1f} MiB",
+                f"  ours / it {row['ours_to_it']:6.3f}  {memory:9.1f} MiB",
                 flush=True,
             )
     return rows

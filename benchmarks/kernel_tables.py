@@ -3,6 +3,10 @@
 import json
 import pathlib
 
+import jax.numpy as jnp
+
+from stt_kernels.attention import triton_plan
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 _CANDIDATES = {
     "naive": "JAX, bias in memory",
@@ -28,6 +32,7 @@ _EVERY_TARGET = {
     ("ours_without_tables", "forward+backward"): 1.7,
 }
 _FLOOR_TARGET = 0.6
+_TILE = ("block_queries", "block_keys", "num_warps", "num_stages")
 
 
 def read(name):
@@ -130,4 +135,38 @@ def device_kernels() -> str:
             keys = ("registers", "spill_store_bytes", "shared_bytes", "vmem_bytes")
             cells = [target, str(len(those)), str(failed), name.removesuffix("_kernel")]
             lines.append("| " + " | ".join(cells + [most(key) for key in keys]) + " |")
+    return "\n".join(lines)
+
+
+def tiles() -> str:
+    """What each Triton kernel takes with the tile that is chosen for it."""
+    rows = read("tiles_h100")
+    lines = [
+        f"{rows[0]['device']}, jax {rows[0]['jax']}; tables of 64 time and 64 distance entries.",
+        "",
+        "| B, L, H, D | type | kernel | ms | without tables | chosen tile: queries x keys, warps | "
+        "all tiles tried, ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    cases = dict.fromkeys((tuple(row["shape"]), row["dtype"]) for row in rows if row["tables"])
+    for shape, dtype in cases:
+        chosen = triton_plan.choose_tiles(jnp.dtype(dtype))
+        for kernel in vars(chosen):
+            found = {
+                (tables, *(row[name] for name in _TILE)): row["ms"]
+                for tables in (True, False)
+                for row in rows
+                if tuple(row["shape"]) == shape
+                and (row["dtype"], row["kernel"], row["tables"]) == (dtype, kernel, tables)
+            }
+            tried = [ms for key, ms in found.items() if key[0]]
+            tile = tuple(getattr(getattr(chosen, kernel), name) for name in _TILE)
+            if (True, *tile) not in found:
+                continue
+            alone = found.get((False, *tile))
+            lines.append(
+                f"| {', '.join(map(str, (*shape[:2], *shape[3:])))} | {dtype} | {kernel} | "
+                f"{found[(True, *tile)]:.2f} | {'' if alone is None else f'{alone:.2f}'} | "
+                f"{tile[0]} x {tile[1]}, {tile[2]} | {min(tried):.2f} to {max(tried):.2f} |"
+            )
     return "\n".join(lines)

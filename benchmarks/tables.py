@@ -326,6 +326,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "kernel model": kernel_tables.model_speed,
     "kernel devices": kernel_tables.device_kernels,
     "quickstart": lambda: transcript("quickstart"),
+    "accelerator": lambda: transcript("accelerator_h100"),
+    "kernel tiles": kernel_tables.tiles,
     "repair": repair_table,
     "quality city": lambda: quality_table("city"),
     "published nyc": lambda: published_table("nyc"),

@@ -1,7 +1,7 @@
 """PyTorch's ways to compute the same attention, run one at a time on request.
 
-Usage: attention_torch.py PEER MODE DTYPE INPUTS.npz; then, for each line on standard input, runs once and
-prints the milliseconds.
+Usage: attention_torch.py PEER MODE DTYPE INPUTS.npz; then, for each line on standard input, runs
+and prints the milliseconds of one run.
 """
 
 import json

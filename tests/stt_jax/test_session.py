@@ -23,7 +23,13 @@ USERS = range(4)
 WINDOW, HOP = 16, 8
 WHOLE = ModelConfig(width=16, num_heads=2, num_layers=2, attention="reference", use_boost=True)
 BARE = dataclasses.replace(
-    WHOLE, use_time=False, use_place=False, use_pointer=False, use_crowd=False, use_boost=False
+    WHOLE,
+    use_time=False,
+    use_order=True,
+    use_place=False,
+    use_pointer=False,
+    use_crowd=False,
+    use_boost=False,
 )
 ITEMS = model_catalogue(LOG, WHOLE)
 

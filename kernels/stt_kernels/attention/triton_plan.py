@@ -44,11 +44,12 @@ def choose_tiles(dtype) -> Tiles:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The static part of a call, or of one kernel of it: then it has a tile."""
+    """The static part of a call, and of the kernel of it at hand: its tile."""
 
     rules: geometry.Rules
     pointer: bool  # what is asked for is the mass on matching keys; there are no values
     tiles: Tiles
+    tile: TileSizes
     num_rows: int
     num_heads: int
     width: int  # a power of two, 16 at least
@@ -57,7 +58,6 @@ class Plan:
     table_sizes: tuple[tuple[str, int], ...]
     known_order: bool  # the causal half is known before the data
     masks_segments: bool  # there are segments, or padding up to whole blocks of keys
-    tile: TileSizes | None = None
 
     @classmethod
     def of(cls, rules, tiles, q, k, tables, queries, *, pointer=False):
@@ -67,6 +67,7 @@ class Plan:
             rules=rules,
             pointer=pointer,
             tiles=tiles,
+            tile=tiles.forward,
             num_rows=q.shape[0],
             num_heads=q.shape[2],
             width=max(pl.next_power_of_2(q.shape[3]), 16),

@@ -224,6 +224,41 @@ def test_a_model_blind_to_time_and_place_cannot_feel_them():
     )
 
 
+def test_blocks_that_see_the_order_learn_from_it():
+    history, requests = batch()
+    config = dataclasses.replace(CONFIG, use_time=False, use_pointer=False, use_crowd=False)
+
+    def order_gradients(config):
+        model, params = make(config)
+
+        def total(params):
+            return jnp.sum(jnp.square(probabilities(model, params, history, requests)))
+
+        paths = jax.tree_util.tree_leaves_with_path(jax.grad(total)(params))
+        return [leaf for path, leaf in paths if "order_table" in jax.tree_util.keystr(path)]
+
+    assert not order_gradients(config)
+    found = order_gradients(dataclasses.replace(config, use_order=True))
+    assert len(found) == 2  # of the block and of the decoder
+    assert all(jnp.abs(leaf).max() > 0 for leaf in found)
+
+
+def test_products_of_float32_keep_their_digits_on_every_device():
+    config = dataclasses.replace(CONFIG, attention="xla", use_boost=True)
+    model, params = make(config)
+    history, requests = batch()
+    softmax = make_softmax(TrainingConfig(loss="chunked", loss_chunk_items=16), jax.random.key(0))
+
+    def loss(params):
+        prediction = predict(model, params, history, requests)
+        return mixture_loss(prediction, requests.targets, label_smoothing=0.1, softmax=softmax)[0]
+
+    text = jax.jit(jax.grad(loss)).lower(params).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) > 20
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_a_request_without_history_gets_finite_scores():
     model, params = make()
     history, requests = batch()

@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
@@ -40,14 +41,38 @@ def test_forward_and_backward_lower(platform, dtype, case):
         out, pull = jax.vjp(attend, arrays, tables)
         return out, pull(out_gradient)
 
+    num_kernels = {"tpu": 3, "cuda": 4 if tables else 3}[platform]
+    text = lower(step, (arrays, tables, out_gradient), platform, device)
+    assert text.count(call_name) == num_kernels
+
+
+def lower(step, inputs, platform, device):
     # jax 0.12 lowers for a GPU only if it is told which.
     mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
-    inputs = jax.tree.map(jnp.asarray, (arrays, tables, out_gradient))
+    inputs = jax.tree.map(jnp.asarray, inputs)
     with use_abstract_mesh(mesh), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated")
-        lowered = jax.jit(step).trace(*inputs).lower(lowering_platforms=(platform,))
-    num_kernels = {"tpu": 3, "cuda": 4 if tables else 3}[platform]
-    assert lowered.as_text().count(call_name) == num_kernels
+        return jax.jit(step).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", [Case(65, packed=True), Case(16, 300, width=64)], ids=range(2))
+def test_a_pointer_lowers_for_a_gpu(dtype, case):
+    backend, device, call_name = TARGETS["cuda"]
+    (q, k, _), tables, options, _ = cases.build(case, dtype)
+    ids, target_ids = (np.zeros(array.shape[:2], np.int32) for array in (k, q))
+
+    def step(arrays, tables, out_gradient):
+        def point(arrays, tables):
+            q, k, *rest = checks.check_call(*arrays, **tables, **options)
+            return backend.pointer_log_mass(q, k, ids, target_ids, *rest)
+
+        out, pull = jax.vjp(point, arrays, tables)
+        return out, pull(out_gradient)
+
+    out_gradient = np.ones(q.shape[:2], np.float32)
+    text = lower(step, ((q, k), tables, out_gradient), "cuda", device)
+    assert text.count(call_name) == 4
 
 
 @pytest.mark.parametrize(("name", "needs"), [("triton", "a GPU"), ("mosaic_tpu", "a TPU")])
