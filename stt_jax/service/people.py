@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from stt_jax import ranking, session
 from stt_jax.data.pipeline import model_users, traits_of_user
@@ -61,7 +62,12 @@ class _Pool:
     def __init__(self, served: ServedModel, capacity: int, num_people: int, num_scratch: int):
         self.capacity = capacity
         self.num_rows = num_people + num_scratch + 1
-        self.cache = session.new_cache(served.run.model, self.num_rows, capacity)
+        # On the mesh of the parameters, as every cache that a step gives: nothing compiles again.
+        place = jax.tree.leaves(served.run.params)[0].sharding
+        if isinstance(place, NamedSharding):
+            place = NamedSharding(place.mesh, PartitionSpec())
+        cache = session.new_cache(served.run.model, self.num_rows, capacity)
+        self.cache = jax.device_put(cache, place)
         self.free = list(range(num_people))
         self.scratch = range(num_people, num_people + num_scratch)
         self.empty = self.num_rows - 1  # never written: whoever has no events

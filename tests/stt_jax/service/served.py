@@ -10,8 +10,9 @@ import httpx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from stt_jax.config import ModelConfig, ProtocolConfig, ServeConfig, TrainingConfig
+from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, ServeConfig, TrainingConfig
 from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.data.store import open_log, write_log
 from stt_jax.model.stt import SpatiotemporalTransformer
@@ -20,6 +21,7 @@ from stt_jax.service.api import create_app
 from stt_jax.service.service import Service
 from stt_jax.training import checkpoint
 from stt_jax.training import run as runs
+from stt_jax.training.sharding import make_placement
 from stt_jax.training.step import TrainState
 from tests.stt_jax.tiny_logs import random_log
 
@@ -66,6 +68,8 @@ def add_checkpoint(directory: pathlib.Path, *, step: int, mrr: float, broken: bo
     params = jax.tree.map(jnp.asarray, _params(step, configs["model"], info.sizes.num_domains > 0))
     if broken:
         params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    mesh = make_placement(DeviceConfig()).mesh  # as a training leaves them
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(jnp.asarray(step, jnp.int32), params, {"nothing": zero}, zero, zero)
     with checkpoint.open_manager(directory, configs["training"].keep) as manager:

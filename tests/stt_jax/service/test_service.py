@@ -10,6 +10,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from stt_jax import session
 from stt_jax.config import RequestConfig
 from stt_jax.data.store import open_log
 from stt_jax.ranking import recommend_items
@@ -55,6 +56,20 @@ def test_a_person_of_the_log_is_answered_as_by_the_command_line(run, client):
             for found, item in zip(answer["items"], expected, strict=True):
                 assert found["probability"] == pytest.approx(item.probability, abs=1e-5)
                 assert found["distance_km"] == pytest.approx(item.distance_km)
+
+
+def test_nothing_is_compiled_after_the_service_is_ready(run, tmp_path):
+    def num_compiled():
+        return [step._cache_size() for step in (session.start, session.append, session.score)]
+
+    # A batch size of its own, so that no other test has compiled the same.
+    with serving(run, store=f"sqlite:///{tmp_path}/events.db", max_batch=3) as client:
+        ready = num_compiled()
+        for user in ("u0", "u1", "somebody new"):
+            client.recommend(user=user)
+            client.events(event(user, "i1", 400))
+            client.recommend(user=user)
+        assert num_compiled() == ready
 
 
 def test_somebody_new_is_answered_by_what_is_told_of_them(run, client):
