@@ -73,8 +73,8 @@ _ABLATIONS = {
 SUITES = {
     "city": Suite(
         (
-            Row("whole model", "configs/quickstart.flags"),
-            Row("blind to time and place", "configs/quickstart.flags", _BLIND),
+            Row("whole model", "configs/city.flags"),
+            Row("blind to time and place", "configs/city.flags", _BLIND),
         ),
         optimum="city/optimum.arrow",
     ),
@@ -86,6 +86,8 @@ SUITES = {
         ("strict", "all"),
     ),
     "ml100k": _log_suite("ml100k"),
+    "ml1m": _log_suite("ml1m"),
+    "amazon_beauty": _log_suite("amazon_beauty"),
     "gowalla": _log_suite("gowalla"),
     "calgary": _log_suite("calgary"),
     "online_retail": _log_suite("online_retail"),

@@ -32,6 +32,7 @@ from stt_jax.model.block import TABLE_SCALE, Encodings, Geometry, call_kernel
 from stt_jax.model.embedding import show_ids
 from stt_jax.model.precision import exact_products
 from stt_kernels import attention_weights, pointer_log_mass, space_bucket, time_bucket
+from stt_kernels.materialise import materialised
 
 # Distances to the catalogue are in units of this: earth-centred float32 metres are right to half a
 # metre, so finer buckets would be noise. The last bucket means unknown; the antipode is before it.
@@ -185,15 +186,19 @@ class ItemScorer:
         logits = logits + jnp.where(self.is_item, self.bias, NO_ITEM)[None]
         if self.distance_table is None:
             return logits
-        num_distances = self.distance_table.shape[1]
+        # Kept: XLA would work them out again, pair by pair, for each look-up and each gradient.
+        entries = materialised(self._entries, self.distance_table, places)
+        return logits + self.distance_table.reshape(-1).at[entries].get(mode="promise_in_bounds")
+
+    def _entries(self, table: jax.Array, places: jax.Array) -> jax.Array:
+        """Of every query and item in the flat table of distances, int32 [N, rows]."""
+        num_distances = table.shape[1]
         # Divided before they meet: an operation a place, not a pair.
         places, coords = places / DISTANCE_UNIT_M, self.coords / DISTANCE_UNIT_M
-        squared = jnp.zeros(logits.shape, jnp.float32)
+        squared = jnp.zeros((len(places), len(coords)), jnp.float32)
         for axis in range(3):
             squared = squared + jnp.square(places[:, None, axis] - coords[None, :, axis])
-        entries = self.categories[None] * num_distances + space_bucket(squared, num_distances)
-        table = self.distance_table.reshape(-1)
-        return logits + table.at[entries].get(mode="promise_in_bounds")
+        return self.categories[None] * num_distances + space_bucket(squared, num_distances)
 
     def take(self, items: jax.Array) -> ItemScorer:
         """The scorer of the rows `items`, int32 [K]."""

@@ -23,8 +23,8 @@ from jax import lax
 from stt_kernels.attention import geometry
 from stt_kernels.attention.geometry import accumulator
 from stt_kernels.attention.xla_bias import Bias
-from stt_kernels.attention.xla_materialise import materialised
 from stt_kernels.attention.xla_readouts import MASKED, Pointer, Silu, Softmax, matmul
+from stt_kernels.materialise import materialised
 
 
 @dataclasses.dataclass(frozen=True)

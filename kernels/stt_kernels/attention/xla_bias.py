@@ -8,7 +8,7 @@ additions.
 import jax.numpy as jnp
 
 from stt_kernels.attention import geometry
-from stt_kernels.attention.xla_materialise import materialised
+from stt_kernels.materialise import materialised
 
 _MAX_JOINED_ENTRIES = 2**14
 _IN_BOUNDS = {"mode": "promise_in_bounds", "wrap_negative_indices": False}  # see table_entries
