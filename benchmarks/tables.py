@@ -331,6 +331,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "repair": repair_table,
     "quality city": lambda: quality_table("city"),
     "published nyc": lambda: published_table("nyc"),
+    "published ml1m": lambda: published_table("ml1m"),
     "quality nyc": lambda: quality_table("nyc"),
     "domains": lambda: domain_tables(RESULTS / "domains.json"),
     "coldstart": lambda: coldstart_table(RESULTS / "coldstart.json"),
