@@ -20,7 +20,7 @@ from stt_jax.model.cost import step_flops
 from stt_jax.model.precision import exact_products
 from stt_jax.model.stt import SpatiotemporalTransformer
 
-_PEAK_SIDES = {"cpu": 1024, "gpu": 8192, "tpu": 8192}  # of the product that measures the peak
+_PEAK_SIDE, _DEVICE_PEAK_SIDE = 1024, 8192  # of the matrices whose product measures the peak
 
 
 class Meter:
@@ -109,7 +109,7 @@ class Trace:
 
 def peak_flops(dtype: str) -> float:
     """Operations a second of one device in a large square matrix product: what can be had here."""
-    side = _PEAK_SIDES[jax.default_backend()]
+    side = _PEAK_SIDE if jax.default_backend() == "cpu" else _DEVICE_PEAK_SIDE
     matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # ones cost less power
     product = jax.jit(exact_products(jnp.matmul)).lower(matrix, matrix).compile()
     product(matrix, matrix).block_until_ready()

@@ -20,8 +20,8 @@ from stt_jax.mesh import DATA, MODEL, axis_size
 from stt_jax.model.head import ItemScorer
 from stt_jax.model.precision import exact_products
 
-# Logits of a tile: 1 MiB, about the second-level cache of a core, or what keeps a device busy.
-TILE_LOGITS = {"cpu": 2**18, "gpu": 2**26, "tpu": 2**26}
+TILE_LOGITS = 2**18  # of a tile on a CPU: 1 MiB, about the second-level cache of a core
+DEVICE_TILE_LOGITS = 2**26  # elsewhere: what keeps a device busy
 
 Sums = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -242,7 +242,8 @@ def _chunk_rows(scorer: ItemScorer, chunk_items: int) -> int:
 
 
 def _block_rows(scorer: ItemScorer, chunk_items: int) -> int:
-    return max(1, TILE_LOGITS[jax.default_backend()] // _chunk_rows(scorer, chunk_items))
+    most = TILE_LOGITS if jax.default_backend() == "cpu" else DEVICE_TILE_LOGITS
+    return max(1, most // _chunk_rows(scorer, chunk_items))
 
 
 def _cut(arrays: Any, rows: int) -> Any:

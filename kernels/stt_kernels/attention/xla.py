@@ -37,12 +37,13 @@ class TileSizes:
 
 
 # Numbers of a tile, and of its keys: what a core's cache holds, or what fills a device.
-_MOST_NUMBERS = {"cpu": (2**18, 2**20), "gpu": (2**26, 2**28), "tpu": (2**26, 2**28)}
+_MOST_NUMBERS, _MOST_NUMBERS_ON_DEVICES = (2**18, 2**20), (2**26, 2**28)
 
 
 def choose_tile_sizes(num_rows, num_queries, num_keys, num_heads, width) -> TileSizes:
     """Chooses the form and the tiles; the times behind the numbers stand in kernels/NOTES.md."""
-    most_of_tile, most_of_keys = _MOST_NUMBERS[jax.default_backend()]
+    on_cpu = jax.default_backend() == "cpu"
+    most_of_tile, most_of_keys = _MOST_NUMBERS if on_cpu else _MOST_NUMBERS_ON_DEVICES
     # Smaller blocks leave out more of the causal half, where there is one to leave.
     if num_queries == num_keys <= 512:
         block_queries, block_keys = _even_block(num_queries, 64), None

@@ -178,7 +178,7 @@ def test_chunked_loss_and_gradients_equal_the_dense_ones(chunk_items, num_pointe
 @pytest.mark.parametrize(("tile_logits", "distances"), [(24, True), (20, False), (1, True)])
 def test_tiles_of_few_queries_give_the_dense_numbers(tile_logits, distances, monkeypatch):
     """Blocks of queries that divide them, that leave a rest, and of one query."""
-    monkeypatch.setitem(tiles.TILE_LOGITS, "cpu", tile_logits)
+    monkeypatch.setattr(tiles, "TILE_LOGITS", tile_logits)
     p = prediction(V=29, distances=distances)
     targets = some_targets(29)
     softmax = functools.partial(chunked_softmax, chunk_items=8)
