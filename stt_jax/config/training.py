@@ -127,7 +127,7 @@ class TrainingConfig:
         "memory; sampled: the items of the batch and a drawn part of the others stand for all.",
         choices=("full", "chunked", "sampled"),
     )
-    loss_chunk_items: int = option(8192, "loss=chunked: items whose logits are held at once.")
+    loss_chunk_items: int = option(512, "loss=chunked: items whose logits are held at once.")
     num_negatives: int = option(
         1024, "loss=sampled: items drawn a step, at most as many as there are."
     )
