@@ -153,7 +153,7 @@ def pointer_log_mass(
       phases, query_phases,
         positions, query_positions, segment_ids, query_segment_ids, causal, scale: as in
           `spatiotemporal_attention`.
-      implementation: as in `spatiotemporal_attention`. Names: "reference", "xla".
+      implementation: as in `spatiotemporal_attention`. Names: "reference", "xla", "triton".
 
     Returns:
       float32 [B, L], at most 0. Where no key that the query may attend to has its target, exactly

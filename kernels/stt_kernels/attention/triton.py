@@ -1,7 +1,7 @@
 """Flash attention for NVIDIA GPUs (Ampere and newer) in Pallas with the Triton compiler.
 
-JAX calls this compiler deprecated; this file can be taken out by its name in `api.py` and its
-tests.
+JAX calls this compiler deprecated; the three files triton*.py can be taken out by the name of this
+one in `api.py` and the tests.
 
 Map of the algorithm (Dao 2023, "FlashAttention-2", algorithms 1 and 2) to the code in
 `triton_kernels.py`, one program a block, a row and a head each:
