@@ -35,6 +35,7 @@ from stt_jax.training.step import make_train_step
 
 # B, L, S, H, D
 SHAPES = {"long": (16, 1024, 1024, 8, 64), "longest": (4, 4096, 4096, 8, 64)}
+DTYPES = (jnp.bfloat16, jnp.float32)
 WINDOWS = (1024, 4096)
 ATTENTIONS = ("auto", "reference")
 TOKENS = 16_384  # of a training step
@@ -259,7 +260,7 @@ def main(argv=None) -> int:
             del made
     if "attention" in options.parts:
         for name, shape in SHAPES.items():
-            for dtype in (jnp.bfloat16, jnp.float32):
+            for dtype in DTYPES:
                 add(bench_shape(name, shape, dtype, options.rounds, options.torch_python))
     return 0
 
