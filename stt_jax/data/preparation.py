@@ -100,13 +100,7 @@ def prepare_log(
     if config.timezone and config.timezone != localtime.FROM_PLACES:
         zone = localtime.open_zone(config.timezone)
     with tempfile.TemporaryDirectory(prefix="stt_jax_prepare_") as spill_folder:
-        engine = open_engine(
-            config.engine,
-            spill_folder,
-            threads=config.threads,
-            memory_gb=config.memory_gb,
-            spark_master=config.spark_master,
-        )
+        engine = open_engine(config, spill_folder)
         try:
             raw = read_log(config, engine)
             steps = Steps(raw, config, engine, announce)

@@ -8,6 +8,7 @@ on how the engine happens to order rows.
 from __future__ import annotations
 
 import bisect
+import concurrent.futures
 import dataclasses
 import difflib
 import pathlib
@@ -194,7 +195,7 @@ def _load_files(
                 num_rows += len(batch)
             counts.append(_count_read(file, part, num_rows - first_rows[-1], config))
 
-    table = engine.insert("log", schema, numbered())
+    table = engine.insert("log", schema, _ahead(numbered()))
     if num_rows == 0:
         raise ValueError(f"{files[0][0].path} has no rows")
     return RawLog(
@@ -205,6 +206,20 @@ def _load_files(
         counts=tuple(counts),
         num_rows=num_rows,
     )
+
+
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, the next one being read while the engine takes this one."""
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    coming = pool.submit(next, tables, None)
+
+    def rest(coming: concurrent.futures.Future) -> Iterator[pa.Table]:
+        with pool:
+            while (table := coming.result()) is not None:
+                coming = pool.submit(next, tables, None)
+                yield table
+
+    return rest(coming)
 
 
 def _count_read(file: LogFile, part: int, num_rows: int, config: PrepareConfig) -> StepCount:
