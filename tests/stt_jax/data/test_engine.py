@@ -23,15 +23,17 @@ needs_spark = pytest.mark.skipif(
     reason="no pyspark (extra 'spark') or no Java here",
 )
 
+# Of a configuration whose engine alone is of interest.
+ANYTHING = {"input": ("log.csv",), "output": "x", "user": "u", "item": "i", "untimed": True}
+
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory):
     """One session for all tests; whoever finds one running uses it."""
     import pyspark.sql
 
-    engine = open_engine(
-        "spark", str(tmp_path_factory.mktemp("spark")), threads=0, spark_master="local[2]"
-    )
+    folder = str(tmp_path_factory.mktemp("spark"))
+    engine = open_engine(PrepareConfig(**ANYTHING, engine="spark", spark_master="local[2]"), folder)
     # Compiling a query takes far longer than running it on so few rows.
     pyspark.sql.SparkSession.getActiveSession().conf.set("spark.sql.codegen.wholeStage", "false")
     yield engine
@@ -128,10 +130,29 @@ def test_patterns_that_spark_cannot_read_are_refused():
 def test_without_pyspark_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyspark.sql", None)
     with pytest.raises(ValueError, match=r"pip install 'stt_jax\[spark\]'"):
-        open_engine("spark", str(tmp_path), threads=0, spark_master="local[1]")
+        open_engine(PrepareConfig(**ANYTHING, engine="spark", spark_master="local[1]"), str(tmp_path))
 
 
 def test_duckdb_is_the_default(tmp_path):
-    engine = open_engine("duckdb", str(tmp_path), threads=1, spark_master="")
+    engine = open_engine(PrepareConfig(**ANYTHING, threads=1), str(tmp_path))
     assert isinstance(engine, DuckEngine)
     engine.close()
+
+
+def test_large_logs_are_compressed_and_stay_the_same_to_the_byte(tmp_path, monkeypatch):
+    path = tmp_path / "log.csv"
+    rows = [f"u{i % 9},p{i % 7},{1_600_000_000 + 60 * i}" for i in range(2_000)]
+    path.write_text("user,item,time\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    options = {"input": (str(path),), "user": "user", "item": "item", "time": "time"}
+    found, compressed = [], []
+    for limit in (2**28, 0):
+        monkeypatch.setattr("stt_jax.data.engine._COMPRESSED_FROM_BYTES", limit)
+        config = PrepareConfig(**options, output=str(tmp_path / str(limit)))
+        engine = open_engine(config, str(tmp_path))
+        databases = engine.connection.con.sql("SELECT database_name FROM duckdb_databases()")
+        compressed.append("compressed" in {name for (name,) in databases.fetchall()})
+        engine.close()
+        prepare_log(config)
+        found.append(digests(tmp_path / str(limit)))
+    assert compressed == [False, True]
+    assert found[0] == found[1]
