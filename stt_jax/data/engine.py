@@ -276,7 +276,7 @@ Engine = DuckEngine | SparkEngine
 
 
 def open_engine(config: PrepareConfig, folder: str) -> Engine:
-    """The engine that `config` names, its tables in `folder` as far as memory does not hold them."""
+    """The engine that `config` names, its tables in `folder` where memory does not suffice."""
     if config.engine == "spark":
         return SparkEngine(folder, config.spark_master)
     inputs = (*config.input, *config.validation_input, *config.test_input)

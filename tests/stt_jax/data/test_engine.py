@@ -24,7 +24,7 @@ needs_spark = pytest.mark.skipif(
 )
 
 # Of a configuration whose engine alone is of interest.
-ANYTHING = {"input": ("log.csv",), "output": "x", "user": "u", "item": "i", "untimed": True}
+ANYTHING = {"input": ("log.csv",), "output": "x", "user": "u", "item": "i", "time": "t"}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,9 @@ def test_patterns_that_spark_cannot_read_are_refused():
 def test_without_pyspark_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyspark.sql", None)
     with pytest.raises(ValueError, match=r"pip install 'stt_jax\[spark\]'"):
-        open_engine(PrepareConfig(**ANYTHING, engine="spark", spark_master="local[1]"), str(tmp_path))
+        open_engine(
+            PrepareConfig(**ANYTHING, engine="spark", spark_master="local[1]"), str(tmp_path)
+        )
 
 
 def test_duckdb_is_the_default(tmp_path):
