@@ -321,6 +321,24 @@ def repair_table() -> str:
     return "\n".join(lines)
 
 
+def repair_value_table() -> str:
+    """What `benchmarks.bench_repair_value` found: accuracy and MRR after each repair."""
+    logs = json.loads((RESULTS / "repair_value.json").read_text())
+    metrics = {"accuracy@1": "accuracy", "hr@10": "HR@10", "mrr": "MRR"}
+    lines = [
+        f"| log | damage | repair | {' | '.join(metrics.values())} |",
+        "|---|---|---|" + "---|" * len(metrics),
+    ]
+    for name, found in logs.items():
+        intact = [found["intact"][metric] for metric in metrics]
+        cells = " | ".join(f"{one['mean']:.3f} ± {one['sd']:.3f}" for one in intact)
+        lines.append(f"| {name} | none ({found['seeds']} seeds) | | {cells} |")
+        for row in found["rows"]:
+            cells = " | ".join(f"{row[metric]:.3f}" for metric in metrics)
+            lines.append(f"| {name} | {row['damage']} | {row['repair']} | {cells} |")
+    return "\n".join(lines)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "kernel speed": kernel_tables.speed,
     "kernel model": kernel_tables.model_speed,
@@ -329,6 +347,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "accelerator": lambda: transcript("accelerator_h100"),
     "kernel tiles": kernel_tables.tiles,
     "repair": repair_table,
+    "repair value": repair_value_table,
     "quality city": lambda: quality_table("city"),
     "published nyc": lambda: published_table("nyc"),
     "published ml1m": lambda: published_table("ml1m"),

@@ -46,6 +46,16 @@ _BEGUN_FIRST = ("test_processes", "test_engine", "test_sharding", "test_attentio
                 "test_pointer", "test_lowering", "test_commands_end_to_end")  # fmt: skip
 
 
+def pytest_addoption(parser):
+    """How deep the slow searches for faults go."""
+    parser.addoption(
+        "--broken-files",
+        type=int,
+        default=6,
+        help="broken files that are each prepared alone, of 500 (test_broken_inputs)",
+    )
+
+
 def pytest_collection_modifyitems(items):
     """Puts the longest files first."""
     order = {name: place for place, name in enumerate(_BEGUN_FIRST)}

@@ -1,6 +1,7 @@
 """Five hundred broken files: each is read with counts or refused in one clear line."""
 
 import gzip
+import itertools
 import random
 
 import pytest
@@ -182,15 +183,42 @@ def test_all_that_can_be_read_is_prepared_in_one_run(outcomes, tmp_path):
     assert steps[-1].rows_out == log.num_events > 500
 
 
-@pytest.mark.parametrize("kind", ["odd values", "cut gzip", "mixed times"])
-def test_one_broken_file_alone_ends_in_a_log_or_in_one_line(tmp_path, kind):
-    draw = random.Random(kind)
+def pytest_generate_tests(metafunc):
+    if "number" in metafunc.fixturenames:
+        # Drawn, so that few files meet many kinds; all of them take ten minutes.
+        count = metafunc.config.getoption("broken_files")
+        metafunc.parametrize("number", sorted(random.Random(3).sample(range(NUM_FILES), count)))
+
+
+def test_one_broken_file_alone_ends_in_a_log_or_in_one_line(tmp_path, number):
+    draw = random.Random(number)
+    kind = list(BREAKS)[number % len(BREAKS)]
     path = tmp_path / "log.csv"
     path.write_bytes(BREAKS[kind](draw, rows_of(draw)))
+    steps, refusal, num_events = [], None, 0
     try:
-        log = prepare_log(config_of([path], tmp_path / "out", split="leave_one_out"))
+        log = prepare_log(
+            config_of([path], tmp_path / "out", split="leave_one_out"), announce=steps.append
+        )
         num_events = log.num_events
-        refusal = ""
     except (ValueError, OSError) as error:
-        num_events, refusal = 0, str(error)
-    assert num_events > 0 or (refusal and "\n" not in refusal)
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal, kind
+        assert "\n" not in refusal, kind
+        return
+    assert num_events == steps[-1].rows_out > 0
+    for before, after in itertools.pairwise(steps):
+        assert after.rows_in == before.rows_out
+    for step in steps:
+        assert step.rows_in - step.rows_out == sum(step.dropped.values())
+
+
+def test_a_field_of_ten_megabytes_is_read(tmp_path):
+    path = tmp_path / "log.csv"
+    rows = rows_of(random.Random(1))
+    path.write_text(table([*rows, ["u9", "p9", rows[0][2], "1", "1", "x" * 10_000_000]]))
+    log = prepare_log(config_of([path], tmp_path / "out", split="leave_one_out"))
+    assert "u9" in list(log.user_ids)
+    named = config_of([path], tmp_path / "named", split="leave_one_out", name="note")
+    assert max(map(len, prepare_log(named).item_names)) == 10_000_000
