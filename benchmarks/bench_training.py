@@ -20,7 +20,8 @@ cuts the CPU into two devices that share the rows of a batch (`--mesh_data=2`).
 
 With `--epochs=20` the movielens suite then goes on training to so many epochs and reports HR@10 on
 the held-out last events: all items ranked, those already seen included, validation event in the
-history. A request tells its time or not, where a model can be told.
+history. A request tells its time or not, where a model can be told. Learning rates, ours and
+theirs, are chosen with `--part=validation`, which asks for the last events but one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from benchmarks.made_log import make_log
 from benchmarks.peers.client import NUM_THREADS, Client
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.protocol import find_targets
-from stt_jax.data.store import TEST, PreparedLog, open_log
+from stt_jax.data.schema import PART_NAMES
+from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.metrics import ranking_metrics
 from stt_jax.training.loop import READ_AHEAD
 from stt_jax.training.ranks import make_ranker, model_ranks
@@ -95,10 +97,10 @@ class Ours:
         self.steps_done += steps
         return {"seconds": seconds, "events": int(sum(float(count) for count in counts))}
 
-    def hit_rates(self) -> dict[str, float]:
-        """HR@10 of the held-out events, for requests without and with their time."""
+    def hit_rates(self, part: int) -> dict[str, float]:
+        """HR@10 of a part's held-out events, for requests without and with their time."""
         setup = self.setup
-        targets = find_targets(setup.log, TEST, targets="last", context="all")
+        targets = find_targets(setup.log, part, targets="last", context="all")
         with jax.set_mesh(setup.placement.mesh):
             ranks = model_ranks(
                 make_ranker(setup.model),
@@ -153,7 +155,7 @@ def movielens(options: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         exported = {**MOVIELENS, "log": export(log, folder), "folder": folder}
         for name in ("hstu", "sasrec") if options.rectools else ():
-            request = {**exported, "model": name}
+            request = {**exported, "model": name, "learning_rate": options.peer_learning_rate}
             clients[f"rectools_{name}"] = Client(
                 options.rectools, "rectools_sequential.py", request, {}
             )
@@ -184,18 +186,24 @@ def add_hit_rates(
     rows: list[dict[str, Any]], ours: Ours, clients: dict[str, Client], options: argparse.Namespace
 ) -> None:
     """Trains everyone who can be ranked on to `options.epochs`, and adds HR@10 to the rows."""
+    part = PART_NAMES.index(options.part)
     for row in rows:
         done = 1 + options.rounds + 1  # its first epoch, the warm-up and the rounds
         if row["candidate"] == "ours":
             ours.train(ours.setup.num_steps - ours.steps_done)
-            row["hit_rates"] = ours.hit_rates()
+            row["hit_rates"] = ours.hit_rates(part)
             row["epochs"] = options.epochs
         elif row["candidate"].startswith("rectools"):
             client = clients[row["candidate"]]
             client(epochs=options.epochs - done)
-            found = client(rank=RANK)
+            found = client(rank=RANK, part=part)
             row["hit_rates"] = {found["time"]: found["hit_rate"]}
             row["epochs"] = options.epochs
+        if "hit_rates" in row:
+            row["part"] = options.part
+            row["learning_rate"] = (
+                options.learning_rate if row["candidate"] == "ours" else options.peer_learning_rate
+            )
         print(row["candidate"], row.get("hit_rates"), flush=True)
 
 
@@ -281,6 +289,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2, help="seed: steps in a turn")
     parser.add_argument("--epochs", type=int, default=0, help="movielens: epochs before HR@10")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="movielens: ours")
+    parser.add_argument(
+        "--peer_learning_rate", type=float, default=1e-3, help="movielens: of RecTools; its default"
+    )
+    parser.add_argument(
+        "--part", choices=("validation", "test"), default="test", help="movielens: of HR@10"
+    )
     parser.add_argument("--rectools", help="python of an environment with RecTools")
     parser.add_argument("--recbole", help="python of an environment with RecBole")
     parser.add_argument("--keras", help="python of an environment with Keras, TensorFlow and JAX")

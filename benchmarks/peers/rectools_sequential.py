@@ -1,14 +1,15 @@
 """RecTools' HSTU and SASRec, trained an epoch at a time on request.
 
 Usage: rectools_sequential.py OPTIONS, JSON: model "hstu" or "sasrec", log (a .npz with users,
-items, times, parts), blocks, width, heads, length, rows, dropout. Each line on standard input is
-{"epochs": n}: trains n more epochs and prints the seconds between their starts and ends, as
-Lightning's callbacks see them (what is set up around a call of `fit_partial` is not counted);
-or {"rank": k}: prints the share of people whose held-out item is among the first k of all items,
-and whether the model was told the time of that item (HSTU asks for it).
+items, times, parts), blocks, width, heads, length, rows, dropout, learning_rate. Each line on
+standard input is {"epochs": n}: trains n more epochs and prints the seconds between their starts
+and ends, as Lightning's callbacks see them (what is set up around a call of `fit_partial` is not
+counted); or {"rank": k, "part": p}: prints the share of people whose item held out for that part is
+among the first k of all items, and whether the model was told the time of that item (HSTU asks for
+it).
 
-Everything not named above is RecTools' default: Adam with learning rate 0.001, for HSTU relative
-attention by time and position.
+Everything not named above is RecTools' default: Adam, for HSTU relative attention by time and
+position.
 """
 
 import json
@@ -25,7 +26,7 @@ from rectools.dataset import Dataset
 from rectools.dataset.context import get_context
 from rectools.models import HSTUModel, SASRecModel
 
-TRAIN, TEST = 0, 2
+TRAIN = 0
 
 
 def answer(**values):
@@ -83,9 +84,9 @@ def main(options):
             Columns.Datetime: pd.to_datetime(log["times"], unit="s"),
         }
     )
-    train, test = log["parts"] == TRAIN, log["parts"] == TEST
+    parts = log["parts"]
+    train = parts == TRAIN
     dataset = Dataset.construct(table[train])
-    before_test = Dataset.construct(table[~test])
     make = {"hstu": HSTUModel, "sasrec": SASRecModel}[options["model"]]
     model = make(
         n_blocks=options["blocks"],
@@ -94,6 +95,7 @@ def main(options):
         session_max_len=options["length"],
         batch_size=options["rows"],
         dropout_rate=options["dropout"],
+        lr=options["learning_rate"],
         loss="softmax",
         get_trainer_func=get_trainer,
     )
@@ -112,7 +114,9 @@ def main(options):
     for line in sys.stdin:
         request = json.loads(line)
         if "rank" in request:
-            rate = hit_rate(model, before_test, table[test], request["rank"])
+            part = request["part"]
+            before = Dataset.construct(table[parts < part])
+            rate = hit_rate(model, before, table[parts == part], request["rank"])
             answer(hit_rate=rate, time="known" if model.require_recommend_context else "unknown")
             continue
         before = Clock.seconds
