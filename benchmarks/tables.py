@@ -193,7 +193,7 @@ def freshness_table() -> str:
     lines = [
         "| log | a person's state | "
         + " | ".join(f"{name} model: accuracy / HR@10 / MRR" for name in models)
-        + " | MRR less than live |",
+        + f" | {models[-1]} model's MRR less than live |",
         "|---|---|" + "---|" * (len(models) + 1),
     ]
     notes = []
@@ -202,8 +202,8 @@ def freshness_table() -> str:
         live = cells["older", 0]
         for age in sorted({age for _, age in cells}):
             state = f"{age} hours old" if age % 24 else f"{age // 24} day{'s' * (age > 24)} old"
-            row = cells["older", age]
-            loss = live["mrr"] - row["mrr"]
+            row = cells[models[-1], age]
+            loss = cells[models[-1], 0]["mrr"] - row["mrr"]
             shown = [_fresh(cells.get((model, age))) for model in models]
             shown.append(f"{loss:.4f} ± {row['mrr_difference_error']:.4f}" if age else "")
             lines.append(f"| {suite} | {state if age else 'live'} | " + " | ".join(shown) + " |")
@@ -297,6 +297,22 @@ def _machine(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def prepare_table() -> str:
+    """What `benchmarks.bench_prepare` found."""
+    found = json.loads((RESULTS / "prepare.json").read_text())
+    lines = [
+        "| log | rows read | seconds | seconds of all threads | most memory, GB | "
+        "threads that wanted to run before |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        lines.append(
+            f"| {row['name']} | {row['rows_read']:,} | {row['seconds']:,.1f} | "
+            f"{row['cpu_seconds']:,.1f} | {row['peak_gb']:.1f} | {row['load_before']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def repair_table() -> str:
     """What `benchmarks.bench_repair` found: later events are those after the training part."""
     rows = json.loads((RESULTS / "repair.json").read_text())["rows"]
@@ -346,6 +362,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "quickstart": lambda: transcript("quickstart"),
     "accelerator": lambda: transcript("accelerator_h100"),
     "kernel tiles": kernel_tables.tiles,
+    "prepare": prepare_table,
     "repair": repair_table,
     "repair value": repair_value_table,
     "quality city": lambda: quality_table("city"),
