@@ -115,8 +115,9 @@ def bench(quality: QualityConfig) -> None:
     suite = SUITES[quality.suite]
     path = pathlib.Path(quality.output) / f"{quality.suite}.json"
     results: dict[str, Any] = {"suite": quality.suite, "rows": []}
-    if quality.rows and path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        results = before if quality.rows else results | {"peers": before.get("peers", [])}
     for number, row in enumerate(suite.rows):
         if quality.rows and number not in map(int, quality.rows):
             continue

@@ -196,8 +196,8 @@ def add_hit_rates(
         elif row["candidate"].startswith("rectools"):
             client = clients[row["candidate"]]
             client(epochs=options.epochs - done)
-            found = client(rank=RANK, part=part)
-            row["hit_rates"] = {found["time"]: found["hit_rate"]}
+            found = client(rank=RANK, part=part, leave_out_seen=False)
+            row["hit_rates"] = {found["time"]: float(np.mean(np.array(found["ranks"]) > 0))}
             row["epochs"] = options.epochs
         if "hit_rates" in row:
             row["part"] = options.part

@@ -54,6 +54,19 @@ def quality_table(name: str) -> str:
         best = others.pop("best possible", None)
         for other, metrics in others.items():
             lines.append(_line(other, [_number(metrics.get(m)) for m in _QUALITY_COLUMNS], "", ""))
+        for row in results.get("peers", ()):
+            if row["time"] == "known" != mode:
+                continue  # it cannot do without
+            cells = [_number(row["metrics"][m]["mean"]) for m in _QUALITY_COLUMNS]
+            of_row = len(row["metrics"]["mrr"]["values"])
+            lines.append(
+                _line(
+                    f"{row['name']} ({of_row} seed{'s' * (of_row > 1)})",
+                    cells,
+                    f"{row['parameters']:,}",
+                    f"{row['minutes']:.1f}",
+                )
+            )
         for row in results["rows"]:
             cells = [
                 f"{row['metrics'][key][m]['mean']:.4f} ± {row['metrics'][key][m]['sd']:.4f}"

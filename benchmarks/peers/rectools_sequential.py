@@ -1,12 +1,12 @@
 """RecTools' HSTU and SASRec, trained an epoch at a time on request.
 
 Usage: rectools_sequential.py OPTIONS, JSON: model "hstu" or "sasrec", log (a .npz with users,
-items, times, parts), blocks, width, heads, length, rows, dropout, learning_rate. Each line on
-standard input is {"epochs": n}: trains n more epochs and prints the seconds between their starts
+items, times, parts), blocks, width, heads, length, rows, dropout, learning_rate, seed. Each line
+on standard input is {"epochs": n}: trains n more epochs and prints the seconds between their starts
 and ends, as Lightning's callbacks see them (what is set up around a call of `fit_partial` is not
-counted); or {"rank": k, "part": p}: prints the share of people whose item held out for that part is
-among the first k of all items, and whether the model was told the time of that item (HSTU asks for
-it).
+counted); or {"rank": k, "part": p, "leave_out_seen": b}: prints, for each event held out for that
+part, its item's rank among the first k of all items (of those that the person has not had), 0 =
+further back, and whether the model was told the time of that event (HSTU asks for it).
 
 Everything not named above is RecTools' default: Adam, for HSTU relative attention by time and
 position.
@@ -61,20 +61,23 @@ def get_trainer():
     )
 
 
-def hit_rate(model, dataset, held_out, k):
-    """Share of people whose held-out item is among the first k of all items, seen ones included."""
+def find_ranks(model, dataset, held_out, k, leave_out_seen):
+    """Of each held-out event its item's rank among the first k, 0 = further back."""
     users = held_out[Columns.User].to_numpy()
     context = get_context(held_out) if model.require_recommend_context else None
-    table = model.recommend(users=users, dataset=dataset, k=k, filter_viewed=False, context=context)
-    pairs = set(zip(held_out[Columns.User], held_out[Columns.Item], strict=True))
-    found = zip(table[Columns.User], table[Columns.Item], strict=True)
-    return sum(pair in pairs for pair in found) / len(held_out)
+    table = model.recommend(
+        users=users, dataset=dataset, k=k, filter_viewed=leave_out_seen, context=context
+    )
+    pairs = zip(table[Columns.User], table[Columns.Item], strict=True)
+    ranks = dict(zip(pairs, table[Columns.Rank], strict=True))
+    wanted = zip(held_out[Columns.User], held_out[Columns.Item], strict=True)
+    return [int(ranks.get(pair, 0)) for pair in wanted]
 
 
 def main(options):
     """Builds the model and answers until standard input ends."""
     torch.set_num_threads(2)
-    lightning.seed_everything(0, verbose=False)
+    lightning.seed_everything(options.get("seed", 0), verbose=False)
     log = np.load(options["log"])
     table = pd.DataFrame(
         {
@@ -116,8 +119,9 @@ def main(options):
         if "rank" in request:
             part = request["part"]
             before = Dataset.construct(table[parts < part])
-            rate = hit_rate(model, before, table[parts == part], request["rank"])
-            answer(hit_rate=rate, time="known" if model.require_recommend_context else "unknown")
+            held_out = table[parts == part]
+            ranks = find_ranks(model, before, held_out, request["rank"], request["leave_out_seen"])
+            answer(ranks=ranks, time="known" if model.require_recommend_context else "unknown")
             continue
         before = Clock.seconds
         model.fit_partial(dataset, min_epochs=request["epochs"], max_epochs=request["epochs"])
