@@ -31,7 +31,7 @@ from stt_jax.training.sharding import parameter_name
 _FREE_OPTIONS = ("attention", "dropout", "dtype", "id_dropout", "remat")
 # What can become of a numeric column, beside that it is kept.
 _NEW, _GONE = "new", "gone"
-_OTHER = "new, as other steps prepare it than before"
+_OTHER = "begun anew, as other steps prepare it now"
 
 
 @dataclasses.dataclass(frozen=True)

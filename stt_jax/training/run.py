@@ -162,11 +162,12 @@ def _check_same_run(
 ) -> None:
     info, old = read_run_files(directory)
     check_same_log(directory, info, log)
-    if info.sizes.numbers != tuple(sorted(log.numbers)):
+    numbers = model_sizes(log).numbers
+    if info.sizes.numbers != numbers:
         raise ValueError(
             f"--run={directory} began with a stt_jax whose model did not read the numeric columns "
-            f"{', '.join(log.numbers)} of {log.directory}; it can be used, but not trained on: "
-            "train a new --run"
+            f"{', '.join(numbers)} of {log.directory}; it can be used, but not trained on: train "
+            "a new --run"
         )
     before = (old["training"], old["model"], old["validation"])
     changed = [

@@ -144,7 +144,7 @@ def test_numeric_columns_go_over_where_they_are_the_same_and_begin_at_zero_where
     for name in ("number_price", "number_pieces"):
         np.testing.assert_array_equal(events[name], was[name])
     said, events = now(price=STAGES["price"][:1], weight=[])
-    assert said == ("pieces gone, price new, as other steps prepare it than before, weight new")
+    assert said == ("pieces gone, price begun anew, as other steps prepare it now, weight new")
     assert "number_pieces" not in events
     for name in ("number_price", "number_weight"):
         assert not events[name].any()
