@@ -184,8 +184,9 @@ class EventStore:
         query = query.order_by(_EVENTS.c.user, _EVENTS.c.time_s, _EVENTS.c.sequence)
         for part in _parts(list(events)):
             for row in self._read(query.where(_EVENTS.c.user.in_(part))):
-                *columns, numbers = row
-                events[row.user].append(StoredEvent(*columns, numbers=numbers or {}))
+                columns = row._asdict()
+                columns["numbers"] = columns["numbers"] or {}
+                events[row.user].append(StoredEvent(**columns))
         return events
 
     def forget(self, user: str) -> int:
