@@ -12,6 +12,7 @@ from typing import Any
 from flax import struct
 
 HOURS_PER_WEEK = 168
+NUMBER_LIMIT = 10.0  # numeric columns are read within -10 and 10, as their log scales them
 _ROW_MULTIPLE = 128  # whole vector registers, and any mesh of up to 128 devices can split it
 
 Array = Any  # numpy on the host, jax.Array on the device
@@ -25,6 +26,7 @@ class History:
       items: int32, 0 = not in the vocabulary.
       categories: int32, 0 = unknown.
       contexts: further categorical columns by name, int32, 0 = unknown.
+      numbers: numeric columns by name, float32, as the prepared log scales them; NaN = unknown.
       traits: int32 [B, S, M] by name, values that the item has, 0 = no further one.
       times: int32, seconds since the first event of the segment.
       gaps_s: int32, seconds since the person's previous event, -1 = no previous event.
@@ -37,6 +39,7 @@ class History:
     items: Array
     categories: Array
     contexts: dict[str, Array]
+    numbers: dict[str, Array]
     traits: dict[str, Array]
     times: Array
     gaps_s: Array

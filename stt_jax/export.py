@@ -4,7 +4,8 @@
 
     encode.stablehlo append.stablehlo score.stablehlo    jax.export artifacts for cpu, cuda and tpu
     weights.npz          parameters and catalogue, in the order in which the artifacts take them
-    vocabularies.json    ids of items, people, categories and context values, by row
+    vocabularies.json    ids of items, people, categories and context values, by row; what was done
+                         to numeric columns
     manifest.json        every argument and result by name, shape and dtype
     README.md            model card: what it is, what it was made from, how to call it
 
@@ -172,6 +173,7 @@ def export_run(run: Run, log: PreparedLog, out: pathlib.Path, num_items_listed: 
         "people": ["", *log.user_ids[: log.num_train_users]],
         "categories": list(log.category_values),
         "contexts": {name: list(values) for name, values in log.context_values.items()},
+        "numbers": {name: log.meta.numerics.get(name, []) for name in run.info.sizes.numbers},
         "item_traits": {name: list(values) for name, values in log.item_trait_values.items()},
         "user_traits": {name: list(values) for name, values in log.user_trait_values.items()},
     }
@@ -235,11 +237,22 @@ week (Monday 00:00 is 0, -1 = unknown). Coordinates are metres on a sphere of ra
 (x, y, z) minus `origins`, the person's first known place; NaN = unknown. `segment_ids` is 1 for an
 event and 0 for padding. A request's `last_tokens` is the number of events - 1; `time_known` false
 hides its time, NaN its place; where the log has domains, `domains` is true for those that are
-wanted, all or some, in the order of the trait `domain` from row 1 on.
+wanted, all or some, in the order of the trait `domain` from row 1 on.{_numbers(run)}
 
 A person's events are encoded from number max(0, (n // {hop} + 1) * {hop} - 1 - {window}) on, n
 being how many there are: when the next would not fit, encode again from there.
 """
+
+
+def _numbers(run: Run) -> str:
+    names = run.info.sizes.numbers
+    if not names:
+        return ""
+    return f"""
+
+Numeric columns of an event ({", ".join(names)}) are float32 as the prepared log has them, NaN =
+unknown. `numbers` of `vocabularies.json` lists what was done to each, in its order, and
+`stt_jax.data.numerics.apply_stage` defines every step; the unknown stays so but for "fill"."""
 
 
 def _privacy(run: Run) -> str:

@@ -31,6 +31,7 @@ class Events:
     longitudes_e7: np.ndarray
     categories: np.ndarray
     contexts: dict[str, np.ndarray]
+    numbers: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     traits: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [N, M] each
 
     def __len__(self) -> int:
@@ -38,10 +39,15 @@ class Events:
 
     def __getitem__(self, selection: slice | np.ndarray) -> Events:
         columns = {name: getattr(self, name)[selection] for name in _COLUMNS}
+
+        def selected(by_name: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: column[selection] for name, column in by_name.items()}
+
         return Events(
             **columns,
-            contexts={name: column[selection] for name, column in self.contexts.items()},
-            traits={name: column[selection] for name, column in self.traits.items()},
+            contexts=selected(self.contexts),
+            numbers=selected(self.numbers),
+            traits=selected(self.traits),
         )
 
     @property
@@ -50,7 +56,8 @@ class Events:
         return earth_coords(self.latitudes_e7, self.longitudes_e7)
 
 
-_COLUMNS = tuple(f.name for f in dataclasses.fields(Events) if f.name not in ("contexts", "traits"))
+_BY_NAME = ("contexts", "numbers", "traits")
+_COLUMNS = tuple(f.name for f in dataclasses.fields(Events) if f.name not in _BY_NAME)
 
 
 def log_events(log: PreparedLog, first: int, end: int) -> Events:
@@ -59,6 +66,7 @@ def log_events(log: PreparedLog, first: int, end: int) -> Events:
     return Events(
         **columns,
         contexts={name: column[first:end] for name, column in log.contexts.items()},
+        numbers={name: column[first:end] for name, column in log.numbers.items()},
         traits=traits_of_items(log, columns["items"]),
     )
 
@@ -78,6 +86,7 @@ def join_events(parts: Sequence[Events]) -> Events:
     return Events(
         **columns,
         contexts=joined([part.contexts for part in parts]),
+        numbers=joined([part.numbers for part in parts]),
         traits=joined([part.traits for part in parts]),
     )
 
@@ -165,6 +174,7 @@ def history_rows(
         items=put(events.items),
         categories=put(events.categories),
         contexts={name: put(column) for name, column in events.contexts.items()},
+        numbers={name: put(column) for name, column in events.numbers.items()},
         traits={name: put(column) for name, column in events.traits.items()},
         times=put(int32_seconds(events.times - time_origins)),
         gaps_s=put(int32_seconds(gaps), -1),

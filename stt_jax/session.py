@@ -81,7 +81,8 @@ def new_cache(model: SpatiotemporalTransformer, num_people: int, capacity: int) 
     """A cache for `num_people` people with at most `capacity` events each."""
     names = tuple(name for name, _ in model.sizes.contexts)
     traits = {name: most for name, _, most in model.sizes.item_traits}
-    return empty_cache(model.config, names, traits, num_people, capacity)
+    numbers = model.sizes.numbers
+    return empty_cache(model.config, names, numbers, traits, num_people, capacity)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

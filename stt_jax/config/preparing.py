@@ -139,7 +139,9 @@ class ValueOptions:
         (), "Change the shape of numeric columns: price:log1p, price:boxcox or price:quantile."
     )
     normalise: tuple[str, ...] = option(
-        (), "Bring numeric columns to one scale: price:zscore, price:minmax or price:robust."
+        (),
+        "Bring numeric columns to one scale: price:zscore, price:minmax or price:robust. The model "
+        "cuts them at 10 and -10.",
     )
 
     def __post_init__(self) -> None:

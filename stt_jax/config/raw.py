@@ -134,7 +134,9 @@ class ColumnOptions:
         (), "Further categorical columns of the event, e.g. device,country."
     )
     numeric: tuple[str, ...] = option(
-        (), "Numeric columns of the event, e.g. price,quantity; what is no number is unknown."
+        (),
+        "Numeric columns of the event, e.g. price,quantity; what is no number is unknown. The "
+        "model reads them.",
     )
     session: str = option("", "Column with the log's own session or trajectory id.")
     session_gap_h: float = option(

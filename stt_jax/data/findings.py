@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stt_jax.batch import NUMBER_LIMIT
 from stt_jax.data.schema import PART_NAMES, TEST, TRAIN, UNKNOWN_E7, VALIDATION
 from stt_jax.data.store import PreparedLog
 
@@ -17,6 +18,7 @@ _LARGE_SHARE = 0.4  # of all events, by one user
 _TIED_SHARE = 0.05  # of a user's steps in time, without a second in between
 _SAME_SECOND_SHARE = 0.01  # of all events, in one second
 _SECOND_BINS = 1 << 20
+_CUT_SHARE = 0.01  # of a numeric column's known values in training, cut by the model
 _BUSY_DAY = 20  # events of a usual day, from which on an empty day is remarkable
 
 
@@ -75,6 +77,7 @@ def find_warnings(log: PreparedLog) -> tuple[str, ...]:
         *_warn_of_people(log),
         *(_warn_of_times(log) if log.meta.has_times else ()),
         *_warn_of_sessions(log),
+        *_warn_of_numbers(log),
     )
 
 
@@ -212,3 +215,20 @@ def _warn_of_sessions(log: PreparedLog) -> list[str]:
         f"{num_runs - num_sessions} times another session lies between two events of one "
         "session: sessions overlap in time"
     ]
+
+
+def _warn_of_numbers(log: PreparedLog) -> list[str]:
+    warnings = []
+    for name, values in log.numbers.items():
+        num_known = num_cut = 0
+        for _, events in log.stretches():
+            train = values[events][log.parts[events] == TRAIN]
+            num_known += int(np.count_nonzero(~np.isnan(train)))
+            num_cut += int(np.count_nonzero(np.abs(train) > NUMBER_LIMIT))
+        if num_cut > _CUT_SHARE * num_known:
+            warnings.append(
+                f"{num_cut / num_known:.0%} of the training part's {name} is beyond "
+                f"{NUMBER_LIMIT:g} or -{NUMBER_LIMIT:g}, where the model cuts it: bring it to one "
+                f"scale, e.g. --normalise={name}:robust"
+            )
+    return warnings

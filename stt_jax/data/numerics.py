@@ -177,9 +177,11 @@ def apply_stages(stages: Sequence[Mapping[str, Any]], values: np.ndarray) -> np.
       time leave a value to the next fill, as they do for whom they do not know.
     """
     result = np.asarray(values, np.float64)
-    for stage in stages:
-        result = apply_stage(stage, result, np.zeros(len(result), np.int64))
-    return result.astype(np.float32)
+    # A number that is too large for a stage, or for float32, becomes infinite.
+    with np.errstate(over="ignore"):
+        for stage in stages:
+            result = apply_stage(stage, result, np.zeros(len(result), np.int64))
+        return result.astype(np.float32)
 
 
 def moving_median(values: np.ndarray, users: np.ndarray, window: int) -> np.ndarray:

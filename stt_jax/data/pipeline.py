@@ -285,6 +285,7 @@ def gather_history(
         items=put(log.items[events]),
         categories=put(log.categories[events]),
         contexts={name: put(column[events]) for name, column in log.contexts.items()},
+        numbers={name: put(column[events]) for name, column in log.numbers.items()},
         traits={name: put(values[log.items[events]]) for name, values in log.item_traits.items()},
         times=put(_int32_seconds(log.times[events] - layout.time_origins[of_window])),
         gaps_s=put(_int32_seconds(gaps), -1),

@@ -63,6 +63,7 @@ class Cache:
 def empty_cache(
     config: ModelConfig,
     context_names: tuple[str, ...],
+    number_names: tuple[str, ...],
     traits: dict[str, int],
     num_people: int,
     capacity: int,
@@ -83,6 +84,7 @@ def empty_cache(
         items=full(0, jnp.int32),
         categories=full(0, jnp.int32),
         contexts={name: full(0, jnp.int32) for name in context_names},
+        numbers={name: full(0, jnp.float32) for name in number_names},
         traits={name: full(0, jnp.int32, most) for name, most in traits.items()},
         times=full(0, jnp.int32),
         gaps_s=full(-1, jnp.int32),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stt_jax.batch import HOURS_PER_WEEK, Catalogue, table_rows
+from stt_jax.batch import HOURS_PER_WEEK, NUMBER_LIMIT, Catalogue, table_rows
 
 # Wavelengths of the place encoding, metres: from a street to a continent, a factor of about 2.4
 # apart. Shorter ones would need more than float32 earth-centred metres (0.5 m) can resolve.
@@ -179,6 +179,23 @@ class GapEmbedding(nn.Module):
         return jnp.where(gaps_s[..., None] >= 0, vectors, 0.0)
 
 
+def number_features(values: jax.Array) -> jax.Array:
+    """A numeric column as a model reads it: the number, and whether it is unknown.
+
+    Args:
+      values: float32 [...], in the unit that the log's `--transform` and `--normalise` have made,
+        e.g. standard deviations from the mean of the training part; NaN = unknown.
+
+    Returns:
+      float32 [..., 2]: the value cut at `NUMBER_LIMIT` either way, so that one outlier cannot drown
+      what else is known, and 0 where it is unknown; then 1 where it is unknown, else 0.
+    """
+    known = ~jnp.isnan(values)
+    # NaN is replaced before anything is computed: 0 * NaN would poison the gradient.
+    safe = jnp.clip(jnp.where(known, values, 0.0), -NUMBER_LIMIT, NUMBER_LIMIT)
+    return jnp.stack([safe, jnp.where(known, 0.0, 1.0)], axis=-1)
+
+
 def vectors_before(item_vectors: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """For every event of a row the vector of the item before it, zero at a segment's first."""
     same_segment = segment_ids[:, 1:] == segment_ids[:, :-1]
@@ -187,14 +204,18 @@ def vectors_before(item_vectors: jax.Array, segment_ids: jax.Array) -> jax.Array
 
 
 class EventEmbedding(nn.Module):
-    """What happened: item, the item before it, further context, time of week, gap.
+    """What happened: item, the item before it, further context, numbers, time of week, gap.
 
     The item before lets one attention look for "what followed the last time I was here": a key
     then says what it followed. Two layers can learn that too (an induction head), but slowly.
+
+    A numeric column adds `number_features(value) @ number_NAME`, with a parameter [2, E] of its
+    own: a direction that the number moves the event along, and a vector for "not known".
     """
 
     width: int
     context_sizes: tuple[tuple[str, int], ...]
+    number_names: tuple[str, ...]
     use_time: bool
     dtype: str
 
@@ -204,6 +225,7 @@ class EventEmbedding(nn.Module):
         item_vectors: jax.Array,
         previous: jax.Array,
         contexts: dict[str, jax.Array],
+        numbers: dict[str, jax.Array],
         phases: jax.Array,
         gaps_s: jax.Array,
     ) -> jax.Array:
@@ -216,6 +238,9 @@ class EventEmbedding(nn.Module):
         for name, size in self.context_sizes:
             table = self.param(f"context_{name}", _EMBEDDING_INIT, (size + 1, self.width))
             vectors = vectors + table[contexts[name]].astype(self.dtype)
+        for name in self.number_names:
+            table = self.param(f"number_{name}", _EMBEDDING_INIT, (2, self.width))
+            vectors = vectors + (number_features(numbers[name]) @ table).astype(self.dtype)
         if self.use_time:
             vectors = vectors + TimeOfWeekEmbedding(self.width, self.dtype, name="time_of_week")(
                 phases

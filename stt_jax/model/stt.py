@@ -40,6 +40,7 @@ class ModelSizes:
     contexts: tuple[tuple[str, int], ...]
     item_traits: tuple[tuple[str, int, int], ...] = ()  # (name, values, most that an item has)
     user_traits: tuple[tuple[str, int], ...] = ()
+    numbers: tuple[str, ...] = ()  # numeric columns of the events, in the order of their names
 
     @property
     def num_domains(self) -> int:
@@ -111,7 +112,9 @@ class SpatiotemporalTransformer(nn.Module):
             config.use_place,
             config.dtype,
         )
-        self.events = EventEmbedding(config.width, sizes.contexts, config.use_time, config.dtype)
+        self.events = EventEmbedding(
+            config.width, sizes.contexts, sizes.numbers, config.use_time, config.dtype
+        )
         self.event_dropout = Dropout(config.dropout)
         self.blocks = [GatedBlock(config) for _ in range(config.num_layers)]
         self.decoder = Decoder(
@@ -250,6 +253,9 @@ class SpatiotemporalTransformer(nn.Module):
         Returns:
           The cache with the events, as if everything had been encoded at once.
         """
+        # A run of before this model read numbers keeps none, whatever its log has.
+        numbers = {name: events.numbers[name] for name in self.sizes.numbers}
+        events = dataclasses.replace(events, numbers=numbers)
         places = jnp.arange(events.items.shape[1])[None] + (
             jnp.zeros((rows.shape[0], 1), jnp.int32) if starts is None else starts[:, None]
         )
@@ -328,7 +334,9 @@ class SpatiotemporalTransformer(nn.Module):
         return self.items(history.items, history.categories, history.traits, coords, hidden_ids)
 
     def _embed(self, history: History, vectors: jax.Array, before: jax.Array) -> jax.Array:
-        return self.events(vectors, before, history.contexts, history.phases, history.gaps_s)
+        return self.events(
+            vectors, before, history.contexts, history.numbers, history.phases, history.gaps_s
+        )
 
     def _decode(
         self,

@@ -123,6 +123,7 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
                     longitude=None if event.longitude_e7 is None else event.longitude_e7 / 1e7,
                     category=event.category,
                     context=event.contexts,
+                    numbers=event.numbers,
                 )
                 for event in known.events[-_LAST_EVENTS:]
             ],

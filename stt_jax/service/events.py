@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from stt_jax.data.schema import UNKNOWN_E7
+from stt_jax.data.schema import TEST, UNKNOWN_E7
 from stt_jax.data.store import PreparedLog
 from stt_jax.histories import Events, join_events, log_events, traits_of_items
 from stt_jax.service.models import ServedModel
@@ -27,6 +28,9 @@ def live_events(
 
     An item, category or value that its vocabulary does not hold is unknown (0). An event without a
     category or place of its own has its item's; one without an offset has the offset before it.
+    Numbers go through what preparing did to their column, a person's smoothing beginning with
+    their first stored event, since the prepared log does not keep the numbers before it; columns
+    that preparing made (`features.NUMBERS`) are unknown here, see `person_events`.
     """
     log = served.log
     items = np.array([served.item_rows.get(event.item, 0) for event in stored], np.int32)
@@ -54,23 +58,87 @@ def live_events(
             name: np.array([rows.get(e.contexts.get(name, ""), 0) for e in stored], np.int32)
             for name, rows in served.context_rows.items()
         },
+        numbers=_scaled(
+            log, {name: [e.numbers.get(name, np.nan) for e in stored] for name in log.numbers}
+        ),
         traits=traits_of_items(log, items),
     )
 
 
-def merge_events(base: Events, live: Events, *, has_times: bool) -> Events:
+def person_events(
+    stored: Sequence[StoredEvent], served: ServedModel, row: int | None = None
+) -> Events:
     """One person's events of the prepared log and of the service in the order of their time.
 
     Ties keep the order in which they came, the prepared log first. An event that both hold, known
     by its time and item, is there once: a log prepared again may hold what the service had stored.
+    What preparing makes of the other columns (`--features`) is made of stored events here, with
+    all of the person's events before them; those of the prepared log keep what it says.
+
+    Args:
+      stored: in the order of their time.
+      served: the model.
+      row: of the person in the prepared log; None = not in there.
     """
+    log = served.log
+    base = base_events(log, row)
+    live = live_events(stored, served, base)
     if len(live) == 0:
         return base
-    if not has_times:
-        return join_events([base, live])
-    if len(base):
+    if log.meta.has_times and len(base):
         there = set(zip(base.times.tolist(), base.items.tolist(), strict=True))
         pairs = zip(live.times.tolist(), live.items.tolist(), strict=True)
         live = live[np.array([item == 0 or (time, item) not in there for time, item in pairs])]
+    parts = np.full(len(base) + len(live), TEST, np.int8)
+    if row is not None:
+        parts[: len(base)] = log.parts[log.user_offsets[row] : log.user_offsets[row + 1]]
+    is_live = np.arange(len(parts)) >= len(base)
     events = join_events([base, live])
-    return events[np.argsort(events.times, kind="stable")]
+    if log.meta.has_times:
+        order = np.argsort(events.times, kind="stable")
+        events, parts, is_live = events[order], parts[order], is_live[order]
+    for name, values in _made(log, events, parts).items():
+        events.numbers[name][is_live] = values[is_live]
+    return events
+
+
+def _made(log: PreparedLog, events: Events, parts: np.ndarray) -> dict[str, np.ndarray]:
+    """The numeric columns of a log that preparing made of others, float32 [N], of these events."""
+    # Only what is read from a file is marked where it was missing.
+    made = log.numbers.keys() - log.was_missing.keys()
+    if not made:
+        return {}
+    # Slow to import, for it brings the table engine; most logs have no such columns.
+    from stt_jax.data import features
+    from stt_jax.data.columns import Columns
+
+    columns = Columns(
+        source_rows=np.arange(len(events)),
+        users=np.zeros(len(events), np.int32),
+        items=events.items,
+        times_s=events.times,
+        utc_offsets_s=events.utc_offsets_s.astype(np.int64),
+        parts=parts,
+        latitudes_e7=events.latitudes_e7,
+        longitudes_e7=events.longitudes_e7,
+        numbers={},
+        codes={},
+        texts={},
+        was_missing={},
+    )
+    for feature, names in features.NUMBERS.items():
+        if made.issuperset(names):
+            features.add_numbers(columns, feature)
+    return _scaled(log, columns.numbers)
+
+
+def _scaled(log: PreparedLog, columns: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Numbers of one person as the prepared log would have them, float32 [N] by name."""
+    if not columns:
+        return {}
+    from stt_jax.data.numerics import apply_stages  # as slow to import
+
+    return {
+        name: apply_stages(log.meta.numerics.get(name, ()), np.array(values, np.float64))
+        for name, values in columns.items()
+    }

@@ -29,7 +29,7 @@ from stt_jax.histories import (
     wanted_domains,
 )
 from stt_jax.service.asks import Answer, Ask, Reason
-from stt_jax.service.events import base_events, live_events, merge_events
+from stt_jax.service.events import person_events
 from stt_jax.service.models import ServedModel
 from stt_jax.service.store import EventStore, Version
 
@@ -150,7 +150,7 @@ class LiveTable:
         Raises:
           ValueError: the model's answers are not finite.
         """
-        nothing = live_events([], self.served)
+        nothing = person_events([], self.served)
         tokens = Tokens(nothing, None, anchor(nothing))
         for pool in self._pools:
             view = _View(pool, pool.empty, nothing, nothing, tokens.anchor, None)
@@ -271,9 +271,7 @@ class LiveTable:
             # request sees another version and reads again.
             row = self.served.user_row(user)
             known = row is not None and not versions[user].forgotten
-            base = base_events(self.served.log, row if known else None)
-            live = live_events(stored.get(user, []), self.served, base)
-            events = merge_events(base, live, has_times=self._has_times)
+            events = person_events(stored.get(user, []), self.served, row if known else None)
             self._place(user, versions[user], row if known else None, events, busy, work)
         self._run(work)
         found = {user: self._people[user] for user in users if user in self._people}
@@ -346,7 +344,7 @@ class LiveTable:
     ) -> _View:
         person = None if ask.user is None else people.get(ask.user)
         if person is None:
-            events, user_row = live_events(ask.trail or (), self.served), None
+            events, user_row = person_events(ask.trail or (), self.served), None
         else:
             events, user_row = person.events, person.user_row
         cut = ask.seen(events) if self._has_times else len(events)
@@ -490,7 +488,10 @@ def _equal(events: Events, others: Events) -> bool:
     if len(events) != len(others):
         return False
     columns, other_columns = (jax.tree.leaves(vars(one)) for one in (events, others))
-    return all(map(np.array_equal, columns, other_columns))
+    return all(
+        np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+        for one, other in zip(columns, other_columns, strict=True)
+    )
 
 
 def _make_pools(served: ServedModel, window: int, state_bytes: int, max_batch: int) -> list[_Pool]:

@@ -21,6 +21,7 @@ Text = Annotated[
 # The years 1900 to 2100.
 UnixSeconds = Annotated[int, Field(strict=True, ge=-2_208_988_800, le=4_102_444_800)]
 IsoTime = Annotated[str, StringConstraints(max_length=40), Field(examples=["2012-12-22T08:30Z"])]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
 Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
 
@@ -62,6 +63,12 @@ class TrailEvent(Place):
     )
     category: Text | None = Field(None, description="Empty = the item's.")
     context: dict[Text, Text] = Field({}, max_length=32, description="Further columns by name.")
+    numbers: dict[Text, Number] = Field(
+        {},
+        max_length=32,
+        description="Numeric columns by name, as the raw log has them: they are scaled as the "
+        "prepared log was. What is left out is unknown.",
+    )
 
     def stored(
         self, ids: Ids, now_s: int, user: str = "", event_id: str | None = None
@@ -82,6 +89,7 @@ class TrailEvent(Place):
         event = StoredEvent(
             ids.user(user), event_id or "", ids.item(self.item), time_s, offset_s,
             latitude, longitude, self.category, dict(sorted(self.context.items())),
+            dict(sorted(self.numbers.items())),
         )  # fmt: skip
         if event_id:
             return event
@@ -233,6 +241,7 @@ class KnownEvent(pydantic.BaseModel):
     longitude: float | None
     category: str | None
     context: dict[str, str]
+    numbers: dict[str, float]
 
 
 class User(pydantic.BaseModel):

@@ -18,7 +18,7 @@ from stt_jax.data.pseudonyms import Ids, open_ids
 from stt_jax.data.store import UNKNOWN_E7, PreparedLog
 from stt_jax.service.asks import Answer, Ask
 from stt_jax.service.batcher import Batcher
-from stt_jax.service.events import base_events, live_events, merge_events
+from stt_jax.service.events import person_events
 from stt_jax.service.metrics import Metrics
 from stt_jax.service.models import ServedModel, load_model, model_identity, open_run_log
 from stt_jax.service.people import LiveTable
@@ -142,9 +142,8 @@ class Service:
         """The last events that a request of a person sees, oldest first, to be shown."""
         served = self.model
         forgotten = self.store.versions([user])[user].forgotten
-        base = base_events(served.log, None if forgotten else served.user_row(user))
-        live = live_events(self.store.read([user])[user], served, base)
-        events = merge_events(base, live, has_times=served.log.meta.has_times)
+        row = None if forgotten else served.user_row(user)
+        events = person_events(self.store.read([user])[user], served, row)
         events = events[max(0, len(events) - _SHOWN_EVENTS) :]
         return [
             {

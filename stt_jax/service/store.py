@@ -39,6 +39,7 @@ _EVENTS = sa.Table(
     sa.Column("longitude_e7", sa.BigInteger),
     sa.Column("category", sa.Text),
     sa.Column("contexts", sa.JSON, nullable=False),
+    sa.Column("numbers", sa.JSON),  # null in what was stored before there were any
     sa.UniqueConstraint("user", "event_id"),
     sa.Index("events_by_time", "user", "time_s", "sequence"),
 )
@@ -69,6 +70,7 @@ class StoredEvent:
       latitude_e7, longitude_e7: 1e-7 degrees; None = unknown.
       category: name; None = not told.
       contexts: further columns by name.
+      numbers: numeric columns by name, as the raw log has them; unknown ones are left out.
     """
 
     user: str
@@ -80,6 +82,7 @@ class StoredEvent:
     longitude_e7: int | None = None
     category: str | None = None
     contexts: dict[str, str] = dataclasses.field(default_factory=dict)
+    numbers: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(StoredEvent))
@@ -87,7 +90,9 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(StoredEvent))
 
 def content_id(event: StoredEvent) -> str:
     """An id for an event that came without: equal events of a person are one, as in training."""
-    parts = [getattr(event, name) for name in _FIELDS if name != "event_id"]
+    parts = [getattr(event, name) for name in _FIELDS if name not in ("event_id", "numbers")]
+    if event.numbers:  # those without keep the ids that they have always had
+        parts.append(event.numbers)
     return "sha256:" + hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -113,7 +118,7 @@ class EventStore:
     """The log at a SQLAlchemy URL, e.g. `sqlite:///runs/x/events.db`."""
 
     def __init__(self, url: str) -> None:
-        """Opens the log and makes its tables if they are missing.
+        """Opens the log and makes its tables, or a column of them, if they are missing.
 
         Raises:
           StoreError: there is no database to be had at the URL, or it is damaged.
@@ -131,6 +136,7 @@ class EventStore:
                 else:  # two services that start at once must not both make the tables
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(5551212)"))
                 _metadata.create_all(connection)
+                _add_numbers(connection)
                 self._key = self._read_key(connection)
         except sa.exc.SQLAlchemyError as error:
             raise _explain(
@@ -178,7 +184,9 @@ class EventStore:
         query = query.order_by(_EVENTS.c.user, _EVENTS.c.time_s, _EVENTS.c.sequence)
         for part in _parts(list(events)):
             for row in self._read(query.where(_EVENTS.c.user.in_(part))):
-                events[row.user].append(StoredEvent(*row))
+                columns = row._asdict()
+                columns["numbers"] = columns["numbers"] or {}
+                events[row.user].append(StoredEvent(**columns))
         return events
 
     def forget(self, user: str) -> int:
@@ -250,6 +258,22 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _add_numbers(connection: sa.Connection) -> None:
+    """Gives a log of before events had numbers their column; older services can still write it."""
+
+    def there() -> bool:
+        columns = sa.inspect(connection).get_columns(_EVENTS.name)
+        return any(column["name"] == "numbers" for column in columns)
+
+    if there():
+        return
+    try:
+        connection.execute(sa.text("ALTER TABLE events ADD COLUMN numbers JSON"))
+    except sa.exc.OperationalError:
+        if not there():  # SQLite: another service that starts was quicker
+            raise
 
 
 def _check_sqlite(connection: sa.Connection) -> None:

@@ -2,8 +2,9 @@
 
 Parameters go over as they are, but for the tables with a row an item, category, context value or
 person: rows go over by id, however the vocabularies have grown, shrunk or been reordered. Rows of
-ids that the older log does not have start from what is known of their like, see `take_over`. The
-optimiser starts afresh, and what the crowd did (`stt_jax.relations`) is counted in the new log.
+ids that the older log does not have start from what is known of their like, and numeric columns
+that it does not have from nothing, see `take_over`. The optimiser starts afresh, and what the crowd
+did (`stt_jax.relations`) is counted in the new log.
 
 Whoever evaluates on the newer log has to see to it that its later parts hold nothing that the older
 run was trained on: a log that only got longer, split by time, is so.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +29,9 @@ from stt_jax.training.sharding import parameter_name
 
 # How a model is computed and trained, which its parameters know nothing of.
 _FREE_OPTIONS = ("attention", "dropout", "dtype", "id_dropout", "remat")
+# What can become of a numeric column, beside that it is kept.
+_NEW, _GONE = "new", "gone"
+_OTHER = "begun anew, as other steps prepare it now"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,11 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
     --id_dropout, it knows what to make of the row of the unknown, and new items and people get
     that.
 
+    A numeric column that the run does not read begins at zero, as if it were not there, and so does
+    one to which the newer log does other things; one that the newer log does not have is left
+    behind. Where the same steps were only fitted anew (another mean, another median), what was
+    learned goes over as it is: the same number may mean a little more or less of its unit.
+
     Args:
       source: of `open_source`.
       log: of the new run.
@@ -135,8 +144,16 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
         for path, leaf in jax.tree_util.tree_leaves_with_path(source.run.params)
     }
 
+    fates = _number_fates(source, log)
+    fresh = {f"events/number_{name}" for name, fate in fates.items() if fate in (_NEW, _OTHER)}
+
     def carried(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> jax.Array:
         name = parameter_name(path)
+        if name in fresh:
+            learned.pop(name, None)
+            return jax.make_array_from_callback(
+                shape.shape, shape.sharding, lambda at: np.zeros(shape.shape, shape.dtype)[at]
+            )
         if name not in learned:
             raise ValueError(_another_version(source, name))
         array = learned.pop(name)
@@ -156,11 +173,37 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
         return jax.make_array_from_callback(shape.shape, shape.sharding, lambda at: array[at])
 
     params = jax.tree_util.tree_map_with_path(carried, shapes)
+    for name, fate in fates.items():
+        if fate == _GONE:
+            learned.pop(f"events/number_{name}", None)
     if learned:
         raise ValueError(_another_version(source, min(learned)))
     counts = {"items": items, "people": people, "categories": categories}
     kept = ", ".join(f"{name}: {matched.counts}" for name, matched in counts.items())
+    if fates:
+        kept += f", numeric columns: {', '.join(f'{name} {fate}' for name, fate in fates.items())}"
     return TakenOver(params, f"from step {source.run.step} of {source.run.directory}: {kept}")
+
+
+def _number_fates(source: Source, log: PreparedLog) -> dict[str, str]:
+    """What becomes of each numeric column of the run and of the new log, in words, by name."""
+    before, now = source.run.info.sizes.numbers, log.numbers
+    fates = {}
+    for name in sorted({*before, *now}):
+        stages = [one.meta.numerics.get(name, []) for one in (source.log, log)]
+        steps = [[_step(stage) for stage in one] for one in stages]
+        if name not in before or name not in now:
+            fates[name] = _GONE if name in before else _NEW
+        elif steps[0] != steps[1]:
+            fates[name] = _OTHER
+        else:
+            fates[name] = "kept" if stages[0] == stages[1] else "kept, its scale fitted anew"
+    return fates
+
+
+def _step(stage: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a stage does, whatever was fitted for it: a median of 3 is not one of 5."""
+    return stage["kind"], stage.get("window"), stage.get("weight")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,7 @@ def model_sizes(log: PreparedLog) -> ModelSizes:
             for name, column in log.item_traits.items()
         ),
         user_traits=tuple((name, len(log.user_trait_values[name]) - 1) for name in log.user_traits),
+        numbers=tuple(sorted(log.numbers)),
     )
 
 
@@ -161,6 +162,13 @@ def _check_same_run(
 ) -> None:
     info, old = read_run_files(directory)
     check_same_log(directory, info, log)
+    numbers = model_sizes(log).numbers
+    if info.sizes.numbers != numbers:
+        raise ValueError(
+            f"--run={directory} began with a stt_jax whose model did not read the numeric columns "
+            f"{', '.join(numbers)} of {log.directory}; it can be used, but not trained on: train "
+            "a new --run"
+        )
     before = (old["training"], old["model"], old["validation"])
     changed = [
         change
@@ -230,6 +238,7 @@ def read_run_files(directory: pathlib.Path) -> tuple[RunInfo, dict[str, Any]]:
     sizes = values.pop("sizes")
     for name in ("contexts", "item_traits", "user_traits"):
         sizes[name] = tuple(tuple(entry) for entry in sizes.get(name, ()))
+    sizes["numbers"] = tuple(sizes.get("numbers", ()))
     info = RunInfo(**values, sizes=ModelSizes(**sizes))
     return info, command.from_flagfile(directory / "run.flags", FLAG_GROUPS)
 

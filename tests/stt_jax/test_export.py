@@ -38,7 +38,7 @@ _STRANGER = """
 
 @pytest.mark.parametrize("num_people", [3])
 def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
-    directory, out = write_run(tmp_path), tmp_path / "out"
+    directory, out = write_run(tmp_path, has_numbers=True), tmp_path / "out"
     new = tmp_path / "new.csv"
     new.write_text("item_id,genres\nnew,loud|late\n")
     arguments = [f"--run={directory}", f"--out={out}", f"--items={new}", "--k=12"]
@@ -96,7 +96,13 @@ def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
     names = [one["name"] for one in manifest["functions"]["score"]["arguments"]["request"]]
     assert names == sorted(names, key=names.index)
     assert "users" in names
-    named = json.loads((out / "vocabularies.json").read_text())["items"]
+    history = [one["name"] for one in manifest["functions"]["encode"]["arguments"]["history"]]
+    assert {"numbers.pieces", "numbers.price"} <= set(history)
+    vocabularies = json.loads((out / "vocabularies.json").read_text())
+    assert vocabularies["numbers"] == log.meta.numerics
+    named = vocabularies["items"]
     assert (named[1], named[-1]) == ("i1", "new")
     assert (answer["items"] == len(named) - 1).any(axis=1).all(), "all are listed, the new one too"
-    assert log.meta.data_hash in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert log.meta.data_hash in card
+    assert "Numeric columns of an event (pieces, price)" in card

@@ -18,7 +18,7 @@ from stt_jax.training.run import model_sizes
 from stt_kernels import spatiotemporal_attention
 from tests.stt_jax.tiny_logs import random_log
 
-LOG = random_log(num_users=6, seed=5)
+LOG = random_log(num_users=6, seed=5, has_numbers=True)
 USERS = range(4)
 WINDOW, HOP = 16, 8
 WHOLE = ModelConfig(width=16, num_heads=2, num_layers=2, attention="reference", use_boost=True)

@@ -4,9 +4,14 @@ import pathlib
 
 import numpy as np
 
+from stt_jax.data.numerics import apply_stages
 from stt_jax.data.store import TRAIN, UNKNOWN_E7, LogMeta, PreparedLog
 
 FIRST_MONDAY = 1_333_324_800  # 2012-04-02 00:00 UTC, a Monday
+STAGES = {
+    "price": [{"kind": "log1p"}, {"kind": "zscore", "centre": 3.0, "scale": 1.1}],
+    "pieces": [{"kind": "bounds", "low": 1.0, "high": 7.0}],
+}
 
 
 def random_log(
@@ -18,6 +23,7 @@ def random_log(
     has_times: bool = True,
     has_places: bool = True,
     has_domains: bool = False,
+    has_numbers: bool = False,
 ) -> PreparedLog:
     """A log with every awkward thing in it: unknown items and places, ties, users without train."""
     rng = np.random.default_rng(seed)
@@ -47,6 +53,8 @@ def random_log(
         of_items = np.arange(num_items + 1, dtype=np.int32) % 2 + 1
         of_items[0] = 0
         traits["domain"], trait_values["domain"] = of_items[:, None], ["", "shop", "news"]
+    # A generator of its own: with numbers or without, the rest of the log is the same.
+    numbers = _numbers(seed, num_events) if has_numbers else {}
     return PreparedLog(
         directory=pathlib.Path("tiny"),
         items=items,
@@ -69,6 +77,11 @@ def random_log(
         item_train_counts=np.bincount(items[parts == TRAIN], minlength=num_items + 1),
         category_values=["", "a", "b", "c"],
         context_values={"device": ["", "phone", "desk"]},
+        numbers={
+            name: apply_stages(stages, numbers[name])
+            for name, stages in (STAGES if has_numbers else {}).items()
+        },
+        was_missing={name: np.isnan(values).astype(np.int8) for name, values in numbers.items()},
         item_traits=traits,
         item_trait_values=trait_values,
         user_traits={"job": (np.arange(num_users) % 3).astype(np.int32)},
@@ -84,8 +97,22 @@ def random_log(
             steps=(),
             statistics={},
             warnings=(),
+            numerics=STAGES if has_numbers else {},
         ),
     )
+
+
+def raw_numbers(log: PreparedLog, seed: int) -> dict[str, np.ndarray]:
+    """What the numeric columns of a `random_log` were before they were scaled."""
+    return _numbers(seed, log.num_events)
+
+
+def _numbers(seed: int, num_events: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng([seed, 1])
+    prices = np.round(rng.lognormal(3, 1, num_events), 2)
+    prices[rng.random(num_events) < 0.2] = np.nan
+    prices[rng.random(num_events) < 0.05] = 1e9
+    return {"price": prices, "pieces": rng.integers(1, 9, num_events).astype(np.float64)}
 
 
 def _traits(num_items: int) -> np.ndarray:

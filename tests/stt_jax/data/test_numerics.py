@@ -102,3 +102,9 @@ def test_a_column_name_may_hold_a_colon():
 def test_a_stage_of_another_version_is_refused():
     with pytest.raises(ValueError, match="another version: its stage 'magic'"):
         numerics.apply_stages([{"kind": "magic"}], np.zeros(1))
+
+
+def test_a_number_too_large_for_its_scale_is_infinite():
+    stages = [{"kind": "zscore", "centre": 0.0, "scale": 1e-3}]
+    found = numerics.apply_stages(stages, np.array([1e308, -1e300, 1.0, np.nan]))
+    np.testing.assert_array_equal(found, np.array([np.inf, -np.inf, 1000, np.nan], np.float32))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import grain
 import jax
 import numpy as np
@@ -56,6 +58,22 @@ def test_requests_see_exactly_the_events_before_theirs():
                 )
             ]
             assert places, (step, b, r)
+
+
+def test_numbers_lie_with_their_events_and_padding_is_zero():
+    log = random_log(num_users=9, seed=4, has_numbers=True)
+    # So that an event can be told by its category.
+    log = dataclasses.replace(log, categories=np.arange(log.num_events, dtype=np.int32) + 1)
+    history, _ = batches(log)[0]
+    filled = history.segment_ids > 0
+    events = history.categories[filled] - 1
+    assert set(history.numbers) == {"price", "pieces"}
+    for name, values in history.numbers.items():
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values[filled], log.numbers[name][events])
+        assert np.isnan(values[filled]).any()
+        assert not values[~filled].any()
+    assert (~filled).any()
 
 
 def test_places_are_metres_from_the_segment_origin_and_unknown_stays_unknown():

@@ -123,6 +123,12 @@ def test_what_is_suspicious_is_said_in_words():
     assert "at items that training never saw" in warnings_of(log, items=unseen)
     late = log.times + np.where(log.parts == 0, 10**9, 0)
     assert "come after the first test event" in warnings_of(log, times=late)
+    raw = np.where(log.items == 1, np.nan, log.items).astype(np.float32)
+    assert "price" not in warnings_of(log, numbers={"price": raw / 2})
+    assert re.search(
+        r"\d+% of the training part's price is beyond 10 or -10, where the model cuts it: .*price:",
+        warnings_of(log, numbers={"price": -9 * raw}),
+    )
 
 
 def test_a_log_of_many_stretches_is_described_as_one_of_a_single(monkeypatch):

@@ -1,8 +1,9 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stt_jax.data.pipeline import earth_coords
-from stt_jax.model.embedding import place_features
+from stt_jax.model.embedding import EventEmbedding, number_features, place_features
 
 
 def at(latitude_deg, longitude_deg):
@@ -22,3 +23,33 @@ def test_place_features_of_near_places_are_alike_and_of_far_ones_are_not():
 def test_an_unknown_place_has_no_features():
     features = place_features(jnp.array([[jnp.nan, jnp.nan, jnp.nan]]))
     np.testing.assert_array_equal(features, np.zeros_like(features))
+
+
+def test_a_number_is_cut_at_a_limit_and_an_unknown_one_is_only_that():
+    values = jnp.array([0.5, -1e30, jnp.inf, jnp.nan], jnp.float32)
+    features = number_features(values)
+    np.testing.assert_array_equal(features, [[0.5, 0], [-10, 0], [10, 0], [0, 1]])
+    slopes = jax.grad(lambda x: number_features(x).sum())(values)
+    np.testing.assert_array_equal(slopes, [1, 0, 0, 0])
+
+
+def test_numbers_have_parameters_of_their_own_and_change_no_others():
+    values = jnp.array([[0.5, jnp.nan]], jnp.float32)
+    vectors, whole = jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), jnp.int32)
+    drawn = {}
+    for names in ((), ("pieces", "price")):
+        module = EventEmbedding(4, (("device", 2),), names, True, "float32")
+        numbers = dict.fromkeys(names, values)
+        inputs = (vectors, vectors, {"device": whole}, numbers, whole, whole)
+        drawn[names] = jax.jit(module.init)(jax.random.key(0), *inputs)["params"]
+    without, with_them = drawn.values()
+    assert {name: leaf.shape for name, leaf in with_them.items() if name not in without} == {
+        "number_pieces": (2, 4),
+        "number_price": (2, 4),
+    }
+    same = np.testing.assert_array_equal
+    jax.tree.map(same, without, {name: with_them[name] for name in without})
+    changed = {**with_them, "number_price": with_them["number_price"] + jnp.array([[2.0], [3.0]])}
+    apply = jax.jit(module.apply)
+    before, after = (apply({"params": params}, *inputs) for params in (with_them, changed))
+    np.testing.assert_allclose(after - before, [[[1.0] * 4, [3.0] * 4]], atol=1e-6)

@@ -19,7 +19,7 @@ from stt_jax.training.ranks import in_mode
 from stt_jax.training.run import model_sizes
 from tests.stt_jax.tiny_logs import random_log
 
-LOG = random_log(num_users=8, seed=5)
+LOG = random_log(num_users=8, seed=5, has_numbers=True)
 CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, dropout=0.5, attention="reference")
 # All that any variant looks at.
 ITEMS = jax.tree.map(
@@ -363,3 +363,29 @@ def test_what_is_said_of_items_and_people_is_felt_unless_switched_off():
         for changed in ((no_traits, requests), (history, nobody)):
             felt = np.asarray(predict(model, params, *changed).queries != queries).any()
             assert felt == use_traits
+
+
+def test_a_number_is_felt_and_of_an_unknown_one_only_that_it_is_unknown():
+    model, params = make()
+    history, _ = batch()
+    states = encode(model, params, history)
+
+    def states_with(values):
+        return np.asarray(encode(model, params, history.replace(numbers=values)))
+
+    prices = np.array(history.numbers["price"])
+    unknown, filled = np.isnan(prices), np.asarray(history.segment_ids) > 0
+    assert unknown.any()
+    more = jnp.where(unknown, prices, prices + 0.5)
+    assert (states_with({**history.numbers, "price": more}) != states)[filled & ~unknown].any()
+    told = jnp.where(unknown, 0.0, prices)
+    assert (states_with({**history.numbers, "price": told}) != states)[unknown].any()
+    bits = prices.view(np.uint32)
+    bits[unknown] = 0xFFC12345  # another NaN
+    other = jnp.asarray(bits.view(np.float32))
+    np.testing.assert_array_equal(states_with({**history.numbers, "price": other}), states)
+    slopes = jax.grad(lambda params: encode(model, params, history).sum())(params)
+    for name in ("number_price", "number_pieces"):
+        assert np.isfinite(slopes["events"][name]).all()
+        assert (slopes["events"][name] != 0).all()
+    assert all(np.isfinite(slope).all() for slope in jax.tree.leaves(slopes))

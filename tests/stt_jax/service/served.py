@@ -28,13 +28,20 @@ from tests.stt_jax.tiny_logs import random_log
 MODEL = ModelConfig(width=8, num_heads=1, num_layers=1, attention="reference", use_sequel=False)
 
 
+SEED = 5  # of the log of `write_run`
+
+
 def write_run(
-    folder: pathlib.Path, model: ModelConfig = MODEL, *, seen: str = "keep", **changes
+    folder: pathlib.Path,
+    model: ModelConfig = MODEL,
+    *,
+    seen: str = "keep",
+    has_numbers: bool = False,
+    **changes,
 ) -> pathlib.Path:
     """A prepared log, with changes, and a run with random parameters at step 1."""
-    log = dataclasses.replace(
-        random_log(num_users=6, seed=5), directory=folder / "prepared", **changes
-    )
+    log = random_log(num_users=6, seed=SEED, has_numbers=has_numbers)
+    log = dataclasses.replace(log, directory=folder / "prepared", **changes)
     write_log(log, "")
     training = TrainingConfig(
         data=str(folder / "prepared"), run=str(folder / "run"), window=16, requests=8
@@ -47,8 +54,8 @@ def write_run(
 
 
 @functools.cache
-def _params(seed: int, config: ModelConfig, has_domains: bool):
-    log = random_log(num_users=6, seed=5, has_domains=has_domains)
+def _params(seed: int, config: ModelConfig, has_domains: bool, has_numbers: bool):
+    log = random_log(num_users=6, seed=SEED, has_domains=has_domains, has_numbers=has_numbers)
     model = SpatiotemporalTransformer(config, runs.model_sizes(log))
     batch = TrainingBatches(log, window=16, requests=8, batch_rows=1, seed=0)[0]
     init = jax.jit(model.init, static_argnames="deterministic")
@@ -65,7 +72,9 @@ def _params(seed: int, config: ModelConfig, has_domains: bool):
 def add_checkpoint(directory: pathlib.Path, *, step: int, mrr: float, broken: bool = False) -> None:
     """Parameters drawn by the step; `broken`: none of them is a number."""
     info, configs = runs.read_run_files(directory)
-    params = jax.tree.map(jnp.asarray, _params(step, configs["model"], info.sizes.num_domains > 0))
+    sizes = info.sizes
+    drawn = _params(step, configs["model"], sizes.num_domains > 0, bool(sizes.numbers))
+    params = jax.tree.map(jnp.asarray, drawn)
     if broken:
         params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
     mesh = make_placement(DeviceConfig()).mesh  # as a training leaves them

@@ -1,5 +1,7 @@
 """Events in, recommendations out: what a caller of the service is promised."""
 
+import dataclasses
+
 import hypothesis
 import numpy as np
 import pytest
@@ -12,10 +14,19 @@ from schemathesis.specs.openapi.checks import (
 
 from stt_jax import session
 from stt_jax.config import RequestConfig
-from stt_jax.data.store import open_log
+from stt_jax.data.store import UNKNOWN_E7, open_log
 from stt_jax.ranking import recommend_items
+from stt_jax.service.schemas import iso_time
 from stt_jax.training.run import load_run
-from tests.stt_jax.service.served import add_checkpoint, serving, together, write_run
+from tests.stt_jax.service.served import (
+    MODEL,
+    SEED,
+    add_checkpoint,
+    serving,
+    together,
+    write_run,
+)
+from tests.stt_jax.tiny_logs import raw_numbers
 
 MONDAY = 1_333_324_800
 
@@ -166,6 +177,70 @@ def test_unknown_items_are_kept_and_count_as_context(client):
     client.events(event("explorer", "brand new", 0), event("explorer", "i2", 1))
     assert client.recommend(user="explorer")["num_events"] == 2
     assert client("GET", "/users/explorer").json()["events"][0]["item"] == "brand new"
+
+
+def test_numbers_of_an_event_are_kept_and_have_to_be_numbers(client):
+    client.events(event("payer", "i1", 0, numbers={"price": 3, "weight": 0.5}))
+    assert client("GET", "/users/payer").json()["events"][0]["numbers"] == {
+        "price": 3.0,
+        "weight": 0.5,
+    }
+    for text in ("NaN", "Infinity", "-1e999", "1" + 400 * "0", '"3.5"', "true", "null", "[1]"):
+        body = f'{{"user": "payer", "item": "i1", "numbers": {{"price": {text}}}}}'
+        headers = {"content-type": "application/json"}
+        answer = client("POST", "/events", content=body, headers=headers)
+        assert answer.status_code == 422, text
+        assert "numbers.price" in answer.json()["detail"], text
+    assert client("GET", "/users/payer").json()["num_events"] == 1
+
+
+def test_raw_numbers_are_answered_as_those_of_the_prepared_log(tmp_path):
+    """Somebody without training events: once in the log, once told to the service."""
+    model = dataclasses.replace(MODEL, use_pointer=False, use_crowd=False)
+    nowhere = np.full(12, UNKNOWN_E7, np.int32)  # else an event without a place has its item's
+    places = {"item_latitudes_e7": nowhere, "item_longitudes_e7": nowhere}
+    directory = write_run(tmp_path, model, has_numbers=True, **places)
+    log = open_log(tmp_path / "prepared")
+    row = log.user_row("u5")
+    own = slice(int(log.user_offsets[row]), int(log.user_offsets[row + 1]))
+    expected = recommend_items(
+        load_run(directory, log), log, RequestConfig(user="u5", k=11, traits=("job=poet",))
+    )
+    raw = raw_numbers(log, SEED)
+    assert np.isnan(raw["price"][own]).any()
+    told = [
+        event("told", log.item_ids[log.items[at]] or "unknown", 0)
+        | {
+            "event_id": str(at),
+            "time": iso_time(int(log.times[at]), int(log.utc_offsets_s[at])),
+            "latitude": log.latitudes_e7[at] / 1e7,
+            "longitude": log.longitudes_e7[at] / 1e7,
+            "category": log.category_values[log.categories[at]],
+            "context": {"device": log.context_values["device"][log.contexts["device"][at]]},
+            "numbers": {name: raw[name][at] for name in raw if not np.isnan(raw[name][at])},
+        }
+        for at in range(own.start, own.stop)
+    ]
+    for one in told:  # what is unknown is left out
+        if one["latitude"] < -90:
+            del one["latitude"], one["longitude"]
+        one["context"] = {name: value for name, value in one["context"].items() if value}
+        one["category"] = one["category"] or None
+    store = f"sqlite:///{tmp_path}/events.db"
+    with serving(directory, store=store, max_batch=1) as client:
+        client.events(*told)
+        client.events(*({**one, "user": "silent", "numbers": {}} for one in told))
+        answers = [
+            client.recommend(user=user, k=11, traits={"job": "poet"}) for user in ("told", "silent")
+        ]
+        # What is unknown is no news, though NaN is never equal to NaN.
+        client.events(event("told", "i1", 400))
+        client.recommend(user="told")
+        assert client.service._table.counts["appended_events"] == 1
+    assert names(answers[0]) == [item.item_id for item in expected]
+    wanted = {item.item_id: item.probability for item in expected}
+    assert probabilities(answers[0]) == pytest.approx(wanted, abs=1e-6)
+    assert probabilities(answers[1]) != pytest.approx(wanted, abs=1e-4)
 
 
 def test_unknown_people_take_no_room(client):

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from stt_jax.service.store import EventStore, StoredEvent, StoreError, Version
+from stt_jax.service.store import EventStore, StoredEvent, StoreError, Version, content_id
 from tests.stt_jax.service.databases import postgres
 from tests.stt_jax.service.served import together
 
@@ -51,7 +51,9 @@ def event(user, number, time_s=0, **more):
 
 def test_events_come_back_in_the_order_of_time_and_ties_as_they_came(store):
     full = event("a", 1, 50, utc_offset_s=-3600, latitude_e7=-5, longitude_e7=7, category="c")
-    full = StoredEvent(**{**full.__dict__, "contexts": {"device": "phone"}})
+    full = StoredEvent(
+        **{**full.__dict__, "contexts": {"device": "phone"}, "numbers": {"price": 0.1, "n": -1e300}}
+    )
     store.add([full, event("b", 1, 1)])
     store.add([event("a", 2, 20), event("a", 3, 50), event("a", 4, 50)])
     assert store.read(["a", "b", "c"]) == {
@@ -59,6 +61,36 @@ def test_events_come_back_in_the_order_of_time_and_ties_as_they_came(store):
         "b": [event("b", 1, 1)],
         "c": [],
     }
+
+
+def test_a_log_of_before_numbers_gets_a_column_for_them(url):
+    store = EventStore(url)
+    store.add([event("a", 1)])
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE events DROP COLUMN numbers")
+    store.close()
+    stores = [EventStore(url), EventStore(url)]
+    priced = event("a", 2, 1, numbers={"price": 3.5})
+    stores[1].add([priced])
+    assert stores[0].read(["a"])["a"] == [event("a", 1), priced]
+    # A service of before still writes to it.
+    with stores[0]._engine.begin() as connection:
+        connection.exec_driver_sql(
+            'INSERT INTO events ("user", event_id, item, time_s, contexts) '
+            "VALUES ('a', 'e3', 'item 3', 2, '{}')"
+        )
+    assert stores[0].read(["a"])["a"][-1] == event("a", 3, 2)
+    for one in stores:
+        one.close()
+
+
+def test_an_event_without_numbers_keeps_the_id_that_it_had_before_there_were_any():
+    one = StoredEvent("a", "", "i1", 7, None, 5, 6, "c", {"device": "phone"})
+    assert content_id(one) == (
+        "sha256:468eca85185c5cf3d4869d397709b3b57e23094fc762ad0be5259bcf08644e7f"
+    )
+    ids = {content_id(StoredEvent(**{**one.__dict__, "numbers": {"n": n}})) for n in (1.0, 2.0)}
+    assert len(ids | {content_id(one)}) == 3
 
 
 def test_an_id_is_stored_once_for_a_person(store):

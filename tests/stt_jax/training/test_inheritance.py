@@ -18,7 +18,7 @@ from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.setup import set_up
 from tests.stt_jax.service import served
 from tests.stt_jax.service.served import add_checkpoint, write_run
-from tests.stt_jax.tiny_logs import random_log
+from tests.stt_jax.tiny_logs import STAGES, random_log
 
 MODEL = dataclasses.replace(
     served.MODEL, use_pointer=False, use_crowd=False, use_decoder=False, use_gate=False
@@ -120,6 +120,34 @@ def test_a_model_that_has_learned_to_do_without_ids_takes_new_ones_for_unknown(f
     ):
         for row in fresh:
             np.testing.assert_array_equal(now[group][name][row], was[group][name][0])
+
+
+def test_numeric_columns_go_over_where_they_are_the_same_and_begin_at_zero_where_not(tmp_path):
+    write_run(tmp_path, MODEL, has_numbers=True)
+    log = open_log(tmp_path / "prepared")
+    was = runs.load_run(tmp_path / "run", log).params["events"]
+
+    def now(**numerics):
+        """On a log whose columns have these stages; price and pieces are the older one's."""
+        newer = dataclasses.replace(
+            log,
+            numbers={name: log.numbers["price"] for name in numerics},
+            was_missing={},
+            meta=dataclasses.replace(log.meta, numerics=numerics),
+        )
+        _, taken = set_up_from(tmp_path, write(newer, tmp_path / "newer"))
+        return taken.kept.split("numeric columns: ")[1], jax.device_get(taken.params["events"])
+
+    refitted = [STAGES["price"][0], {**STAGES["price"][1], "centre": 2.0}]
+    said, events = now(price=refitted, pieces=STAGES["pieces"])
+    assert said == "pieces kept, price kept, its scale fitted anew"
+    for name in ("number_price", "number_pieces"):
+        np.testing.assert_array_equal(events[name], was[name])
+    said, events = now(price=STAGES["price"][:1], weight=[])
+    assert said == ("pieces gone, price begun anew, as other steps prepare it now, weight new")
+    assert "number_pieces" not in events
+    for name in ("number_price", "number_weight"):
+        assert not events[name].any()
 
 
 def test_a_run_from_itself_on_the_same_log_validates_as_before(folder, old):

@@ -1,0 +1,103 @@
+"""Events of the service become the columns that preparing would have made of them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from stt_jax.config import PrepareConfig
+from stt_jax.data.preparation import prepare_log
+from stt_jax.data.store import TEST
+from stt_jax.service.events import person_events
+from stt_jax.service.models import ServedModel
+from stt_jax.service.store import StoredEvent
+
+START_S = 1_333_324_800
+
+
+@pytest.fixture(scope="module")
+def raw():
+    """(user, item, seconds, latitude, longitude, price); the person "late" is in the test alone."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(240):
+        user = "late" if number >= 230 else f"u{rng.integers(5)}"
+        place = 40 + rng.integers(8) / 100, -74 + rng.integers(8) / 100
+        price = round(float(rng.lognormal(3, 1)), 2) if rng.random() < 0.7 else None
+        time_s = START_S + 5000 * number + int(rng.integers(4000))
+        rows.append((user, f"p{rng.integers(9)}", time_s, *place, price))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def log(raw, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("events")
+    lines = [",".join("" if v is None else str(v) for v in row) for row in raw]
+    (folder / "log.csv").write_text("\n".join(["who,what,when,lat,lon,price", *lines]) + "\n")
+    return prepare_log(
+        PrepareConfig(
+            input=(str(folder / "log.csv"),),
+            output=str(folder / "prepared"),
+            user="who",
+            item="what",
+            time="when",
+            latitude="lat",
+            longitude="lon",
+            numeric=("price",),
+            outliers=("price:mad:4",),
+            smooth=("price:exponential:0.5",),
+            features=("gap_h", "step_km", "centre_km", "hour", "weekday"),
+            transform=("price:boxcox", "gap_h:log1p"),
+            normalise=("price:zscore", "gap_h:robust", "step_km:zscore"),
+        )
+    )
+
+
+def served(log):
+    return ServedModel(None, log, None, "")
+
+
+def as_sent(raw, user):
+    return [
+        StoredEvent(
+            "somebody", str(time_s), item, time_s, 0, round(1e7 * lat), round(1e7 * lon),
+            numbers={} if price is None else {"price": price},
+        )
+        for who, item, time_s, lat, lon, price in raw
+        if who == user
+    ]  # fmt: skip
+
+
+def test_raw_numbers_become_those_that_the_prepared_log_has(raw, log):
+    row = log.user_row("late")
+    own = slice(log.user_offsets[row], log.user_offsets[row + 1])
+    assert (log.parts[own] == TEST).all()
+    found = person_events(as_sent(raw, "late"), served(log))
+    assert len(found) == 10
+    assert set(found.numbers) == set(log.numbers) >= {"price", "gap_h", "step_km", "hour_sin"}
+    for name, values in found.numbers.items():
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values, log.numbers[name][own], err_msg=name)
+    assert np.isnan(found.numbers["price"]).any()
+    assert len(np.unique(found.numbers["price"])) > 3
+
+
+def test_what_is_made_of_events_is_made_with_those_of_the_prepared_log(raw, log):
+    """The last events of a person come to the service, and it has all before them."""
+    row = log.user_row("u1")
+    own = slice(log.user_offsets[row], log.user_offsets[row + 1])
+    end, num_sent = own.stop - 3, 3
+    offsets = log.user_offsets.copy()
+    offsets[row + 1] = end
+    shorter = dataclasses.replace(log, user_offsets=offsets)
+    found = person_events(as_sent(raw, "u1")[-num_sent:], served(shorter), row)
+    assert len(found) == own.stop - own.start
+    for name in log.numbers.keys() - {"price"}:
+        np.testing.assert_array_equal(found.numbers[name], log.numbers[name][own], err_msg=name)
+
+
+def test_numbers_that_the_log_does_not_have_are_not_used(log):
+    event = StoredEvent("somebody", "1", "p1", START_S, numbers={"weight": 3.0})
+    found = person_events([event], served(log))
+    assert "weight" not in found.numbers
+    assert np.isnan(found.numbers["price"]).all()
