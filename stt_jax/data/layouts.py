@@ -63,6 +63,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "item": "movieId",
         "time": "timestamp",
         "numeric": ("rating",),
+        "normalise": ("rating:zscore",),
     },
     "recbole": {"format": "recbole", "time": "timestamp"},
     "online_retail": {
@@ -73,6 +74,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "timezone": "Europe/London",
         "context": ("Country",),
         "numeric": ("Price", "Quantity"),
+        "transform": ("Price:log1p", "Quantity:log1p"),
+        "normalise": ("Price:zscore", "Quantity:zscore"),
         "session": "Invoice",
         "drop_missing": ("Customer ID",),
         "drop_if": (

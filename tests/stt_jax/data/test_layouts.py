@@ -76,6 +76,9 @@ def test_files_are_read_by_the_name_of_their_layout(tmp_path, layout, users, ite
         layout in ("foursquare_tsmc2014", "gowalla_snap", "getnext", "generic")
     )
     assert "--layout=\n" in (tmp_path / "out" / "prepare.flags").read_text(encoding="utf-8")
+    # What a model reads has one scale.
+    assert all(log.meta.numerics[name][-1]["kind"] == "zscore" for name in log.numbers)
+    assert ("numeric" in LAYOUTS[layout]) == bool(log.numbers)
     if layout == "foursquare_tsmc2014":
         assert log.category_values[-1] == "Café"
         assert log.utc_offsets_s[0] == -14_400
