@@ -138,6 +138,10 @@ def apply_layout(config: PrepareConfig) -> PrepareConfig:
         options.pop("utc_offset_column", None)
     if config.session_gap_h:
         options.pop("session", None)
+    if config.numeric or config.transform or config.normalise:
+        # Whoever chooses the numbers or their scales chooses all of it.
+        options.pop("transform", None)
+        options.pop("normalise", None)
     chosen = {
         name: value for name, value in options.items() if getattr(config, name) == defaults[name]
     }

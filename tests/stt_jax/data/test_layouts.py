@@ -101,7 +101,13 @@ def test_movielens_takes_titles_from_a_table_of_items(tmp_path):
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n2,Heat,Crime|Drama\n", "utf-8")
     log = prepare_log(config(tmp_path, "movielens", items=str(tmp_path / "movies.csv")))
     assert list(log.item_names) == ["", "Heat", "29"]
-    assert log.numbers["rating"].tolist() == [3.5, 3.5]
+    assert log.numbers["rating"].tolist() == [0, 0]  # both at the mean
+
+
+def test_numbers_of_ones_own_choice_bring_no_scales_of_the_layout(tmp_path):
+    own = prepare_log(config(tmp_path, "online_retail", numeric=("Price",)))
+    assert own.numbers["Price"].tolist() == [pytest.approx(6.95)]
+    assert list(own.numbers) == ["Price"]
 
 
 def test_generic_needs_a_pair_of_coordinates(tmp_path):
