@@ -276,7 +276,9 @@ def _learn(
     asked = EvaluationConfig(context="all", max_targets=config.max_targets, baselines=False)
     report = evaluate_model(trained, log, asked)
     found = report["modes"]["known"]["model"]
-    return {"num_targets": report["num_targets"]} | {name: found[name] for name in _METRICS}
+    return {"num_targets": report["num_targets"]["known"]} | {
+        name: found[name] for name in _METRICS
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
