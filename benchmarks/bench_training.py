@@ -288,9 +288,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each that count")
     parser.add_argument("--steps", type=int, default=2, help="seed: steps in a turn")
     parser.add_argument("--epochs", type=int, default=0, help="movielens: epochs before HR@10")
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="movielens: ours")
+    parser.add_argument("--learning_rate", type=float, default=0.012, help="movielens: ours")
     parser.add_argument(
-        "--peer_learning_rate", type=float, default=1e-3, help="movielens: of RecTools; its default"
+        "--peer_learning_rate",
+        type=float,
+        default=0.004,
+        help="movielens: of RecTools, whose default is 0.001",
     )
     parser.add_argument(
         "--part", choices=("validation", "test"), default="test", help="movielens: of HR@10"
