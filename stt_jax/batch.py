@@ -12,7 +12,6 @@ from typing import Any
 from flax import struct
 
 HOURS_PER_WEEK = 168
-NUMBER_LIMIT = 10.0  # numeric columns are read within -10 and 10, as their log scales them
 _ROW_MULTIPLE = 128  # whole vector registers, and any mesh of up to 128 devices can split it
 
 Array = Any  # numpy on the host, jax.Array on the device

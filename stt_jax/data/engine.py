@@ -110,16 +110,7 @@ class DuckEngine:
 
     def store(self, name: str, expression: ir.Table) -> ir.Table:
         """Computes a table once."""
-        # As Ibis's create_table, which goes another way and is slow for small tables: the types are
-        # those of the expression, not what DuckDB would choose for them.
-        to_text = self.connection.compiler.type_mapper.to_string
-        columns = ", ".join(
-            f'CAST("{column}" AS {to_text(kind)}) AS "{column}"'
-            for column, kind in expression.schema().items()
-        )
-        query = self.connection.compile(expression)
-        self.connection.con.execute(f'CREATE TABLE "{name}" AS SELECT {columns} FROM ({query})')
-        return self.connection.table(name)
+        return self.connection.create_table(name, expression)
 
     def drop(self, name: str) -> None:
         """Frees a table that `insert` or `store` made."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stt_jax.batch import NUMBER_LIMIT
-from stt_jax.data.schema import PART_NAMES, TEST, TRAIN, UNKNOWN_E7, VALIDATION
+from stt_jax.data.schema import NUMBER_LIMIT, PART_NAMES, TEST, TRAIN, UNKNOWN_E7, VALIDATION
 from stt_jax.data.store import PreparedLog
 
 # Logs of behaviour from before 1990 or after 2100 are likelier to be misread than real.

@@ -20,6 +20,9 @@ PART_NAMES = ("train", "validation", "test")
 UNKNOWN_E7 = -(2**31)
 DEGREES_TO_E7 = 10_000_000
 
+# Numeric columns are read by the model within -10 and 10, as their log scales them.
+NUMBER_LIMIT = 10.0
+
 # Columns of the stored events, in file order; context columns follow them. int32 vocabulary rows
 # start at 1, and 0 is "unknown": an item outside the training part, an empty category, no session.
 EVENT_DTYPES = {

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stt_jax.batch import HOURS_PER_WEEK, NUMBER_LIMIT, Catalogue, table_rows
+from stt_jax.batch import HOURS_PER_WEEK, Catalogue, table_rows
+from stt_jax.data.schema import NUMBER_LIMIT
 
 # Wavelengths of the place encoding, metres: from a street to a continent, a factor of about 2.4
 # apart. Shorter ones would need more than float32 earth-centred metres (0.5 m) can resolve.
