@@ -205,7 +205,7 @@ def test_what_only_a_number_tells_is_learned(tmp_path):
     log = make_log(np.repeat(np.arange(40), 24), items.ravel(), 0 * parts, parts, has_times=False)
     told = (np.roll(items, -1, axis=1).ravel() - 2.5).astype(np.float32)
     model = dataclasses.replace(MODEL, width=16, dropout=0.0, use_pointer=False, use_person=False)
-    changes = dict(batch_rows=16, epochs=32, validation_every=16, learning_rate=0.02, patience=0)
+    changes = dict(batch_rows=16, epochs=24, validation_every=24, learning_rate=0.02, patience=0)
     train_model(
         dataclasses.replace(log, numbers={"hint": told}), options(tmp_path, **changes), model
     )
