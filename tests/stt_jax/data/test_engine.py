@@ -33,7 +33,12 @@ def spark(tmp_path_factory):
     import pyspark.sql
 
     folder = str(tmp_path_factory.mktemp("spark"))
-    engine = open_engine(PrepareConfig(**ANYTHING, engine="spark", spark_master="local[2]"), folder)
+    config = PrepareConfig(**ANYTHING, engine="spark", spark_master="local[2]")
+    # Java's second compiler and parallel collector are for hours of work, not for a minute.
+    java = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSPARK_SUBMIT_ARGS", f"--driver-java-options '{java}' pyspark-shell")
+        engine = open_engine(config, folder)
     # Compiling a query takes far longer than running it on so few rows.
     pyspark.sql.SparkSession.getActiveSession().conf.set("spark.sql.codegen.wholeStage", "false")
     yield engine

@@ -23,11 +23,10 @@ MODEL_CONFIG = ModelConfig(
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=8, epochs=50, loss_chunk_items=32)
 
 
-def run(data, model, *, fsdp=False, num_steps=50, ranked=None):
+def run(data, model, *, fsdp=False, num_steps=50, rank=lambda state: state.params):
     """Losses of some steps on a mesh, the compiled step's text, the state, and ranks.
 
-    Ranks are those of the parameters `ranked`, None = the state's: trained apart, eleven items
-    that score alike would change places.
+    Ranks are by the parameters that `rank` gives; None = nobody asks.
     """
     devices = DeviceConfig(mesh_data=data, mesh_model=model, fsdp=fsdp)
     setup = set_up(LOG, TRAINING, MODEL_CONFIG, ProtocolConfig(), devices)
@@ -41,7 +40,9 @@ def run(data, model, *, fsdp=False, num_steps=50, ranked=None):
         for number in range(num_steps):
             state, measures = compiled(state, setup.items, *setup.put(setup.batches[number]))
             losses.append(float(measures["loss"]))
-        params = state.params if ranked is None else jax.device_get(ranked)
+        if rank is None:
+            return losses, compiled.as_text(), state, None
+        params = jax.device_get(rank(state))
         ranks = model_ranks(
             make_ranker(setup.model),
             setup.placement.put_whole(params, setup.placement.params(params)),
@@ -71,7 +72,8 @@ def moved(text, kind):
 
 @pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (2, 4)])
 def test_a_mesh_changes_no_number_and_never_gathers_a_table(one_device, data, model):
-    losses, text, state, ranks = run(data, model, ranked=one_device[2].params)
+    # By the same parameters: trained apart, eleven items that score alike would change places.
+    losses, text, state, ranks = run(data, model, rank=lambda _: one_device[2].params)
     np.testing.assert_allclose(losses, one_device[0], atol=1e-4)
     for mode, of_mode in ranks.items():
         # Scores that differ in the last bit can change places.
@@ -86,7 +88,7 @@ def test_a_mesh_changes_no_number_and_never_gathers_a_table(one_device, data, mo
 
 
 def test_fsdp_fetches_parameters_and_nothing_else(one_device):
-    losses, text, state, _ = run(8, 1, fsdp=True, num_steps=3)
+    losses, text, state, _ = run(8, 1, fsdp=True, num_steps=3, rank=None)
     np.testing.assert_allclose(losses, one_device[0][:3], atol=1e-4)
     kernel = state.params["blocks_0"]["wide"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
