@@ -207,7 +207,14 @@ def mark_outside(table: ir.Table, from_s: int | None, to_s: int | None) -> ir.Ta
 
 
 def mark_duplicates(table: ir.Table) -> ir.Table:
-    """Adds `dropped` to rows that equal an earlier row in every column but `source_row`."""
+    """Adds `dropped` to rows that equal an earlier row in every column but `source_row`.
+
+    Of a log's many columns only those of rows are compared, and given, that share user, item and
+    second with another row.
+    """
+    moment = ["user", "item", "time_s"]
+    shared = table.group_by(moment).agg(num_rows=table.count())
+    table = table.semi_join(shared.filter(shared.num_rows > 1), moment)
     same = [name for name in table.columns if name != "source_row"]
     place = ibis.row_number().over(group_by=same, order_by="source_row")
     dropped = ibis.cases((place > 0, "equals an earlier row"), else_=None).cast("string")

@@ -153,7 +153,7 @@ def _clean(
             steps.table, raw.columns, drop_if=config.drop_if, drop_missing=config.drop_missing
         )
         steps.run("drop by flag", marked)
-    roles = _select_roles(steps.table, raw.columns, config)
+    roles = steps.store(_select_roles(steps, raw.columns, config))
     steps.run(
         "ids",
         clean.mark_bad_ids(roles, config.user, config.item, config.domain),
@@ -175,15 +175,15 @@ def _clean(
         flag = f"--numeric={','.join(config.numeric)}"
         steps.run("numbers", clean.mark_numbers(steps.table, numbers), broken_flag=flag)
     if config.time and not config.keep_duplicates:
-        steps.run("duplicates", clean.mark_duplicates(steps.table))
+        steps.drop("duplicates", clean.mark_duplicates(steps.table))
     if config.dedupe_window_s:
-        steps.run(
+        steps.drop(
             "near duplicates", clean.mark_near_duplicates(steps.table, config.dedupe_window_s)
         )
     if config.max_events_per_day:
-        steps.run("bots", clean.mark_bots(steps.table, config.max_events_per_day))
+        steps.drop("bots", clean.mark_bots(steps.table, config.max_events_per_day))
     if config.max_speed_kmh:
-        steps.run("speed", _mark_fast(steps, config.max_speed_kmh))
+        steps.drop("speed", _find_fast(steps, config.max_speed_kmh))
     if config.min_user_events > 1 or config.min_item_events > 1:
         kept, dropped = clean.keep_core(
             steps.table,
@@ -195,7 +195,7 @@ def _clean(
     return clock
 
 
-def _mark_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:
+def _find_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:
     columns = fetch_columns(steps.engine, steps.table)
     fast = denoise.too_fast(columns, max_speed_kmh)
     reason = f"more than {max_speed_kmh:g} km/h from the user's last event"
@@ -205,12 +205,10 @@ def _mark_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:
             "dropped": pa.array([reason] * int(fast.sum()), pa.string()),
         }
     )
-    return steps.table.left_join(
-        steps.engine.insert("too_fast", found.schema, [found]), "source_row"
-    ).drop("source_row_right")
+    return steps.engine.insert("too_fast", found.schema, [found])
 
 
-def _select_roles(table: ir.Table, columns: Mapping[str, str], config: PrepareConfig) -> ir.Table:
+def _select_roles(steps: Steps, columns: Mapping[str, str], config: PrepareConfig) -> ir.Table:
     """One text column a role, null where missing: what the log's columns are, not their names.
 
     Beside the texts that are numbers or times stands what they read as, for the steps to come.
@@ -222,6 +220,7 @@ def _select_roles(table: ir.Table, columns: Mapping[str, str], config: PrepareCo
     names |= {
         f"user_trait_{i}": parse_user_trait(text)[0] for i, text in enumerate(config.user_traits)
     }
+    table = steps.table
     texts = {
         role: table[columns[name]].nullif("") if name else ibis.null("string")
         for role, name in names.items()
@@ -231,7 +230,7 @@ def _select_roles(table: ir.Table, columns: Mapping[str, str], config: PrepareCo
     table = clean.read_numbers(
         table, roles + [name for name in names if name.startswith("numeric_")]
     )
-    return times.read_kinds(table) if config.time else table
+    return times.read_times(table, config.time_format, steps.engine) if config.time else table
 
 
 def _read_times(
@@ -246,10 +245,9 @@ def _read_times(
     reading = times.choose_reading(
         steps.table, time_format=config.time_format, flag=flag, where=raw.where
     )
-    moments = times.read_moments(steps.table, reading, steps.engine)
     steps.run(
         f"times: {config.time} read as {reading.description}",
-        times.mark_times(steps.store(moments) if reading.is_text else moments, reading),
+        times.mark_times(steps.table, reading),
         broken_flag=flag,
     )
     if config.time_from or config.time_to:

@@ -37,11 +37,15 @@ class Steps:
         self._announce = announce
         self._stored = raw.table.get_name()
         self._num_stored = 0
+        self._leaving: list[str] = []  # tables of `drop` that `table` refers to
         for count in raw.counts:
             self._add(count)
 
     def run(self, name: str, marked: ir.Table, *, broken_flag: str = "") -> None:
-        """Ends a step.
+        """Ends a step that looks at each row by itself.
+
+        Nothing is stored: working out a row again, for a count and for the next `store`, costs less
+        than writing and reading it. What costs more (text searched or parsed) is stored before.
 
         Args:
           name: the step as printed.
@@ -49,26 +53,43 @@ class Steps:
           broken_flag: the flag that names the column at fault, for a step that marks broken values;
             too many of them (or one, with --strict) is an error that shows `sample`.
         """
-        marked = self.store(marked)
         counted: dict[str, dict[str, int]] = {"dropped": {}, "changed": {}}
         for column in counted:
             if column in marked.columns:
                 counted[column] = self._count(marked, column, broken_flag)
         kept = marked.filter(marked.dropped.isnull()) if "dropped" in marked.columns else marked
         self.table = kept.drop(*({"dropped", "changed", "sample"} & set(kept.columns)))
-        num_out = self.num_rows - sum(counted["dropped"].values())
-        self._add(StepCount(name, self.num_rows, num_out, **counted))
-        if num_out == 0:
-            raise ValueError(f"no rows are left after the step '{name}': {counted['dropped']}")
-        self.num_rows = num_out
+        self._end(name, **counted)
+
+    def drop(self, name: str, marked: ir.Table) -> None:
+        """Ends a step that takes few rows out and changes nothing else.
+
+        What it stores are the numbers of these rows, not the table without them: a window over a
+        wide table of many events sorts no more columns than it looks at.
+
+        Args:
+          name: the step as printed.
+          marked: `self.table`, or those of its rows that may leave, with the column `dropped`.
+        """
+        leaving = marked.filter(marked.dropped.notnull()).select("source_row", "dropped")
+        place = f"leaving_{len(self.counts)}"
+        leaving = self.engine.store(place, leaving)
+        dropped = self._count(leaving, "dropped")
+        if dropped:
+            self.table = self.table.anti_join(leaving, "source_row")
+            self._leaving.append(place)
+        else:
+            self.engine.drop(place)
+        self._end(name, dropped)
 
     def store(self, table: ir.Table) -> ir.Table:
-        """Computes a table once and frees the one before it."""
+        """Computes a table once and frees what it was made of."""
         self._num_stored += 1
         name = f"step_{self._num_stored}"
         stored = self.engine.store(name, table)
-        self.engine.drop(self._stored)
-        self._stored = name
+        for used in (self._stored, *self._leaving):
+            self.engine.drop(used)
+        self._stored, self._leaving = name, []
         return stored
 
     def note(self, name: str, changed: Mapping[str, int]) -> None:
@@ -84,6 +105,11 @@ class Steps:
     ) -> None:
         """Ends a step that has counted by itself; `table` is what it kept."""
         self.table = self.store(table)
+        self._end(name, dropped, changed or {})
+
+    def _end(
+        self, name: str, dropped: Mapping[str, int], changed: Mapping[str, int] | None = None
+    ) -> None:
         num_out = self.num_rows - sum(dropped.values())
         self._add(StepCount(name, self.num_rows, num_out, dict(dropped), dict(changed or {})))
         if num_out == 0:
@@ -94,7 +120,7 @@ class Steps:
         self.counts.append(count)
         self._announce(count)
 
-    def _count(self, marked: ir.Table, column: str, broken_flag: str) -> dict[str, int]:
+    def _count(self, marked: ir.Table, column: str, broken_flag: str = "") -> dict[str, int]:
         rows = marked.filter(marked[column].notnull())
         found = rows.group_by(reason=rows[column]).agg(
             count=rows.count(), first=rows.source_row.min()

@@ -15,6 +15,7 @@ from stt_jax.data.engine import Engine
 _DAY = r"\d{4}-\d{2}-\d{2}"
 _WALL = rf"{_DAY}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d+)?)?)?"
 _ZONE = r" ?(Z|UTC|[+-]\d{2}(:?\d{2})?)"
+_CLOCK = rf"^({_WALL})({_ZONE})?\z"
 _NUMBER = r"^-?\d+(\.\d*)?([eE][+-]?\d+)?\z"
 _DATE_DIGITS = (
     r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?\z"
@@ -52,16 +53,31 @@ class TimeReading:
     pattern: str
     description: str
 
-    @property
-    def is_text(self) -> bool:
-        """False: the times are numbers."""
-        return self.kinds[0] not in _UNITS_PER_SECOND
 
+def read_times(table: ir.Table, time_format: str, engine: Engine) -> ir.Table:
+    """Adds beside text `time` what `choose_reading` and `mark_times` look at, to be stored once.
 
-def read_kinds(table: ir.Table) -> ir.Table:
-    """Adds text `time_kind` (null: no time) and float64 `time_number` beside text `time`."""
-    numbers = read_numbers(table, ["time"])
-    return numbers.mutate(time_kind=_kind(numbers.time, numbers.time_number))
+    `time_micros`, int64, is what the clock shows, counted from 1970, null where the text is no time
+    on a clock; `zone_s`, int64, the offset written with it, else 0. Unless `time_format` is a
+    pattern: `time_number`, float64, and `time_kind`, text, null where there is no time.
+
+    Raises:
+      ValueError: there is no such format.
+    """
+    if time_format and (pattern := _named_reading(time_format).pattern):
+        moment = engine.parse_time(table.time, pattern)
+        return table.mutate(time_micros=engine.to_micros(moment), zone_s=ibis.literal(0, "int64"))
+    table = read_numbers(table, ["time"])
+    # One search tells both kinds of text apart: most of the work is in searching.
+    wall = table.time_number.isnull().ifelse(table.time.re_extract(_CLOCK, 1), None).nullif("")
+    zoned = wall.length() < table.time.length()
+    # Most logs are in UTC and say so by a letter: no need to look for digits.
+    has_digits = zoned & ~table.time.endswith("Z")
+    return table.mutate(
+        time_kind=_kind(table.time, table.time_number, wall),
+        time_micros=engine.to_micros(wall.try_cast("timestamp")),
+        zone_s=has_digits.ifelse(_read_zone(table.time), 0),
+    )
 
 
 def choose_reading(
@@ -70,7 +86,7 @@ def choose_reading(
     """The reading that `time_format` names, or else the one that the data show.
 
     Args:
-      table: text `time`, null where missing, its `read_kinds`, and `source_row`.
+      table: text `time`, null where missing, its `read_times`, and `source_row`.
       time_format: as --time_format; empty to find it from the data.
       flag: "--time=ts", to begin error messages.
       where: source row -> words for it.
@@ -116,9 +132,14 @@ def _named_reading(time_format: str) -> TimeReading:
     return TimeReading((time_format,), "", KINDS[time_format])
 
 
-def _kind(times: ir.StringColumn, numbers: ir.FloatingColumn) -> ir.StringColumn:
+def _kind(
+    times: ir.StringColumn, numbers: ir.FloatingColumn, walls: ir.StringColumn
+) -> ir.StringColumn:
     number = numbers.abs()
-    sizes = ibis.cases(
+    of_number = ibis.cases(
+        (times.re_search(_DATE_DIGITS), _DATE_DIGITS_KIND),
+        # Not what has spaces around it.
+        (~times.re_search(_NUMBER), _OTHER),
         (number < 1e11, "seconds"),
         (number < 1e14, "milliseconds"),
         (number < 1e17, "microseconds"),
@@ -127,11 +148,10 @@ def _kind(times: ir.StringColumn, numbers: ir.FloatingColumn) -> ir.StringColumn
     )
     return ibis.cases(
         (times.isnull(), ibis.null("string")),
-        (times.re_search(_DATE_DIGITS), _DATE_DIGITS_KIND),
-        (times.re_search(_NUMBER), sizes),
-        (times.re_search(rf"^{_WALL}\z"), "iso"),
-        (times.re_search(rf"^{_WALL}{_ZONE}\z"), "iso_zone"),
-        else_=_OTHER,
+        (numbers.notnull(), of_number),
+        (walls.isnull(), _OTHER),
+        (walls.length() < times.length(), "iso_zone"),
+        else_="iso",
     )
 
 
@@ -162,32 +182,8 @@ def _reading_of(seen: Mapping[str, _Seen], flag: str) -> TimeReading:
     return TimeReading((known[0],), "", KINDS[known[0]])
 
 
-def read_moments(table: ir.Table, reading: TimeReading, engine: Engine) -> ir.Table:
-    """Adds int64 `time_micros` and `zone_s` beside text `time`; for numbers, which need neither, 0.
-
-    `time_micros` is what the clock shows, counted from 1970, null where that cannot be read;
-    `zone_s` the offset written with it.
-    """
-    micros: ir.IntegerValue = ibis.literal(0, "int64")
-    zone_s: ir.IntegerValue = ibis.literal(0, "int64")
-    is_zoned = table.time_kind == "iso_zone"
-    if "pattern" in reading.kinds:
-        micros = engine.to_micros(engine.parse_time(table.time, reading.pattern))
-    elif "iso_zone" in reading.kinds:
-        readable = is_zoned | (table.time_kind == "iso") if "iso" in reading.kinds else is_zoned
-        wall = readable.ifelse(table.time.re_extract(f"^{_WALL}", 0), None)
-        micros = engine.to_micros(wall.try_cast("timestamp"))
-        # Most logs are in UTC and say so by a letter: no need to look for digits.
-        has_digits = is_zoned & ~table.time.endswith("Z")
-        zone_s = has_digits.ifelse(_read_zone(table.time), 0)
-    elif "iso" in reading.kinds:
-        wall = (table.time_kind == "iso").ifelse(table.time, None)
-        micros = engine.to_micros(wall.try_cast("timestamp"))
-    return table.mutate(time_micros=micros, zone_s=zone_s)
-
-
 def mark_times(table: ir.Table, reading: TimeReading) -> ir.Table:
-    """Turns text `time` with its `read_moments` into numbers; adds `dropped` and `sample`.
+    """Turns text `time` with its `read_times` into numbers; adds `dropped` and `sample`.
 
     The numbers are int64 `time_s` (unix seconds, floor), `time_us` (the rest of the second) and
     `zone_s` (the offset written with the time, else 0). Where bool `is_zoned` is False, the time
@@ -207,13 +203,15 @@ def mark_times(table: ir.Table, reading: TimeReading) -> ir.Table:
         (time_s.isnull(), f"time is not {reading.description}"),
         else_=None,
     ).cast("string")
-    return table.mutate(
+    table = table.mutate(
         time_s=time_s,
         time_us=time_us,
         is_zoned=is_zoned,
         dropped=dropped,
         sample=table.time,
-    ).drop("time", "time_kind", "time_number", "time_micros")
+    )
+    read = {"time", "time_kind", "time_number", "time_micros"}
+    return table.drop(*(read & set(table.columns)))
 
 
 def _read_numbers(numbers: ir.FloatingColumn, per_second: int) -> tuple[ir.Value, ir.Value]:

@@ -105,14 +105,22 @@ def test_degrees_are_rounded_not_cut(engine):
 
 
 def test_duplicates_equal_in_every_column_the_first_stays(engine):
-    table = make(user=["a", "a", "a", "b", "a"], name=["x", None, "x", "x", None])
-    assert marks(engine, clean.mark_duplicates(table)) == [
-        None,
-        None,
-        "equals an earlier row",
-        None,
-        "equals an earlier row",
-    ]
+    table = make(
+        user=["a", "a", "a", "b", "a", "a"],
+        item=["i", "i", "i", "i", "i", "j"],
+        name=["x", None, "x", "x", None, "x"],
+    ).mutate(time_s=7)
+    marked = clean.mark_duplicates(table).order_by("source_row").to_pyarrow()
+    assert dict(
+        zip(marked["source_row"].to_pylist(), marked["dropped"].to_pylist(), strict=True)
+    ) == {
+        0: None,
+        1: None,
+        2: "equals an earlier row",
+        4: "equals an earlier row",
+    }
+    later = table.mutate(time_s=table.source_row)
+    assert marks(engine, clean.mark_duplicates(later)) == []
 
 
 def plain_core(rows, min_user_events, min_item_events):

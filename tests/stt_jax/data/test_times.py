@@ -18,11 +18,11 @@ def engine(tmp_path_factory):
 def read_times(texts, engine, time_format=""):
     """The reading that is chosen, and its rows."""
     rows = pa.table({"source_row": list(range(len(texts))), "time": pa.array(texts, pa.string())})
-    table = times.read_kinds(ibis.memtable(rows))
+    table = times.read_times(ibis.memtable(rows), time_format, engine)
     reading = times.choose_reading(
         table, time_format=time_format, flag="--time=t", where=lambda row: f"row {row + 1}"
     )
-    marked = times.mark_times(times.read_moments(table, reading, engine), reading)
+    marked = times.mark_times(table, reading)
     marked = marked.order_by("source_row").to_pyarrow()
     return reading, marked.to_pylist()
 
