@@ -46,6 +46,7 @@ from stt_jax.relations import model_catalogue
 from stt_jax.training.run import Run, load_run, read_run_files
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_CHUNK_ITEMS = 65_536  # whose logits `score` holds at once, a person; how many people, no one knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def flat_functions(run: Run, log: PreparedLog, num_items_listed: int) -> Exporte
         scorer = session.item_scorer(model, params, items)
         ranked = session.score(
             model, params, scorer, as_cache(state), one, as_requests(request), None,
-            k=num_items_listed,
+            k=num_items_listed, chunk_items=_CHUNK_ITEMS,
         )  # fmt: skip
         return [ranked.items[0], ranked.probabilities[0]]
 

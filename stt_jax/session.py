@@ -36,7 +36,7 @@ from stt_jax.model.cache import Cache, empty_cache
 from stt_jax.model.head import ItemScorer, item_mass
 from stt_jax.model.stt import Answer, SpatiotemporalTransformer
 
-CHUNK_ITEMS = 65_536  # items whose logits are held at once, a person
+CHUNK_LOGITS = 2**22  # that are held at once, of all requests together
 
 
 def window_hop(training: TrainingConfig) -> int:
@@ -155,7 +155,7 @@ def score(
     allowed: jax.Array | None,
     *,
     k: int,
-    chunk_items: int = CHUNK_ITEMS,
+    chunk_items: int = 0,
 ) -> Ranked:
     """The k most probable items of each request. The catalogue is passed through in chunks.
 
@@ -166,8 +166,11 @@ def score(
       requests: [B, 1], as `histories.request_rows` lays them out.
       allowed: bool [B, V + 1], which items may be listed; None = all.
       k: at most V.
+      chunk_items: items of a chunk; 0 = as many as hold `CHUNK_LOGITS`: a chunk of a table is a copy
+        of it, so that few are better.
     """
     model = _for_few_queries(model)
+    chunk_items = chunk_items or max(1, CHUNK_LOGITS // rows.shape[0])
     answer = cast(
         Answer,
         model.apply(

@@ -53,6 +53,24 @@ def _find_recurrences(ids: jax.Array, segment_ids: jax.Array) -> Recurrences:
     )
 
 
+def find_recurrence(ids: jax.Array, segment_ids: jax.Array, tokens: jax.Array) -> Recurrences:
+    """As `find_recurrences`, of the class of one token a row and no other: O(S).
+
+    Args:
+      ids, segment_ids: as in `find_recurrences`.
+      tokens: int32 [B, 1].
+
+    Returns:
+      class 1 where a token agrees with that one, else 0.
+    """
+    ours, segment = at_tokens(ids, tokens), at_tokens(segment_ids, tokens)
+    agrees = (ids == ours) & (segment_ids == segment) & (ours > 0) & (segment > 0)
+    return Recurrences(
+        classes=agrees.astype(jnp.int32),
+        counts=jnp.where(agrees, jnp.cumsum(agrees, axis=1, dtype=jnp.int32), 0),
+    )
+
+
 def classes_before(recurrences: Recurrences, segment_ids: jax.Array) -> jax.Array:
     """int32 [B, S], the class of the token before each one in its segment; 0 = none."""
     same_segment = segment_ids[:, 1:] == segment_ids[:, :-1]

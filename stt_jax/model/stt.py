@@ -25,7 +25,12 @@ from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
 from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
 from stt_jax.model.precision import exact_products
-from stt_jax.model.recurrence import at_tokens, classes_before, find_recurrences
+from stt_jax.model.recurrence import (
+    at_tokens,
+    classes_before,
+    find_recurrence,
+    find_recurrences,
+)
 
 _TINY = 1e-30  # no probability, as a number to divide by
 
@@ -412,7 +417,10 @@ class SpatiotemporalTransformer(nn.Module):
             )
             counts.append(visible.sum(axis=-1, dtype=jnp.int32))
         if "sequel" in self._pointers:
-            found = find_recurrences(history.items, history.segment_ids)
+            if requests.last_tokens.shape[1] == 1:  # as in service
+                found = find_recurrence(history.items, history.segment_ids, requests.last_tokens)
+            else:
+                found = find_recurrences(history.items, history.segment_ids)
             # Its segments are the events that followed one and the same item.
             geometries["sequel"] = dataclasses.replace(
                 geometry,

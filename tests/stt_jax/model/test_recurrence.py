@@ -2,7 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stt_jax.model.recurrence import at_tokens, classes_before, find_recurrences
+from stt_jax.model.recurrence import (
+    at_tokens,
+    classes_before,
+    find_recurrence,
+    find_recurrences,
+)
 
 
 def random_rows():
@@ -30,6 +35,18 @@ def test_tokens_are_grouped_by_segment_and_id_in_order():
                 found.classes[row] == found.classes[row, token], [its == key for its in keys]
             )
             assert found.counts[row, token] == same.index(token) + 1
+
+
+def test_one_token_a_row_finds_the_class_that_sorting_finds():
+    ids, segments = random_rows()
+    every = jax.tree.map(np.asarray, find_recurrences(jnp.asarray(ids), jnp.asarray(segments)))
+    for token in range(-1, 24):
+        tokens = np.full((3, 1), token, np.int32)
+        found = find_recurrence(jnp.asarray(ids), jnp.asarray(segments), jnp.asarray(tokens))
+        wanted = every.classes[:, token, None] if token >= 0 else np.zeros((3, 1))
+        ours = (every.classes == wanted) & (wanted > 0)
+        np.testing.assert_array_equal(found.classes, ours)
+        np.testing.assert_array_equal(found.counts, np.where(ours, every.counts, 0))
 
 
 def test_what_came_before_never_crosses_a_segment():
