@@ -166,8 +166,8 @@ def score(
       requests: [B, 1], as `histories.request_rows` lays them out.
       allowed: bool [B, V + 1], which items may be listed; None = all.
       k: at most V.
-      chunk_items: items of a chunk; 0 = as many as hold `CHUNK_LOGITS`: a chunk of a table is a copy
-        of it, so that few are better.
+      chunk_items: items of a chunk; 0 = as many as have `CHUNK_LOGITS` logits. Few chunks are
+        better: each is a copy of its part of the catalogue.
     """
     model = _for_few_queries(model)
     chunk_items = chunk_items or max(1, CHUNK_LOGITS // rows.shape[0])
