@@ -39,7 +39,7 @@ from benchmarks.domain_logs import (
     event_table,
     hidden_categories,
     is_food,
-    prepare_tables,
+    prepare_domains,
 )
 from stt_jax import command
 from stt_jax.baselines import evaluate_baselines
@@ -181,7 +181,7 @@ def _against_each(
     domains: DomainsConfig, work: pathlib.Path, tables: dict[str, Any]
 ) -> dict[str, Any]:
     """One model of all tables against one of each."""
-    log = prepare_tables(list(tables.values()), work / "together-log")
+    log = prepare_domains(list(tables.values()), work / "together-log")
     together, minutes = _train(log, domains, work / "together")
     found: dict[str, Any] = {
         "split_hash": log.meta.split_hash, "minutes": minutes, "domains": {}
@@ -189,7 +189,7 @@ def _against_each(
     of_log = find_targets(log, TEST)
     place = {key: index for index, key in enumerate(_keys(log, of_log))}
     for name, table in tables.items():
-        own_log = prepare_tables([table], work / f"{name}-log")
+        own_log = prepare_domains([table], work / f"{name}-log")
         own, own_minutes = _train(own_log, domains, work / name)
         targets = find_targets(own_log, TEST)
         targets = targets[targets.known(own_log)]

@@ -29,12 +29,11 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 
+from benchmarks.raw_log import event_rows, prepare_rows
 from stt_jax import command
-from stt_jax.config import EvaluationConfig, PrepareConfig, check, option
-from stt_jax.data.preparation import prepare_log
-from stt_jax.data.schema import PART_NAMES, TEST, TRAIN, UNKNOWN_E7, VALIDATION
+from stt_jax.config import EvaluationConfig, check, option
+from stt_jax.data.schema import TEST
 from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.training.loop import train_model
@@ -111,9 +110,9 @@ def bench(repair: RepairConfig) -> None:
     name = pathlib.Path(repair.data).name
     path = pathlib.Path(repair.output)
     work = pathlib.Path(repair.work) / name
-    events = event_table(log)
+    events = event_rows(log)
     intact = [
-        _learn(repair, _prepare(events, {}, work / "intact"), work / f"intact-{seed}", seed)
+        _learn(repair, prepare_rows(events, work / "intact"), work / f"intact-{seed}", seed)
         for seed in range(repair.seeds)
     ]
     metrics = {
@@ -130,7 +129,7 @@ def bench(repair: RepairConfig) -> None:
             if method == "model" and not repair.models:
                 continue
             folder = work / f"{damage.name}-{method}".replace(" ", "_")
-            repaired = _prepare(damaged, options, folder)
+            repaired = prepare_rows(damaged, folder, **options)
             found = _learn(repair, repaired, folder / "run", 0)
             rows.append({"damage": damage.name, "repair": method, **found})
             print(json.dumps(rows[-1]), flush=True)
@@ -157,34 +156,8 @@ def damages_of(log: PreparedLog) -> tuple[Damage, ...]:
     )
 
 
-def event_table(log: PreparedLog) -> pa.Table:
-    """The events of a prepared log at known items, as the rows of a raw one.
-
-    Returns:
-      text user, item, session, category (null where unknown); int64 time (unix seconds),
-      utc_offset_min and part; float64 latitude, longitude (null where unknown).
-    """
-    events = np.flatnonzero(log.items > 0)
-    users = np.repeat(np.arange(log.num_users), np.diff(log.user_offsets))[events]
-    items = log.items[events]
-    unknown = log.latitudes_e7[events] == UNKNOWN_E7
-    categories = log.categories[events] if log.num_categories else np.zeros(len(events), np.int32)
-    columns: dict[str, Any] = {
-        "user": pa.array([log.user_ids[user] for user in users.tolist()]),
-        "item": pa.array([log.item_ids[item] for item in items.tolist()]),
-        "time": pa.array(log.times[events].astype(np.int64)),
-        "utc_offset_min": pa.array(log.utc_offsets_s[events].astype(np.int64) // 60),
-        "latitude": pa.array(log.latitudes_e7[events] * 1e-7, mask=unknown),
-        "longitude": pa.array(log.longitudes_e7[events] * 1e-7, mask=unknown),
-        "category": pa.array([log.category_values[code] or None for code in categories.tolist()]),
-        "session": pa.array(log.sessions[events].astype(np.int64)).cast(pa.string()),
-        "part": pa.array(log.parts[events].astype(np.int64)),
-    }
-    return pa.table(columns)
-
-
 def damage_events(events: pa.Table, damage: Damage, draw: np.random.Generator) -> pa.Table:
-    """The rows of `event_table`, less true than they were.
+    """The rows of `event_rows`, less true than they were.
 
     "... hidden of events" and "... hidden of items" make values of drawn events, or of all events
     of drawn items, unknown. "places moved by" adds a normal error of so many metres north and
@@ -231,37 +204,6 @@ def _move(events: pa.Table, metres: np.ndarray, moved: np.ndarray) -> pa.Table:
         column = pa.array(np.clip(degrees, -limit, limit), from_pandas=True)
         events = events.set_column(events.column_names.index(name), name, column)
     return events
-
-
-def _prepare(events: pa.Table, options: dict[str, Any], folder: pathlib.Path) -> PreparedLog:
-    """The prepared log of raw rows, with the split that they say."""
-    if (folder / "prepared" / "meta.json").is_file():
-        return open_log(folder / "prepared")
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for part, name in enumerate(PART_NAMES):
-        rows = events.filter(pc.equal(events["part"], part)).drop_columns(["part"])
-        files[part] = str(folder / f"{name}.parquet")
-        pyarrow.parquet.write_table(rows, files[part])
-    has_places = events["latitude"].null_count < len(events)
-    config = PrepareConfig(
-        input=(files[TRAIN],),
-        validation_input=(files[VALIDATION],),
-        test_input=(files[TEST],),
-        split="given",
-        output=str(folder / "prepared"),
-        user="user",
-        item="item",
-        time="time",
-        time_format="seconds",
-        utc_offset_column="utc_offset_min",
-        latitude="latitude" if has_places else "",
-        longitude="longitude" if has_places else "",
-        category="category" if events["category"].null_count < len(events) else "",
-        session="session",
-        **options,
-    )
-    return prepare_log(config)
 
 
 def _learn(

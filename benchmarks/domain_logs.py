@@ -9,15 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet
 
-from stt_jax.config import PrepareConfig
+from benchmarks.raw_log import event_rows, prepare_rows
 from stt_jax.data import synthetic
 from stt_jax.data.city_categories import CATEGORIES
-from stt_jax.data.preparation import prepare_log
-from stt_jax.data.schema import PART_NAMES, TEST, TRAIN, UNKNOWN_E7, VALIDATION
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.schema import TEST, TRAIN, VALIDATION
+from stt_jax.data.store import PreparedLog
 
 FOOD, REST = "food", "rest"
 # Words in the names of Foursquare's categories that are about eating and drinking.
@@ -55,57 +52,20 @@ def event_table(
         keep = keep & chosen[users]
     events = np.flatnonzero(keep)
     items = log.items[events]
-    places = {}
-    for name in ("latitude", "longitude"):
-        e7 = getattr(log, f"{name}s_e7")[events]
-        degrees = pa.array(np.where(e7 == UNKNOWN_E7, 0, e7) * 1e-7).cast(pa.string())
-        places[name] = pc.if_else(pa.array(e7 == UNKNOWN_E7), None, degrees)
+    rows = event_rows(log, events).drop_columns(["session"])
+    people = pa.array([person_prefix + user for user in rows["user"].to_pylist()])
+    # An item's category is of the item, not of the event.
     categories = np.asarray(log.category_values)[log.item_categories[items]]
-    return pa.table(
-        {
-            "user": [person_prefix + log.user_ids[u] for u in users[events].tolist()],
-            "item": [log.item_ids[item] for item in items.tolist()],
-            "time": pa.array(log.times[events]).cast(pa.string()),
-            "utc_offset_min": pa.array(log.utc_offsets_s[events] // 60).cast(pa.string()),
-            **places,
-            "category": pa.array(categories),
-            "domain": pa.array(domains[items]),
-            "part": pa.array(log.parts[events].astype(np.int64)),
-        }
+    return (
+        rows.set_column(rows.column_names.index("user"), "user", people)
+        .set_column(rows.column_names.index("category"), "category", pa.array(categories))
+        .append_column("domain", pa.array(domains[items]))
     )
 
 
-def prepare_tables(tables: Sequence[pa.Table], folder: pathlib.Path) -> PreparedLog:
+def prepare_domains(tables: Sequence[pa.Table], folder: pathlib.Path) -> PreparedLog:
     """Prepares rows of `event_table`, with the split that they say."""
-    if (folder / "prepared" / "meta.json").is_file():
-        return open_log(folder / "prepared")
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = pa.concat_tables(tables)
-    files = {}
-    for part, name in enumerate(PART_NAMES):
-        rows = whole.filter(pc.equal(whole["part"], part)).drop_columns(["part"])
-        files[part] = str(folder / f"{name}.parquet")
-        pyarrow.parquet.write_table(rows, files[part])
-    has_places = whole["latitude"].null_count < len(whole)
-    return prepare_log(
-        PrepareConfig(
-            input=(files[TRAIN],),
-            validation_input=(files[VALIDATION],),
-            test_input=(files[TEST],),
-            split="given",
-            output=str(folder / "prepared"),
-            user="user",
-            item="item",
-            time="time",
-            time_format="seconds",
-            utc_offset_column="utc_offset_min",
-            latitude="latitude" if has_places else "",
-            longitude="longitude" if has_places else "",
-            category="category",
-            domain="domain",
-            keep_duplicates=True,
-        )
-    )
+    return prepare_rows(pa.concat_tables(tables), folder, domain="domain", keep_duplicates=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +130,13 @@ def city_domains(
         {
             "user": names,
             "item": city.place_ids[places],
-            "time": pa.array(city.event_times_s[events]).cast(pa.string()),
-            "utc_offset_min": pa.array([str(synthetic.UTC_OFFSET_MIN)] * len(events)),
-            "latitude": pa.array(city.place_latitudes_deg[places]).cast(pa.string()),
-            "longitude": pa.array(city.place_longitudes_deg[places]).cast(pa.string()),
+            "time": pa.array(city.event_times_s[events]),
+            "utc_offset_min": pa.array([synthetic.UTC_OFFSET_MIN] * len(events)),
+            "latitude": pa.array(city.place_latitudes_deg[places]),
+            "longitude": pa.array(city.place_longitudes_deg[places]),
             "category": categories[places],
             "domain": np.where(food[events], FOOD, REST),
             "part": pa.array(np.concatenate(their_parts).astype(np.int64)),
         }
     )
-    return CityDomains(city, prepare_tables([table], folder), np.array(targets), asked)
+    return CityDomains(city, prepare_domains([table], folder), np.array(targets), asked)

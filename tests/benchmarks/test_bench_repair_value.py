@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks import bench_repair_value
-from benchmarks.bench_repair_value import Damage, damage_events, damages_of, event_table
+from benchmarks.bench_repair_value import Damage, damage_events, damages_of
+from benchmarks.raw_log import event_rows
 from stt_jax.data.schema import TEST, UNKNOWN_E7
 from stt_jax.data.store import write_log
 from tests.stt_jax.tiny_logs import random_log
@@ -17,7 +18,7 @@ def log():
 
 
 def test_every_damage_does_what_it_says_and_spares_what_is_asked(log):
-    events = event_table(log)
+    events = event_rows(log)
     test = np.asarray(events["part"]) == TEST
     assert test.any()
     for damage in damages_of(log):

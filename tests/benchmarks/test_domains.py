@@ -3,7 +3,7 @@ import pyarrow.compute as pc
 import pytest
 
 from benchmarks.bench_domains import DomainsConfig, _asked, _keys, _unambiguous
-from benchmarks.domain_logs import FOOD, REST, city_domains, event_table, is_food, prepare_tables
+from benchmarks.domain_logs import FOOD, REST, city_domains, event_table, is_food, prepare_domains
 from stt_jax.config import CityConfig
 from stt_jax.data.protocol import find_targets
 from stt_jax.data.schema import TEST, TRAIN
@@ -33,7 +33,7 @@ def test_of_asked_people_nothing_in_the_hidden_domain_is_known(tmp_path):
 def test_a_table_of_a_log_prepares_to_the_same_events(tmp_path):
     log = random_log(num_users=8, seed=3)
     names = np.array(["", *("ab"[item % 2] for item in range(1, log.num_items + 1))])
-    again = prepare_tables([event_table(log, names, person_prefix="x:")], tmp_path)
+    again = prepare_domains([event_table(log, names, person_prefix="x:")], tmp_path)
     known = log.items > 0
     assert again.num_events == known.sum()
     assert sorted(again.user_ids) == sorted(f"x:{user}" for user in log.user_ids)
