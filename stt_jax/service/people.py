@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stt_jax import ranking, session
@@ -59,6 +60,10 @@ class LiveTable:
         self.counts: collections.Counter[str] = collections.Counter()
         self._has_times = served.log.meta.has_times
         self._batch_sizes = (*(size for size in (1, 8, 64) if size < max_batch), max_batch)
+        # On the device once: for a million items they are as large as the states of a batch.
+        self._every_item = {
+            size: jnp.ones((size, served.log.num_items + 1), bool) for size in self._batch_sizes
+        }
         self._states = LiveStates(
             served, store, self.counts, state_bytes=state_bytes, batch_sizes=self._batch_sizes
         )
@@ -190,12 +195,14 @@ class LiveTable:
         self, pool: Pool, prepared: Sequence[_Prepared], k: int
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         size = session.size_bucket(len(prepared), self._batch_sizes)
-        masks = np.ones((size, self.served.log.num_items + 1), bool)
         rows = np.full(size, pool.empty, np.int32)
-        for row, one in enumerate(prepared):
-            rows[row] = one.view.row
-            if one.allowed is not None:
-                masks[row] = one.allowed
+        rows[: len(prepared)] = [one.view.row for one in prepared]
+        masks: jax.Array | np.ndarray = self._every_item[size]
+        if any(one.allowed is not None for one in prepared):
+            masks = np.ones(masks.shape, bool)
+            for row, one in enumerate(prepared):
+                if one.allowed is not None:
+                    masks[row] = one.allowed
         questions = request_rows([one.question for one in prepared], size)
         run, scorer = self.served.run, self.served.scorer
         ranked = session.score(
