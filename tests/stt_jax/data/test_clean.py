@@ -106,9 +106,9 @@ def test_degrees_are_rounded_not_cut(engine):
 
 def test_duplicates_equal_in_every_column_the_first_stays(engine):
     table = make(
-        user=["a", "a", "a", "b", "a", "a"],
-        item=["i", "i", "i", "i", "i", "j"],
-        name=["x", None, "x", "x", None, "x"],
+        user=["a", "a", "a", "b", "a", "a", "c", "c"],
+        item=["i", "i", "i", "i", "i", "j", "i", "i"],
+        name=["x", None, "x", "x", None, "x", "x", "x"],
     ).mutate(time_s=7)
     marked = clean.mark_duplicates(table).order_by("source_row").to_pyarrow()
     assert dict(
@@ -118,6 +118,8 @@ def test_duplicates_equal_in_every_column_the_first_stays(engine):
         1: None,
         2: "equals an earlier row",
         4: "equals an earlier row",
+        6: None,
+        7: "equals an earlier row",
     }
     later = table.mutate(time_s=table.source_row)
     assert marks(engine, clean.mark_duplicates(later)) == []
