@@ -280,7 +280,7 @@ def _split(steps: Steps, config: PrepareConfig) -> split.Cuts | None:
     cuts = None
     table = steps.table
     if config.split == "time":
-        cuts = split.find_cuts(table, config)
+        cuts = split.find_cuts(table, config, steps.engine)
         table = split.by_time(table, cuts)
     elif config.split == "leave_one_out":
         table = split.leave_one_out(table)

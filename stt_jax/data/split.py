@@ -8,6 +8,7 @@ import ibis
 from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
+from stt_jax.data.engine import Engine
 from stt_jax.data.schema import TEST, TRAIN, VALIDATION
 from stt_jax.data.times import to_moment
 
@@ -22,7 +23,7 @@ class Cuts:
     test_from_s: int
 
 
-def find_cuts(table: ir.Table, config: PrepareConfig) -> Cuts:
+def find_cuts(table: ir.Table, config: PrepareConfig, engine: Engine) -> Cuts:
     """Where a split of `time_s` cuts: by moments, by days or by quantiles of the events' times.
 
     With fractions, the cut is the time of the event at that place in time order; all events of
@@ -31,17 +32,17 @@ def find_cuts(table: ir.Table, config: PrepareConfig) -> Cuts:
     Raises:
       ValueError: the test would begin before the validation.
     """
-    span = table.agg(
-        first=table.time_s.min(), last=table.time_s.max(), num_events=table.count()
-    ).to_pyarrow()
-    last, num_events = span["last"][0].as_py(), span["num_events"][0].as_py()
+    # Stored: all that follows is looked up in it.
+    seconds = engine.store("seconds", _count_seconds(table))
+    whole = seconds.agg(last=seconds.time_s.max(), num_events=seconds.num_until.max()).to_pyarrow()
+    last, num_events = whole["last"][0].as_py(), whole["num_events"][0].as_py()
     test_from = last + 1
     if config.test_from:
         test_from = to_moment(config.test_from, "test_from")
     elif config.test_days:
         test_from = last + 1 - round(config.test_days * _DAY_S)
     elif config.test_fraction:
-        test_from = _quantile(table, num_events, 1 - config.test_fraction)
+        test_from = _quantile(seconds, num_events, 1 - config.test_fraction)
     validation_from = test_from
     if config.validation_from:
         validation_from = to_moment(config.validation_from, "validation_from")
@@ -51,12 +52,13 @@ def find_cuts(table: ir.Table, config: PrepareConfig) -> Cuts:
         before = 1 - config.validation_fraction
         if not (config.test_from or config.test_days):
             before -= config.test_fraction
-            validation_from = _quantile(table, num_events, before)
+            validation_from = _quantile(seconds, num_events, before)
         else:
-            earlier = table.filter(table.time_s < test_from)
-            num_earlier = earlier.count().to_pyarrow().as_py()
+            earlier = seconds.filter(seconds.time_s < test_from)
+            num_earlier = earlier.num_until.max().to_pyarrow().as_py() or 0
             place = max(0, num_earlier - round(config.validation_fraction * num_events))
             validation_from = _time_at(earlier, place)
+    engine.drop("seconds")
     if validation_from > test_from:
         raise ValueError(
             f"the validation part begins at {validation_from}, after the test part at {test_from} "
@@ -65,18 +67,22 @@ def find_cuts(table: ir.Table, config: PrepareConfig) -> Cuts:
     return Cuts(validation_from, test_from)
 
 
-def _quantile(table: ir.Table, num_events: int, fraction: float) -> int:
-    # round() before the floor: 1 - .1 - .1 is a little below .8.
-    return _time_at(table, int(round(fraction * num_events, 6)))
-
-
-def _time_at(table: ir.Table, place: int) -> int:
-    """The time of the event at a place (from 0) in time order."""
+def _count_seconds(table: ir.Table) -> ir.Table:
+    """time_s, each once, and num_until, events until the end of that second."""
     seconds = table.group_by("time_s").agg(num_events=table.count())
     # Not a limit with an offset: an engine may number the rows before it sorts them.
     so_far = ibis.window(order_by="time_s", preceding=None, following=0)
-    seconds = seconds.mutate(place=seconds.num_events.sum().over(so_far))
-    found = seconds.filter(seconds.place > place).agg(time_s=lambda t: t.time_s.min())
+    return seconds.select("time_s", num_until=seconds.num_events.sum().over(so_far))
+
+
+def _quantile(seconds: ir.Table, num_events: int, fraction: float) -> int:
+    # round() before the floor: 1 - .1 - .1 is a little below .8.
+    return _time_at(seconds, int(round(fraction * num_events, 6)))
+
+
+def _time_at(seconds: ir.Table, place: int) -> int:
+    """The time of the event at a place (from 0) in time order."""
+    found = seconds.filter(seconds.num_until > place).agg(time_s=lambda t: t.time_s.min())
     time_s = found.to_pyarrow()["time_s"][0].as_py()
     if time_s is None:
         raise ValueError("no events are left before the test part; check --test_from, --test_days")
