@@ -1,9 +1,12 @@
+import tempfile
+
 import ibis
 import pyarrow as pa
 import pytest
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data import split
+from stt_jax.data.engine import DuckEngine
 from stt_jax.data.schema import TEST, TRAIN, VALIDATION
 
 DAY_S = 86_400
@@ -24,7 +27,13 @@ def make_log(times_s, users=None):
 
 
 def cuts(table, **options):
-    return split.find_cuts(table, PrepareConfig(input=("x",), output="y", time="t", **options))
+    config = PrepareConfig(input=("x",), output="y", time="t", **options)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = DuckEngine(folder, threads=1)
+        try:
+            return split.find_cuts(table, config, engine)
+        finally:
+            engine.close()
 
 
 def parts_by_time(table, **options):
