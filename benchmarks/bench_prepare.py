@@ -30,6 +30,7 @@ import pyarrow.csv
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "prepare.json"
 LOGS = ("nyc", "globo")
+ROUNDS = 5  # of a real log, which takes seconds; the row is the run in the middle
 _BLOCK = 1_000_000
 _START_S, _SPAN_S = 1_600_000_000, 365 * 86_400
 # What every synthetic run is asked to do.
@@ -148,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--data_root={pathlib.Path(options.data).absolute()}",
                 f"--output={folder}/{log}",
             ]
-            rows.append(measure(flags, log))
+            runs = [measure([*flags, "--overwrite"], log) for _ in range(ROUNDS)]
+            rows.append(sorted(runs, key=lambda row: row["seconds"])[ROUNDS // 2])
             print(json.dumps(rows[-1]), flush=True)
         for size in [1e4] if options.quick else map(float, filter(None, options.sizes.split(","))):
             path = pathlib.Path(folder) / "events.csv"
