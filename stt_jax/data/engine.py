@@ -13,7 +13,7 @@ import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ibis
@@ -30,6 +30,8 @@ _JAVA_PATTERNS = {
     "f": "SSSSSS", "p": "a", "b": "MMM", "B": "MMMM", "j": "D", "z": "xx", "%": "%",
 }  # fmt: skip
 # Of the files of the log. Without compression a log of ten million events spilled 15 times as much.
+_PIECE_ROWS = 32_768
+Select = Callable[[ir.Table], ir.Table]
 _COMPRESSED_FROM_BYTES = 2**28
 
 
@@ -96,15 +98,34 @@ class DuckEngine:
         connection.to_pyarrow = self._to_pyarrow
         return connection
 
-    def insert(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> ir.Table:
-        """A new table out of Arrow tables of one schema."""
-        database = self.connection.con
-        for number, table in enumerate(
-            itertools.chain([pa.Table.from_batches([], schema)], tables)
-        ):
-            database.register("incoming", table)
-            into = f'INSERT INTO "{name}"' if number else f'CREATE TABLE "{name}" AS'
-            database.execute(f"{into} SELECT * FROM incoming")
+    def insert(
+        self,
+        name: str,
+        schema: pa.Schema,
+        tables: Iterable[pa.Table],
+        select: Select | None = None,
+    ) -> ir.Table:
+        """A new table out of Arrow tables of one schema.
+
+        Args:
+          name: of the table.
+          schema: of `tables`.
+          tables: rows, some at a time.
+          select: what is kept of each row, worked out as it comes; None = all of it.
+        """
+        database, to_text = self.connection.con, self.connection.compiler.type_mapper.to_string
+        query = ""
+        for table in itertools.chain([pa.Table.from_batches([], schema)], tables):
+            # In pieces, each of which one thread takes.
+            pieces = table.to_batches(max_chunksize=_PIECE_ROWS)
+            database.register("incoming", pa.Table.from_batches(pieces, schema))
+            if not query:
+                incoming = self.connection.table("incoming")
+                kept = incoming if select is None else select(incoming)
+                columns = [f'"{one}" {to_text(kind)}' for one, kind in kept.schema().items()]
+                database.execute(f'CREATE TABLE "{name}" ({", ".join(columns)})')
+                query = f'INSERT INTO "{name}" {self.connection.compile(kept)}'
+            database.execute(query)
             database.unregister("incoming")
         return self.connection.table(name)
 
@@ -205,10 +226,20 @@ class SparkEngine:
         # Ibis's own goes by way of pandas, which has no integers that may be missing.
         self.connection.to_pyarrow = self._to_pyarrow
 
-    def insert(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> ir.Table:
-        """A new table out of Arrow tables of one schema."""
+    def insert(
+        self,
+        name: str,
+        schema: pa.Schema,
+        tables: Iterable[pa.Table],
+        select: Select | None = None,
+    ) -> ir.Table:
+        """A new table out of Arrow tables of one schema; see `DuckEngine.insert`."""
         import pyarrow.parquet
 
+        if select is not None:
+            chosen = self.store(name, select(self.insert("incoming", schema, tables)))
+            self.drop("incoming")
+            return chosen
         path = self._folder / name
         path.mkdir()
         with pyarrow.parquet.ParquetWriter(path / "rows.parquet", schema) as writer:

@@ -28,6 +28,7 @@ the speed filter and the values, which are arrays in that order (see `stt_jax.da
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import tempfile
 import zoneinfo
@@ -52,7 +53,7 @@ from stt_jax.data import (
 )
 from stt_jax.data.assembly import Clock, assemble_log, fetch_items
 from stt_jax.data.columns import fetch_columns
-from stt_jax.data.engine import error_types, open_engine
+from stt_jax.data.engine import Engine, error_types, open_engine
 from stt_jax.data.layouts import apply_layout
 from stt_jax.data.pseudonyms import HIDDEN_IDS, KEY_CHECK, check_value
 from stt_jax.data.read import RawLog, read_log
@@ -102,7 +103,7 @@ def prepare_log(
     with tempfile.TemporaryDirectory(prefix="stt_jax_prepare_") as spill_folder:
         engine = open_engine(config, spill_folder)
         try:
-            raw = read_log(config, engine)
+            raw = read_log(config, engine, functools.partial(_select_roles, config, engine))
             steps = Steps(raw, config, engine, announce)
             clock = _clean(steps, raw, config, zone)
             protection.protect(steps, config, key)
@@ -153,10 +154,12 @@ def _clean(
             steps.table, raw.columns, drop_if=config.drop_if, drop_missing=config.drop_missing
         )
         steps.run("drop by flag", marked)
-    roles = steps.store(_select_roles(steps, raw.columns, config))
+    if not raw.is_selected:
+        roles = _select_roles(config, steps.engine, steps.table, columns=raw.columns)
+        steps.table = steps.store(roles)
     steps.run(
         "ids",
-        clean.mark_bad_ids(roles, config.user, config.item, config.domain),
+        clean.mark_bad_ids(steps.table, config.user, config.item, config.domain),
         broken_flag=f"--user={config.user} --item={config.item}"
         + (f" --domain={config.domain}" if config.domain else ""),
     )
@@ -208,7 +211,9 @@ def _find_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:
     return steps.engine.insert("too_fast", found.schema, [found])
 
 
-def _select_roles(steps: Steps, columns: Mapping[str, str], config: PrepareConfig) -> ir.Table:
+def _select_roles(
+    config: PrepareConfig, engine: Engine, table: ir.Table, *, columns: Mapping[str, str]
+) -> ir.Table:
     """One text column a role, null where missing: what the log's columns are, not their names.
 
     Beside the texts that are numbers or times stands what they read as, for the steps to come.
@@ -220,7 +225,6 @@ def _select_roles(steps: Steps, columns: Mapping[str, str], config: PrepareConfi
     names |= {
         f"user_trait_{i}": parse_user_trait(text)[0] for i, text in enumerate(config.user_traits)
     }
-    table = steps.table
     texts = {
         role: table[columns[name]].nullif("") if name else ibis.null("string")
         for role, name in names.items()
@@ -230,7 +234,7 @@ def _select_roles(steps: Steps, columns: Mapping[str, str], config: PrepareConfi
     table = clean.read_numbers(
         table, roles + [name for name in names if name.startswith("numeric_")]
     )
-    return times.read_times(table, config.time_format, steps.engine) if config.time else table
+    return times.read_times(table, config.time_format, engine) if config.time else table
 
 
 def _read_times(

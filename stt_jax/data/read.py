@@ -11,8 +11,9 @@ import bisect
 import concurrent.futures
 import dataclasses
 import difflib
+import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ibis
 import numpy as np
@@ -28,6 +29,8 @@ from stt_jax.data.formats import open_file
 from stt_jax.data.schema import PART_NAMES, ROLE_FLAGS, TEST, TRAIN, VALIDATION, StepCount
 from stt_jax.data.traits import parse_user_trait
 
+# (table, columns: name in the files -> name in the table) -> table
+SelectColumns = Callable[..., ir.Table]
 _WITH_ARTICLE = {"item": "an item", "user": "a user"}
 _JOINED = {"items": "item", "users": "user"}  # flag of a table -> flag of the id that it is of
 
@@ -45,6 +48,7 @@ class RawLog:
       paths: the file of each entry of `first_rows`.
       counts: what reading and joining did to the rows.
       num_rows: rows of `table`.
+      is_selected: `table` has the columns that `select` of `read_log` gave, instead of those.
     """
 
     table: ir.Table
@@ -53,6 +57,7 @@ class RawLog:
     paths: tuple[pathlib.Path, ...]
     counts: tuple[StepCount, ...]
     num_rows: int
+    is_selected: bool
 
     def where(self, source_row: int) -> str:
         """The file and the row in it (from 1, without the header) of a source row."""
@@ -60,8 +65,15 @@ class RawLog:
         return f"{self.paths[file]} row {source_row - self.first_rows[file] + 1}"
 
 
-def read_log(config: PrepareConfig, engine: Engine) -> RawLog:
+def read_log(config: PrepareConfig, engine: Engine, select: SelectColumns | None = None) -> RawLog:
     """Reads the files that `config` names into `engine`.
+
+    Args:
+      config: everything about the preparation.
+      engine: to read into.
+      select: what the steps need of a row. Where nothing comes before it (tables that are joined,
+        rows that are dropped by flag), rows come to that in the engine as they are read: what the
+        files have besides is not stored. None = nothing is known of that.
 
     Raises:
       ValueError, OSError: a file is missing, empty, damaged, not of its format, or has no column
@@ -84,7 +96,8 @@ def read_log(config: PrepareConfig, engine: Engine) -> RawLog:
         if getattr(config, flag)
     }
     names, names_of = _wanted_columns(config, [file for file, _ in files], tables)
-    raw = _load_files(files, names, config, engine)
+    at_once = not (tables or config.drop_if or config.drop_missing)
+    raw = _load_files(files, names, config, engine, select if at_once else None)
     for flag, table in tables.items():
         raw = _join_table(raw, flag, table, names_of[flag], config, engine)
     return raw
@@ -169,8 +182,10 @@ def _load_files(
     names: Sequence[str],
     config: PrepareConfig,
     engine: Engine,
+    select: SelectColumns | None,
 ) -> RawLog:
     aliases = [f"c{i}" for i in range(len(names))]
+    columns = dict(zip(names, aliases, strict=True))
     schema = pa.schema(
         [
             ("source_row", pa.int64()),
@@ -195,16 +210,18 @@ def _load_files(
                 num_rows += len(batch)
             counts.append(_count_read(file, part, num_rows - first_rows[-1], config))
 
-    table = engine.insert("log", schema, _ahead(numbered()))
+    chosen = None if select is None else functools.partial(select, columns=columns)
+    table = engine.insert("log", schema, _ahead(numbered()), chosen)
     if num_rows == 0:
         raise ValueError(f"{files[0][0].path} has no rows")
     return RawLog(
         table=table,
-        columns=dict(zip(names, aliases, strict=True)),
+        columns=columns,
         first_rows=tuple(first_rows),
         paths=tuple(file.path for file, _ in files),
         counts=tuple(counts),
         num_rows=num_rows,
+        is_selected=select is not None,
     )
 
 
