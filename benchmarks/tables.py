@@ -136,7 +136,7 @@ def realtime_table() -> str:
     first, loads = rows[0], [row["load"] for row in rows]
     lines = [
         f"One appended event and a new top-10, one person; {first['processor']}, {first['cores']} "
-        f"cores under a load of {min(loads):.0f} to {max(loads):.0f} threads, jax {first['jax']} "
+        f"cores, load {min(loads):.1f} to {max(loads):.1f}, jax {first['jax']} "
         "(`benchmarks/results/realtime.json`).",
         "",
         "| items | history | live p50 / p95 / p99, ms | full recompute p50, ms | times faster |",
