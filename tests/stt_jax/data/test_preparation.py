@@ -169,6 +169,19 @@ def test_every_byte_is_the_same_on_one_thread_and_on_many(tmp_path):
     assert written[0] == written[1]
 
 
+def test_rows_that_are_parsed_as_they_are_read_are_those_parsed_afterwards(tmp_path):
+    write_csv(tmp_path / "log.csv", random_rows(400, 4))
+    at_once = config_for(tmp_path / "log.csv", tmp_path / "at_once")
+    # A drop by flag comes before the parsing, so that this has to wait; it drops nothing.
+    afterwards = config_for(tmp_path / "log.csv", tmp_path / "afterwards", drop_if=("what=none",))
+    one, other = prepare_log(at_once), prepare_log(afterwards)
+    assert [count.name for count in other.meta.steps if count.name == "drop by flag"]
+    assert one.meta.data_hash == other.meta.data_hash
+    assert one.meta.split_hash == other.meta.split_hash
+    steps = [count for count in other.meta.steps if count.name != "drop by flag"]
+    assert list(one.meta.steps) == steps
+
+
 def test_every_file_format_gives_the_same_log(tmp_path):
     rows = [row for row in random_rows(200, 5) if row[0]]
     table = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
