@@ -29,9 +29,9 @@ _JAVA_PATTERNS = {
     "Y": "yyyy", "y": "yy", "m": "M", "d": "d", "H": "H", "I": "h", "M": "m", "S": "s",
     "f": "SSSSSS", "p": "a", "b": "MMM", "B": "MMMM", "j": "D", "z": "xx", "%": "%",
 }  # fmt: skip
-# Of the files of the log. Without compression a log of ten million events spilled 15 times as much.
-_PIECE_ROWS = 32_768
 Select = Callable[[ir.Table], ir.Table]
+_PIECE_ROWS = 32_768
+# Of the files of the log. Without compression a log of ten million events spilled 15 times as much.
 _COMPRESSED_FROM_BYTES = 2**28
 
 

@@ -73,7 +73,7 @@ def read_log(config: PrepareConfig, engine: Engine, select: SelectColumns | None
       engine: to read into.
       select: what the steps need of a row. Where nothing comes before it (tables that are joined,
         rows that are dropped by flag), rows come to that in the engine as they are read: what the
-        files have besides is not stored. None = nothing is known of that.
+        files have besides is not stored. None keeps all columns that a flag names.
 
     Raises:
       ValueError, OSError: a file is missing, empty, damaged, not of its format, or has no column
