@@ -393,6 +393,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "training speed": training_table,
     "scaling": scaling_table,
     "input speed": input_table,
+    "quality ml100k": lambda: quality_table("ml100k"),
     "quality overview": lambda: quality_overview(
         ("ml100k", "gowalla", "calgary", "online_retail", "globo")
     ),
