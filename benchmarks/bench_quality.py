@@ -56,10 +56,12 @@ class Suite:
     optimum: str = ""
 
 
-def _log_suite(name: str, contexts: tuple[str, ...] = ("all",)) -> Suite:
-    return Suite((Row("whole model", f"configs/{name}.flags"),), contexts)
+def _log_suite(name: str) -> Suite:
+    return Suite((Row("whole model", f"configs/{name}.flags"),))
 
 
+_PLAIN = ("ml100k", "ml1m", "amazon_beauty", "amazon_sports", "amazon_toys", "gowalla", "calgary",
+          "online_retail", "globo")  # fmt: skip
 _BLIND = {"use_time": False, "use_place": False}
 _ABLATIONS = {
     "without time": {"use_time": False},
@@ -85,13 +87,7 @@ SUITES = {
         ),
         ("strict", "all"),
     ),
-    "ml100k": _log_suite("ml100k"),
-    "ml1m": _log_suite("ml1m"),
-    "amazon_beauty": _log_suite("amazon_beauty"),
-    "gowalla": _log_suite("gowalla"),
-    "calgary": _log_suite("calgary"),
-    "online_retail": _log_suite("online_retail"),
-    "globo": _log_suite("globo"),
+    **{name: _log_suite(name) for name in _PLAIN},
 }
 
 

@@ -14,6 +14,7 @@ from stt_jax import command
 from stt_jax.config import PrepareConfig
 from stt_jax.data.engine import DuckEngine, _java_pattern, open_engine
 from stt_jax.data.preparation import prepare_log
+from stt_jax.data.store import open_log
 from stt_jax.prepare import GROUPS
 from tests.stt_jax.data.test_preparation import DATA_ROOT, ROOT, needs_data
 from tests.stt_jax.data.test_values import EVERYTHING, make_config, random_events
@@ -93,14 +94,32 @@ def test_every_step_gives_the_same_bytes_on_both(tmp_path, spark):
 
 
 @needs_spark
-def test_times_by_pattern_are_read_alike(tmp_path, spark):
-    lines = [f"u{i % 3},p{i % 5},{1 + i % 28}/4/2012 9:{i % 60:02}:07" for i in range(60)]
-    text = "\n".join(["user_id,item_id,t", *lines, "u1,p1,31/4/2012 9:00:00", "u1,p1,soon"])
+def test_times_by_pattern_domains_and_traits_are_read_alike(tmp_path, spark):
+    lines = [
+        f"u{i % 3},p{i % 5},{1 + i % 28}/4/2012 9:{i % 60:02}:07,{'news' if i % 2 else 'shop'},"
+        f"{'red;big' if i % 5 else 'blue'},{20 + i % 3}"
+        for i in range(60)
+    ]
+    broken = [
+        "u1,p1,31/4/2012 9:00:00,shop,red,21",
+        "u1,p1,soon,news,,21",
+        "u2,p2,1/4/2012 9:00:00,,,",
+    ]
+    text = "\n".join(["user_id,item_id,t,shelf,looks,age", *lines, *broken])
     (tmp_path / "log.csv").write_text(text, encoding="utf-8")
     duck, other = both(
-        tmp_path, input=(str(tmp_path / "log.csv"),), time="t", time_format="%d/%m/%Y %H:%M:%S"
+        tmp_path,
+        input=(str(tmp_path / "log.csv"),),
+        time="t",
+        time_format="%d/%m/%Y %H:%M:%S",
+        domain="shelf",
+        item_traits=("looks",),
+        user_traits=("age",),
     )
     assert duck == other
+    log = open_log(tmp_path / "spark")
+    assert log.domain_values[1:] == ["news", "shop"]
+    assert {one.partition("/")[0] for one in log.item_ids[1:]} == {"news", "shop"}
 
 
 @needs_spark

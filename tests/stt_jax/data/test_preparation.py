@@ -404,7 +404,18 @@ def test_nyc_check_ins_give_the_published_counts(tmp_path):
 
 @needs_data
 @pytest.mark.parametrize(
-    "name", ["nyc", "ml100k_cold", "gowalla", "calgary", "online_retail", "ml1m", "amazon_beauty"]
+    "name",
+    [
+        "nyc",
+        "ml100k_cold",
+        "gowalla",
+        "calgary",
+        "online_retail",
+        "ml1m",
+        "amazon_beauty",
+        "amazon_sports",
+        "amazon_toys",
+    ],
 )
 def test_real_logs_give_the_counts_that_their_flagfiles_promise(tmp_path, name):
     path = ROOT / "configs" / "prepare" / f"{name}.flags"
