@@ -53,8 +53,7 @@ class ColdBaselines:
         last = np.where(
             targets.history_ends > targets.history_starts, targets.history_ends - 1, targets.events
         )
-        stretches = (self.log.times[last] // 3600 - trends.first_hour) // trends.step_hours + 1
-        rows = np.clip(stretches, 0, len(trends.relation.items) - 1)
+        rows = np.searchsorted(trends.start_hours, self.log.times[last] // 3600, side="right")
         scores = np.tile(1e-6 * self._popularity, (len(targets), 1))
         for target, row in enumerate(rows):
             scores[target, trends.relation.items[row]] += trends.relation.shares[row]

@@ -104,17 +104,15 @@ class Relation:
 
 @struct.dataclass
 class Trends:
-    """What was popular before each of equal stretches of time; the last row is the latest.
+    """What was popular at some moments; the last row is the latest.
 
     Attributes:
-      relation: a row a stretch, from 1.
-      first_hour: int32, hours since 1970 at which row 1 begins.
-      step_hours: int32, length of a stretch.
+      relation: a row a moment, from 1.
+      start_hours: int32 [N], hours since 1970 from which rows 1..N hold, ascending.
     """
 
     relation: Relation
-    first_hour: Array
-    step_hours: Array
+    start_hours: Array
 
 
 @struct.dataclass

@@ -5,7 +5,7 @@
     trends       shares of the events before a stretch of time, halved every `TREND_HALF_LIFE_H`
 
 Each row keeps its largest entries. The held-out version of an entry lacks one observation: one
-succession, one person. Trends count earlier stretches alone, so they need no such version.
+succession, one person. Trends count what ended before alone, so they need no such version.
 """
 
 from __future__ import annotations
@@ -88,45 +88,56 @@ def neighbours(counts: TrainingCounts, num_related: int) -> Relation:
 
 
 def find_trends(counts: TrainingCounts) -> Trends:
-    """What was popular before each stretch of the training part, and after all of it."""
-    hours = counts.log.times[counts.events] // 3600
-    first, last = int(hours.min(initial=0)), int(hours.max(initial=0))
-    if len(hours):
-        first = int(hours.min())
-    step = -(-(last - first + 1) // _MAX_STRETCHES)
-    stretches = (hours - first) // step
-    num_stretches = int((last - first) // step) + 1
+    """What was popular at the end of each stretch of the training part.
+
+    A stretch is an hour that has events, or several in a row that together have about as many as
+    any other: a log may be quiet for years, or hold several that were years apart.
+    """
+    hours, of_hour = np.unique(counts.log.times[counts.events] // 3600, return_inverse=True)
+    of_hour = of_hour.astype(np.int64)
+    num_events = np.bincount(of_hour, minlength=len(hours))
+    shares_before = (np.cumsum(num_events) - num_events) * _MAX_STRETCHES // max(1, len(of_hour))
+    stretches = np.arange(len(hours))
+    if len(hours) > _MAX_STRETCHES:
+        stretches = np.unique(shares_before, return_inverse=True)[1].astype(np.int64)
+    last_hours = hours[np.diff(stretches, append=len(hours)) > 0]
+    starts = np.concatenate([hours[:1], last_hours + 1])
+    num_stretches = len(last_hours)
+    ages_h = (last_hours + 1)[stretches[of_hour]] - hours[of_hour]
     by_stretch = scipy.sparse.csr_array(
-        (np.ones(len(hours)), (stretches, counts.log.items[counts.events])),
+        (
+            0.5 ** (ages_h / TREND_HALF_LIFE_H),
+            (stretches[of_hour], counts.log.items[counts.events]),
+        ),
         shape=(num_stretches, counts.num_columns),
     )
-    fading = 0.5 ** (step / TREND_HALF_LIFE_H)
     popularity = np.zeros(counts.num_columns)
     size = min(NUM_TRENDING, counts.log.num_items)
     rows, columns, shares = [], [], []
     totals = np.zeros(num_stretches + 2)
     for stretch in range(num_stretches):
-        start, end = by_stretch.indptr[stretch : stretch + 2]
-        popularity[by_stretch.indices[start:end]] += by_stretch.data[start:end]
+        begin, end = by_stretch.indptr[stretch : stretch + 2]
+        popularity *= 0.5 ** ((starts[stretch + 1] - starts[stretch]) / TREND_HALF_LIFE_H)
+        popularity[by_stretch.indices[begin:end]] += by_stretch.data[begin:end]
         popularity[0] = 0
-        popularity *= fading
         total = totals[stretch + 2] = popularity.sum()
         best = np.argpartition(-popularity, size - 1)[:size] if size else np.zeros(0, np.int64)
         best = best[popularity[best] > 0]
         rows.append(np.full(len(best), stretch + 2))
         columns.append(best)
         shares.append(popularity[best] / max(total, 1e-300))
-    kept = np.concatenate(shares)
+    nothing = np.zeros(0, np.int64)
+    kept = np.concatenate([nothing, *shares])
     relation = _relation(
         (num_stretches + 2, max(size, 1)),
-        np.concatenate(rows),
-        np.concatenate(columns),
+        np.concatenate([nothing, *rows]),
+        np.concatenate([nothing, *columns]),
         kept,
         kept,
         totals,
         totals,
     )
-    return Trends(relation, np.int32(first), np.int32(step))
+    return Trends(relation, starts.astype(np.int32))
 
 
 def _relation(

@@ -52,15 +52,14 @@ def find_rows(
         )
     if config.use_time:
         assert catalogue.trends is not None
-        found.append((catalogue.trends.relation, stretch_rows(catalogue.trends, requests.hours)))
+        found.append((catalogue.trends.relation, trend_rows(catalogue.trends, requests.hours)))
     return found
 
 
-def stretch_rows(trends: Trends, hours: jax.Array) -> jax.Array:
-    """The row of the stretch that each hour lies in, int32; 0 = before the first."""
-    last = trends.relation.items.shape[0] - 1
-    rows = (hours - trends.first_hour) // trends.step_hours + 1
-    return jnp.clip(rows, 0, last)
+def trend_rows(trends: Trends, hours: jax.Array) -> jax.Array:
+    """The row that holds at each hour, int32; 0 = before the first."""
+    rows = jnp.searchsorted(jnp.asarray(trends.start_hours), hours, "right", method="compare_all")
+    return rows.astype(jnp.int32)
 
 
 def evidence(rows: list[tuple[Relation, jax.Array]], *, held_out: bool) -> list[jax.Array]:
