@@ -10,13 +10,13 @@ import logging
 import time
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from stt_jax.service.metrics import Metrics
 
 _log = logging.getLogger("stt_jax.service")
 _DRAINED_BYTES = 64 << 20  # of a body that is too large, so that its sender reads the answer
+_MOST_HEAD_BYTES = 64 << 10  # of a request before its body
 OPEN_PATHS = ("/", "/healthz", "/readyz")  # nothing of anybody is there
 
 
@@ -140,23 +140,42 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__} at {' '.join(places[-6:])}"
 
 
-def impatient_protocol(receive_s: float) -> type[H11Protocol]:
-    """HTTP/1.1 that hangs up on a client which takes longer than that to send a request."""
+def impatient_protocol(receive_s: float) -> type[HttpToolsProtocol]:
+    """HTTP/1.1 that hangs up on a client which takes longer than that to send a request, or whose
+    headers do not end.
+    """
 
-    class ImpatientProtocol(H11Protocol):
+    class ImpatientProtocol(HttpToolsProtocol):
         _hang_up: asyncio.TimerHandle | None = None
+        _is_coming = _is_head = False  # a request, and of it the headers
+        _head_bytes = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._wait()
 
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._is_coming = self._is_head = True
+            self._head_bytes = 0
+
+        def on_headers_complete(self) -> None:
+            self._is_head = False
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._is_coming = False
+            super().on_message_complete()
+
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
-                if self._hang_up is None:
-                    self._wait()
-            else:
+            self._head_bytes += len(data)
+            if self._is_head and self._head_bytes > _MOST_HEAD_BYTES:
+                self._close()  # the parser has no limit of its own
+            elif not self._is_coming:
                 self._relax()
+            elif self._hang_up is None:
+                self._wait()
 
         def connection_lost(self, error: Exception | None) -> None:
             self._relax()
@@ -171,7 +190,7 @@ def impatient_protocol(receive_s: float) -> type[H11Protocol]:
                 self._hang_up = None
 
         def _close(self) -> None:
-            self._hang_up = None
+            self._relax()
             if not self.transport.is_closing():
                 self.transport.abort()
 

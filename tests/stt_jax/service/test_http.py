@@ -265,6 +265,28 @@ def test_slow_clients_are_hung_up_on_and_bother_nobody(client):
             one.close()
 
 
+def test_headers_without_end_are_hung_up_on(client):
+    app = create_app(client.service, managed=False)
+    with listening(app, receive_s=60) as address, socket.create_connection(address) as endless:
+        endless.sendall(b"GET /healthz HTTP/1.1\r\n")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            for number in range(100_000):
+                endless.sendall(b"x-%d: %s\r\n" % (number, b"y" * 100))
+        assert number * 100 < 8 << 20  # what the sockets themselves hold
+
+
+def test_long_bodies_and_many_requests_on_one_connection_are_not_taken_for_headers(client):
+    app = create_app(client.service, managed=False)
+    with (
+        listening(app, receive_s=60) as address,
+        httpx.Client(base_url="http://{}:{}".format(*address)) as patient,
+    ):
+        events = [EVENT | {"event_id": f"long-{number}"} for number in range(1000)]
+        for _ in range(2):
+            assert patient.post("/events", json={"events": events}).is_success
+            assert patient.get("/healthz", headers={"x-long": "y" * 30_000}).text == "alive\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
