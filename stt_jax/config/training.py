@@ -45,9 +45,6 @@ class ModelConfig:
         "Let generating begin at how often each item was in the training part, and learn what is "
         "other than that: a short training need not find it out.",
     )
-    crowd_events: int = option(
-        2, "With --use_crowd: of how many of the last events it is asked, 1..8."
-    )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     use_traits: bool = option(True, "Let the model see what the log says of items and people.")
@@ -89,7 +86,6 @@ class ModelConfig:
             "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",
         )
         check(self.use_crowd or not self.use_boost, "--use_boost needs --use_crowd")
-        check(1 <= self.crowd_events <= 8, f"--crowd_events={self.crowd_events} must be in 1..8")
         check(1 <= self.num_related <= 50, f"--num_related={self.num_related} must be in 1..50")
         check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
 

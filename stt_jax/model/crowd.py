@@ -24,17 +24,13 @@ NUM_BOOSTED = 20  # items of a source whose logits it raises
 SHARPNESS = 1000.0
 _TINY = 1e-30  # no probability, as a number with a logarithm
 
-
-def item_sources(config: ModelConfig) -> list[tuple[str, int]]:
-    """(relation, how many events before the request its item lies) of each source but trends."""
-    return [
-        (name, back) for name in ("followers", "neighbours") for back in range(config.crowd_events)
-    ]
+# (relation, how many events before the request its item lies)
+ITEM_SOURCES = (("followers", 0), ("followers", 1), ("neighbours", 0), ("neighbours", 1))
 
 
 def num_sources(config: ModelConfig) -> int:
     """How many sources the mixture has of the crowd."""
-    return config.use_crowd * (len(item_sources(config)) + config.use_time)
+    return config.use_crowd * (len(ITEM_SOURCES) + config.use_time)
 
 
 def find_rows(
@@ -44,7 +40,7 @@ def find_rows(
     if not config.use_crowd:
         return []
     found = []
-    for name, back in item_sources(config):
+    for name, back in ITEM_SOURCES:
         tokens = requests.last_tokens - back
         mine = at_tokens(history.segment_ids, tokens) == requests.segment_ids
         found.append(

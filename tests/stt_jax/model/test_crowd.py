@@ -3,7 +3,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from stt_jax.config import ModelConfig
 from stt_jax.data.pipeline import TrainingBatches
@@ -21,14 +20,13 @@ def batch():
     return jax.tree.map(jnp.asarray, source[0])
 
 
-@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, crowd_events=3)])
-def test_a_source_asks_for_the_last_items_of_its_own_person(config):
+def test_a_source_asks_for_the_last_items_of_its_own_person():
     history, requests = batch()
-    found = crowd.find_rows(config, ITEMS, history, requests)
-    assert len(found) == crowd.num_sources(config) == len(crowd.item_sources(config)) + 1
+    found = crowd.find_rows(CONFIG, ITEMS, history, requests)
+    assert len(found) == crowd.num_sources(CONFIG) == len(crowd.ITEM_SOURCES) + 1
     segments, items = np.asarray(history.segment_ids), np.asarray(history.items)
     other_persons = 0
-    for (name, back), (relation, rows) in zip(crowd.item_sources(config), found, strict=False):
+    for (name, back), (relation, rows) in zip(crowd.ITEM_SOURCES, found, strict=False):
         assert relation is ITEMS.relations[name]
         for b, r in np.argwhere(np.asarray(requests.segment_ids) > 0):
             token = int(requests.last_tokens[b, r]) - back
@@ -61,9 +59,7 @@ def test_the_mass_on_a_target_is_its_held_out_share_and_nothing_has_a_finite_log
 def test_a_model_without_crowd_or_time_asks_less():
     history, requests = batch()
     timeless = dataclasses.replace(CONFIG, use_time=False)
-    assert len(crowd.find_rows(timeless, ITEMS, history, requests)) == len(
-        crowd.item_sources(CONFIG)
-    )
+    assert len(crowd.find_rows(timeless, ITEMS, history, requests)) == len(crowd.ITEM_SOURCES)
     alone = dataclasses.replace(CONFIG, use_crowd=False)
     assert crowd.find_rows(alone, ITEMS, history, requests) == []
     assert crowd.num_sources(alone) == 0
