@@ -12,7 +12,7 @@ from stt_jax import session
 from stt_jax.config import RequestConfig
 from stt_jax.data.pipeline import EARTH_RADIUS_M, earth_coords, model_users, traits_of_user
 from stt_jax.data.pseudonyms import find_user
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.store import UNKNOWN_E7, PreparedLog
 from stt_jax.histories import (
     Events,
     Question,
@@ -295,9 +295,9 @@ def request_place(events: Events, place_e7: tuple[int, int] | None) -> np.ndarra
     """
     if place_e7 is not None:
         return earth_coords(*(np.asarray(degrees, np.int64) for degrees in place_e7))
-    coords = events.coords
-    known = np.flatnonzero(~np.isnan(coords[:, 0]))
-    return coords[known[-1]] if len(known) else None
+    latitudes_e7, longitudes_e7 = events.latitudes_e7, events.longitudes_e7
+    known = np.flatnonzero((latitudes_e7 != UNKNOWN_E7) & (longitudes_e7 != UNKNOWN_E7))[-1:]
+    return earth_coords(latitudes_e7[known], longitudes_e7[known])[0] if len(known) else None
 
 
 def item_distances_km(coords: np.ndarray, here: np.ndarray) -> np.ndarray:

@@ -62,9 +62,11 @@ class TrailEvent(Place):
         "is the person's local time from then on; Z tells none.",
     )
     category: Text | None = Field(None, description="Empty = the item's.")
-    context: dict[Text, Text] = Field({}, max_length=32, description="Further columns by name.")
+    context: dict[Text, Text] = Field(
+        default_factory=dict, max_length=32, description="Further columns by name."
+    )
     numbers: dict[Text, Number] = Field(
-        {},
+        default_factory=dict,
         max_length=32,
         description="Numeric columns by name, as the raw log has them: they are scaled as the "
         "prepared log was. What is left out is unknown.",
@@ -133,17 +135,19 @@ class RecommendBody(Place):
         "8601, the person's local time without a zone. Events after it are not used.",
     )
     traits: dict[Text, Text] = Field(
-        {}, max_length=32, description="What is known of the person, e.g. of somebody new."
+        default_factory=dict,
+        max_length=32,
+        description="What is known of the person, e.g. of somebody new.",
     )
     k: Annotated[int, Field(strict=True, ge=1, le=200)] = 10
     exclude_seen: bool | None = Field(
         None,
         description="Leave out what the person has had; null = if the model was validated so.",
     )
-    exclude_items: Annotated[list[Text], Field(max_length=10_000)] = []
-    categories: Annotated[list[Text], Field(max_length=1000)] = []
+    exclude_items: Annotated[list[Text], Field(max_length=10_000)] = Field(default_factory=list)
+    categories: Annotated[list[Text], Field(max_length=1000)] = Field(default_factory=list)
     domains: Annotated[list[Text], Field(max_length=1000)] = Field(
-        [], description="Only items of these domains; empty = all."
+        default_factory=list, description="Only items of these domains; empty = all."
     )
     radius_km: Annotated[float, Field(ge=0, le=30_000, allow_inf_nan=False)] = 0.0
     max_per_category: Annotated[int, Field(strict=True, ge=0, le=200)] = 0
