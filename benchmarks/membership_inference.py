@@ -24,7 +24,7 @@ from stt_jax.data.pipeline import gather_history, gather_requests
 from stt_jax.data.schema import EVENT_DTYPES
 from stt_jax.data.store import TRAIN, PreparedLog
 from stt_jax.data.windows import training_windows
-from stt_jax.model.stt import Prediction
+from stt_jax.model.mixture import Prediction
 from stt_jax.relations import model_catalogue
 from stt_jax.training.losses import mixture_loss
 from stt_jax.training.ranks import in_mode

@@ -18,7 +18,8 @@ import numpy as np
 from stt_jax.batch import Requests
 from stt_jax.model.cache import Cache
 from stt_jax.model.head import ItemScorer, item_mass
-from stt_jax.model.stt import Answer, SpatiotemporalTransformer
+from stt_jax.model.mixture import Answer
+from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.session import Ranked, best_of, named_items
 
 _SAMPLE = 8192  # items that stand for those that are no candidates

@@ -34,7 +34,8 @@ from stt_jax.batch import History, Requests
 from stt_jax.config import TrainingConfig
 from stt_jax.model.cache import Cache, empty_cache
 from stt_jax.model.head import ItemScorer, item_mass
-from stt_jax.model.stt import Answer, SpatiotemporalTransformer
+from stt_jax.model.mixture import Answer
+from stt_jax.model.stt import SpatiotemporalTransformer
 
 CHUNK_LOGITS = 2**22  # that are held at once, of all requests together
 

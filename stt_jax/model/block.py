@@ -15,29 +15,12 @@ from stt_jax.batch import HOURS_PER_WEEK
 from stt_jax.config import ModelConfig
 from stt_jax.mesh import over_rows
 from stt_jax.model.dropout import Dropout
+from stt_jax.model.geometry import Geometry
 from stt_kernels import spatiotemporal_attention
 
 # Adam moves every parameter by about the learning rate a step, whatever its gradient. An offset of
 # a logit has to move by several units, a weight by a tenth: in units of this, they learn as fast.
 TABLE_SCALE = 10.0
-
-
-@struct.dataclass
-class Geometry:
-    """When and where queries and keys are; the arguments of the attention kernel.
-
-    Keys are [B, S, ...], queries [B, L, ...]; fields that are None are left out of the logits.
-    """
-
-    times: jax.Array | None
-    query_times: jax.Array | None
-    coords: jax.Array | None
-    query_coords: jax.Array | None
-    phases: jax.Array | None
-    query_phases: jax.Array | None
-    segment_ids: jax.Array
-    query_segment_ids: jax.Array | None
-    query_positions: jax.Array | None
 
 
 @struct.dataclass

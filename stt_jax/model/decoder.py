@@ -8,49 +8,10 @@ import jax.numpy as jnp
 
 from stt_jax.batch import History, Requests, table_rows
 from stt_jax.config import ModelConfig
-from stt_jax.model.block import GatedBlock, Geometry, Memory
+from stt_jax.model.block import GatedBlock, Memory
 from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import GapEmbedding, TimeOfWeekEmbedding, place_features
-
-
-def request_geometry(config: ModelConfig, history: History, requests: Requests) -> Geometry:
-    """Where a request stands towards the history.
-
-    An unknown time is anchored at the last event that the request sees, and has no phase; an
-    unknown place likewise stands where that event was.
-    """
-    last = jnp.maximum(requests.last_tokens, 0)
-    times = query_times = phases = query_phases = coords = query_coords = None
-    if config.use_time:
-        times, phases = history.times, history.phases
-        last_times = jnp.take_along_axis(history.times, last, axis=1)
-        query_times = jnp.where(requests.time_known, requests.times, last_times)
-        query_phases = jnp.where(requests.time_known, requests.phases, -1)
-    if config.use_place:
-        coords, query_coords = history.coords, _coords(history, requests)
-    return Geometry(
-        times=times,
-        query_times=query_times,
-        coords=coords,
-        query_coords=query_coords,
-        phases=phases,
-        query_phases=query_phases,
-        segment_ids=history.segment_ids,
-        query_segment_ids=requests.segment_ids,
-        query_positions=requests.last_tokens,
-    )
-
-
-def request_places(history: History, requests: Requests) -> jax.Array:
-    """Where a request is, or else its last event: float32 [B, R, 3] earth-centred, NaN unknown."""
-    return _coords(history, requests) + requests.origins
-
-
-def _coords(history: History, requests: Requests) -> jax.Array:
-    last = jnp.maximum(requests.last_tokens, 0)[..., None]
-    last_coords = jnp.take_along_axis(history.coords, last, axis=1)
-    last_coords = jnp.where(requests.last_tokens[..., None] >= 0, last_coords, jnp.nan)
-    return jnp.where(jnp.isnan(requests.coords), last_coords, requests.coords)
+from stt_jax.model.geometry import Geometry, request_places
 
 
 def _wanted_vectors(table: jax.Array, domains: jax.Array) -> jax.Array:

@@ -28,8 +28,9 @@ from flax import struct
 
 from stt_jax.batch import Catalogue, table_rows
 from stt_jax.config import ModelConfig
-from stt_jax.model.block import TABLE_SCALE, Encodings, Geometry, call_kernel
+from stt_jax.model.block import TABLE_SCALE, Encodings, call_kernel
 from stt_jax.model.embedding import show_ids
+from stt_jax.model.geometry import Geometry
 from stt_jax.model.precision import exact_products
 from stt_kernels import attention_weights, pointer_log_mass, space_bucket, time_bucket
 from stt_kernels.materialise import materialised

@@ -13,17 +13,24 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from stt_jax.batch import Catalogue, History, Relation, Requests, table_rows
 from stt_jax.config import DOMAIN, ModelConfig
 from stt_jax.model import crowd
-from stt_jax.model.block import GatedBlock, Geometry, Memory
+from stt_jax.model.block import GatedBlock, Memory
 from stt_jax.model.cache import Cache
-from stt_jax.model.decoder import Decoder, request_geometry, request_places
+from stt_jax.model.decoder import Decoder
 from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
+from stt_jax.model.geometry import (
+    Geometry,
+    event_geometry,
+    request_geometry,
+    request_places,
+    self_geometry,
+)
 from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
+from stt_jax.model.mixture import Answer, Prediction
 from stt_jax.model.precision import exact_products
 from stt_jax.model.recurrence import (
     at_tokens,
@@ -51,50 +58,6 @@ class ModelSizes:
     def num_domains(self) -> int:
         """D; 0 = the log has none."""
         return next((size for name, size, _ in self.item_traits if name == DOMAIN), 0)
-
-
-@struct.dataclass
-class Prediction:
-    """The mixture of each request, in parts, so that a loss need not spell out the catalogue.
-
-    Attributes:
-      queries: [B, R, E] in the model's dtype and
-      places: float32 [B, R, 3], what `scorer` compares the catalogue with.
-      scorer: scores of the catalogue's rows.
-      log_gates: float32 [B, R, 1 + M], log-probability of generating and of each other source:
-        the pointers, then the crowd's.
-      target_log_masses: float32 [B, R, M], log of each source's mass on the target.
-      boosts: [B, R, P], what the scorer's logits lack of some items; None = nothing.
-    """
-
-    queries: jax.Array
-    places: jax.Array
-    scorer: ItemScorer
-    log_gates: jax.Array
-    target_log_masses: jax.Array
-    boosts: crowd.Boosts | None
-
-
-@struct.dataclass
-class Answer:
-    """The mixture of each request for serving, in parts, so that no catalogue is spelt out.
-
-    Attributes:
-      queries: [B, R, E] in the model's dtype and
-      places: float32 [B, R, 3], what an `ItemScorer` compares the catalogue with.
-      gates: float32 [B, R], probability of generating; 1 without other sources.
-      items: int32 [B, R, P], what the other sources name, an item as often as they do; the first
-        S are those of the history, if there is a pointer.
-      masses: float32 [B, R, P], how probable each is in the mixture by that source.
-      boosts: [B, R, P'], what the scorer's logits lack of some items; None = nothing.
-    """
-
-    queries: jax.Array
-    places: jax.Array
-    gates: jax.Array
-    items: jax.Array
-    masses: jax.Array
-    boosts: crowd.Boosts | None
 
 
 class SpatiotemporalTransformer(nn.Module):
@@ -231,7 +194,7 @@ class SpatiotemporalTransformer(nn.Module):
         vectors = self._item_vectors(history, hidden_ids)
         x = self._embed(history, vectors, vectors_before(vectors, history.segment_ids))
         x = self.event_dropout(x, deterministic=deterministic)
-        geometry = _self_geometry(self.config, history)
+        geometry = self_geometry(self.config, history)
 
         def run(block: GatedBlock, x: jax.Array) -> jax.Array:
             return block(x, None, geometry, deterministic=deterministic)
@@ -282,7 +245,7 @@ class SpatiotemporalTransformer(nn.Module):
             before = jnp.where(starts[:, None, None] > 0, self._item_vectors(last), 0.0)
         x = self._embed(events, vectors, jnp.concatenate([before, vectors[:, :-1]], axis=1))
         history = put(cache.history, events)
-        geometry = _event_geometry(
+        geometry = event_geometry(
             self.config, jax.tree.map(lambda kept: kept[rows], history), events, places
         )
         blocks = []
@@ -447,41 +410,3 @@ def wanted_items(catalogue: Catalogue, requests: Requests) -> jax.Array | None:
 def _stack(sources: list[jax.Array], queries: jax.Array) -> jax.Array:
     """One number [B, R] a source as float32 [B, R, M]."""
     return jnp.stack(sources, axis=-1) if sources else jnp.zeros((*queries.shape[:2], 0))
-
-
-def _self_geometry(config: ModelConfig, history: History) -> Geometry:
-    """Every event towards the events before it."""
-    times = history.times if config.use_time else None
-    phases = history.phases if config.use_time else None
-    coords = history.coords if config.use_place else None
-    return Geometry(
-        times=times,
-        query_times=None,
-        coords=coords,
-        query_coords=None,
-        phases=phases,
-        query_phases=None,
-        segment_ids=history.segment_ids,
-        query_segment_ids=None,
-        query_positions=None,
-    )
-
-
-def _event_geometry(
-    config: ModelConfig, history: History, events: History, places: jax.Array
-) -> Geometry:
-    """New events towards all events of their people, themselves included."""
-    time, place = config.use_time, config.use_place
-    whole = events.items.shape[1] == history.items.shape[1]
-    return Geometry(
-        times=history.times if time else None,
-        query_times=events.times if time else None,
-        coords=history.coords if place else None,
-        query_coords=events.coords if place else None,
-        phases=history.phases if time else None,
-        query_phases=events.phases if time else None,
-        segment_ids=history.segment_ids,
-        query_segment_ids=events.segment_ids,
-        # A whole row can only start at 0: its causal half is known before the data.
-        query_positions=None if whole else places,
-    )

@@ -16,7 +16,7 @@ import numpy as np
 
 from stt_jax.config import TrainingConfig
 from stt_jax.model.head import ItemScorer
-from stt_jax.model.stt import Prediction
+from stt_jax.model.mixture import Prediction
 from stt_jax.training.tiles import catalogue_sums
 
 # (scorer, queries, places, targets) -> what `full_softmax` gives.

@@ -8,7 +8,7 @@ import pytest
 from stt_jax.config import TrainingConfig
 from stt_jax.model.crowd import Boosts
 from stt_jax.model.head import NOTHING, NUM_DISTANCES, ItemScorer
-from stt_jax.model.stt import Prediction
+from stt_jax.model.mixture import Prediction
 from stt_jax.training import tiles
 from stt_jax.training.losses import (
     chunked_softmax,
