@@ -4,8 +4,10 @@
     python -m benchmarks.bench_service --run=runs/x --seconds=20 --kills=1
 
 64 connections send 80 % requests and 20 % events of the people of the run's log, clients and
-service on this machine together. After the load the service is killed again and again while events
-come in, and what was acknowledged is looked for by id.
+service on this machine together: first as fast as they are answered, so that all of them wait for
+each other, then 100 calls a second in all, a call's time from when it was due. After the load the
+service is killed again and again while events come in, and what was acknowledged is looked for by
+id.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from stt_jax.training.run import read_run_files
 RESULTS = pathlib.Path(__file__).parent / "results" / "service.json"
 CONNECTIONS = 64
 REQUEST_SHARE = 0.8
+CALLS_PER_S = 100  # when they are paced
 
 
 class Served:
@@ -109,33 +112,45 @@ class Load:
         return "/events", {"user": user, "item": item, "event_id": event_id}
 
     async def send(
-        self, client: aiohttp.ClientSession, until: float, only_events: bool = False
+        self,
+        client: aiohttp.ClientSession,
+        until: float,
+        *,
+        only_events: bool = False,
+        interval_s: float = 0.0,
     ) -> None:
-        """One connection's calls, one after the other."""
-        while time.perf_counter() < until:
+        """One connection's calls, one after the other, `interval_s` apart if it can."""
+        start = time.perf_counter() + self._random.random() * interval_s
+        while start < until:
             path, body = self._next()
             if only_events and path != "/events":
                 continue
-            start = time.perf_counter()
+            await asyncio.sleep(max(0.0, start - time.perf_counter()))
             async with client.post(path, json=body) as answer:
                 await answer.read()
             self.times_ms[path].append((time.perf_counter() - start) * 1e3)
             self.statuses[answer.status] += 1
             if path == "/events" and answer.ok:
                 self.acknowledged.add((body["user"], body["event_id"]))
+            start = start + interval_s if interval_s else time.perf_counter()
 
-    async def run(self, address: str, seconds: float, only_events: bool = False) -> None:
+    async def run(
+        self, address: str, seconds: float, *, only_events: bool = False, interval_s: float = 0.0
+    ) -> None:
         """All connections; a service that goes away ends it."""
         until = time.perf_counter() + seconds
         async with connected(address) as client:
-            await asyncio.gather(
-                *(self.send(client, until, only_events) for _ in range(CONNECTIONS)),
-                return_exceptions=only_events,
-            )
+            sending = [
+                self.send(client, until, only_events=only_events, interval_s=interval_s)
+                for _ in range(CONNECTIONS)
+            ]
+            await asyncio.gather(*sending, return_exceptions=only_events)
 
 
-async def under_load(served: Served, log: PreparedLog, seconds: float) -> dict:
-    """The long run."""
+async def under_load(
+    served: Served, log: PreparedLog, seconds: float, calls_per_s: int = 0
+) -> dict:
+    """The long run; `calls_per_s` of 0 is as many as are answered."""
     load = Load(log, 0)
     warm = Load(log, 1)
     await warm.run(served.address, min(5.0, seconds))
@@ -148,12 +163,13 @@ async def under_load(served: Served, log: PreparedLog, seconds: float) -> dict:
 
     watcher = asyncio.create_task(watch())
     start = time.perf_counter()
-    await load.run(served.address, seconds)
+    interval_s = CONNECTIONS / calls_per_s if calls_per_s else 0.0
+    await load.run(served.address, seconds, interval_s=interval_s)
     took_s = time.perf_counter() - start
     watcher.cancel()
     num_calls = sum(load.statuses.values())
     return {
-        "question": "load",
+        "question": "paced" if calls_per_s else "load",
         "connections": CONNECTIONS,
         "seconds": took_s,
         "calls": num_calls,
@@ -217,8 +233,10 @@ def main(argv: list[str] | None = None) -> int:
         served = Served(options.run, folder)
         ready_s = served.wait_until_ready()
         rows.append(asyncio.run(under_load(served, log, options.seconds)) | {"ready_s": ready_s})
-        served.kill()
         print(json.dumps(rows[-1]), flush=True)
+        rows.append(asyncio.run(under_load(served, log, options.seconds / 10, CALLS_PER_S)))
+        print(json.dumps(rows[-1]), flush=True)
+        served.kill()
     with tempfile.TemporaryDirectory() as folder:
         rows.append(asyncio.run(kills(options.run, log, folder, options.kills)))
         print(json.dumps(rows[-1]), flush=True)
