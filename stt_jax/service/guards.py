@@ -168,8 +168,8 @@ def impatient_protocol(receive_s: float) -> type[HttpToolsProtocol]:
             super().on_message_complete()
 
         def data_received(self, data: bytes) -> None:
-            super().data_received(data)
             self._head_bytes += len(data)
+            super().data_received(data)  # a request that begins here has no headers yet
             if self._is_head and self._head_bytes > _MOST_HEAD_BYTES:
                 self._close()  # the parser has no limit of its own
             elif not self._is_coming:
