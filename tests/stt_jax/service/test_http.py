@@ -274,7 +274,10 @@ def test_headers_without_end_are_hung_up_on(client):
             endless.sendall(headers)
 
 
-def test_long_bodies_and_requests_that_follow_at_once_are_not_taken_for_headers(client):
+def test_long_bodies_and_requests_that_follow_at_once_are_not_taken_for_headers(
+    client, monkeypatch
+):
+    monkeypatch.setattr("stt_jax.service.guards._MOST_HEAD_BYTES", 1000)
     app = create_app(client.service, managed=False)
     events = [EVENT | {"event_id": f"long-{number}"} for number in range(1000)]
     body = json.dumps({"events": events}).encode()
