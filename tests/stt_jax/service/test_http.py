@@ -285,14 +285,13 @@ def test_long_bodies_and_requests_that_follow_at_once_are_not_taken_for_headers(
     whole = head + b"content-length: %d\r\n\r\n" % len(body) + body
     with listening(app, receive_s=60) as address, socket.create_connection(address) as sender:
         sender.settimeout(60)
-        cut = len(head)
-        sender.sendall(whole + whole + whole[:cut])
         answers = b""
-        while answers.count(b'"stored"') < 2:
-            answers += sender.recv(1 << 16)
-        sender.sendall(whole[cut:])
-        while answers.count(b'"stored"') < 3:
-            answers += sender.recv(1 << 16)
+        for count, sent in ((2, whole + whole + whole[: len(head)]), (3, whole[len(head) :])):
+            sender.sendall(sent)
+            while answers.count(b'"stored"') < count:
+                received = sender.recv(1 << 16)
+                assert received, "hung up on"
+                answers += received
     assert answers.count(b"200 OK") == 3
 
 
