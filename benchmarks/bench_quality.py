@@ -110,10 +110,10 @@ def bench(quality: QualityConfig) -> None:
     connect(DeviceConfig(cpu_devices=quality.cpu_devices))
     suite = SUITES[quality.suite]
     path = pathlib.Path(quality.output) / f"{quality.suite}.json"
-    results: dict[str, Any] = {"suite": quality.suite, "rows": []}
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        results = before if quality.rows else results | {"peers": before.get("peers", [])}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results: dict[str, Any] = {"suite": quality.suite, "rows": [], "peers": []} | before
+    if not quality.rows:
+        results["rows"] = []
     for number, row in enumerate(suite.rows):
         if quality.rows and number not in map(int, quality.rows):
             continue
@@ -128,11 +128,21 @@ def bench(quality: QualityConfig) -> None:
         names = [known.name for known in suite.rows]
         results["rows"] = sorted([*others, summary], key=lambda one: names.index(one["name"]))
         if number == 0:
-            kept = ("baselines", "num_targets", "groups", "curves")
-            results |= {name: reports[0][name] for name in kept}
+            results["baselines"] = with_others(before, log.meta.split_hash, reports[0])
+            results |= {name: reports[0][name] for name in ("num_targets", "groups", "curves")}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"results in {path}")
+
+
+def with_others(
+    before: dict[str, Any], split_hash: str, report: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """A run's baselines, and those that others added to an earlier file about the same targets."""
+    same = (split_hash, report["num_targets"])
+    if (before.get("split_hash"), before.get("num_targets")) != same:
+        return report["baselines"]
+    return {key: before["baselines"].get(key, {}) | own for key, own in report["baselines"].items()}
 
 
 def _where() -> dict[str, Any]:

@@ -34,6 +34,9 @@ _QUALITY_COLUMNS = {
 }
 
 
+_ABLATED = "without "  # how the names of rows begin that lack a part of the model
+
+
 def quality_table(name: str) -> str:
     """The table of one suite of `benchmarks.bench_quality`."""
     results = json.loads((RESULTS / "quality" / f"{name}.json").read_text())
@@ -69,10 +72,9 @@ def quality_table(name: str) -> str:
                 )
             )
         for row in results["rows"]:
-            cells = [
-                f"{row['metrics'][key][m]['mean']:.4f} ± {row['metrics'][key][m]['sd']:.4f}"
-                for m in _QUALITY_COLUMNS
-            ]
+            if row["name"].startswith(_ABLATED):
+                continue  # of `ablation_table`
+            cells = [_mean(row["metrics"][key][m]) for m in _QUALITY_COLUMNS]
             cells = [f"**{cell}**" for cell in cells] if row is results["rows"][0] else cells
             of_row = len(row["metrics"][key]["mrr"]["values"])
             name_of_row = row["name"] if of_row == seeds else f"{row['name']} ({of_row} seed)"
@@ -82,6 +84,26 @@ def quality_table(name: str) -> str:
         if best:
             cells = [_number(best.get(m)) for m in _QUALITY_COLUMNS]
             lines.append(_line("best possible", cells, "", ""))
+    return "\n".join(lines)
+
+
+def ablation_table(name: str) -> str:
+    """What a suite's model is without each of its parts: accuracy and MRR in every setting."""
+    results = json.loads((RESULTS / "quality" / f"{name}.json").read_text())
+    rows = [
+        row
+        for number, row in enumerate(results["rows"])
+        if number == 0 or row["name"].startswith(_ABLATED)
+    ]
+    keys = list(rows[0]["metrics"])
+    settings = [f"{key.partition('/')[2]} time, {key.partition('/')[0]}" for key in keys]
+    lines = ["| accuracy / MRR | seeds | " + " | ".join(settings) + " |"]
+    lines.append("|---|---|" + "---|" * len(keys))
+    for row in rows:
+        cells = " | ".join(
+            " / ".join(_mean(row["metrics"][key][m]) for m in ("accuracy@1", "mrr")) for key in keys
+        )
+        lines.append(f"| {row['name']} | {row['seeds']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -390,6 +412,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "published nyc": lambda: published_table("nyc"),
     "published ml1m": lambda: published_table("ml1m"),
     "quality nyc": lambda: quality_table("nyc"),
+    "ablation nyc": lambda: ablation_table("nyc"),
     "domains": lambda: domain_tables(RESULTS / "domains.json"),
     "coldstart": lambda: coldstart_table(RESULTS / "coldstart.json"),
     "privacy": lambda: privacy_table(RESULTS / "privacy.json"),
@@ -431,6 +454,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _line(name: str, cells: list[str], parameters: str, minutes: str) -> str:
     return f"| {name} | " + " | ".join(cells) + f" | {parameters} | {minutes} |"
+
+
+def _mean(found: dict[str, Any]) -> str:
+    """A mean over seeds with its deviation, where there are several."""
+    deviation = f" ± {found['sd']:.4f}" if len(found["values"]) > 1 else ""
+    return f"{found['mean']:.4f}{deviation}"
 
 
 def _number(value: Any) -> str:
