@@ -45,6 +45,11 @@ class ModelConfig:
         "Let generating begin at how often each item was in the training part, and learn what is "
         "other than that: a short training need not find it out.",
     )
+    trend_lag_h: int = option(
+        0,
+        "With --use_crowd: how old the trends are that a request sees, in training too, where they "
+        "would be fresher than what a model knows long after it was trained.",
+    )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     use_traits: bool = option(True, "Let the model see what the log says of items and people.")
@@ -86,6 +91,7 @@ class ModelConfig:
             "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",
         )
         check(self.use_crowd or not self.use_boost, "--use_boost needs --use_crowd")
+        check(self.trend_lag_h >= 0, f"--trend_lag_h={self.trend_lag_h} must be 0 or more")
         check(1 <= self.num_related <= 50, f"--num_related={self.num_related} must be in 1..50")
         check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
 

@@ -48,7 +48,8 @@ def find_rows(
         )
     if config.use_time:
         assert catalogue.trends is not None
-        found.append((catalogue.trends.relation, trend_rows(catalogue.trends, requests.hours)))
+        hours = requests.hours - config.trend_lag_h
+        found.append((catalogue.trends.relation, trend_rows(catalogue.trends, hours)))
     return found
 
 

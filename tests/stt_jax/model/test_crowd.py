@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from stt_jax.config import ModelConfig
 from stt_jax.data.pipeline import TrainingBatches
@@ -36,12 +37,14 @@ def test_a_source_asks_for_the_last_items_of_its_own_person():
     assert other_persons  # the batch holds a person who comes right after another
 
 
-def test_the_trend_is_the_one_before_the_last_event_seen():
+@pytest.mark.parametrize("lag_h", [0, 30])
+def test_the_trend_is_the_one_before_the_last_event_seen_or_as_old_as_it_is_to_be(lag_h):
     history, requests = batch()
-    _, rows = crowd.find_rows(CONFIG, ITEMS, history, requests)[-1]
+    config = dataclasses.replace(CONFIG, trend_lag_h=lag_h)
+    _, rows = crowd.find_rows(config, ITEMS, history, requests)[-1]
     starts = np.asarray(ITEMS.trends.start_hours)
     for b, r in np.argwhere(np.asarray(requests.segment_ids) > 0):
-        assert rows[b, r] == np.count_nonzero(starts <= int(requests.hours[b, r]))
+        assert rows[b, r] == np.count_nonzero(starts <= int(requests.hours[b, r]) - lag_h)
 
 
 def test_the_mass_on_a_target_is_its_held_out_share_and_nothing_has_a_finite_logarithm():
