@@ -151,8 +151,7 @@ async def under_load(
     served: Served, log: PreparedLog, seconds: float, calls_per_s: int = 0
 ) -> dict:
     """The long run; `calls_per_s` of 0 is as many as are answered."""
-    load = Load(log, 0)
-    warm = Load(log, 1)
+    load, warm = Load(log, calls_per_s), Load(log, 1)
     await warm.run(served.address, min(5.0, seconds))
     memory = [served.resident_mb]
 

@@ -206,7 +206,7 @@ def service_table() -> str:
         f"events, clients on the same {load['cores']} cores, load {load['load']:.0f} "
         "(`benchmarks/results/service.json`):",
         "",
-        "| | calls a second | p50, ms | p95, ms | p99, ms |",
+        "| | calls a second, both | p50, ms | p95, ms | p99, ms |",
         "|---|---|---|---|---|",
     ]
     sent = {"load": "as fast as they are answered", "paced": "paced"}
