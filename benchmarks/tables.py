@@ -20,133 +20,17 @@ from benchmarks import kernel_tables
 from benchmarks.coldstart_tables import coldstart_table
 from benchmarks.domain_tables import domain_tables
 from benchmarks.privacy_tables import privacy_table
+from benchmarks.quality_tables import (
+    ablation_table,
+    number,
+    published_table,
+    quality_overview,
+    quality_table,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-
-_QUALITY_COLUMNS = {
-    "accuracy@1": "accuracy",
-    "hr@5": "HR@5",
-    "hr@10": "HR@10 = recall@10",
-    "f1@10": "F1@10",
-    "ndcg@10": "NDCG@10",
-    "mrr": "MRR",
-}
-
-
-_ABLATED = "without "  # how the names of rows begin that lack a part of the model
-
-
-def quality_table(name: str) -> str:
-    """The table of one suite of `benchmarks.bench_quality`."""
-    results = json.loads((RESULTS / "quality" / f"{name}.json").read_text())
-    first = {**results, **results["rows"][0]}
-    seeds = len(next(iter(first["metrics"].values()))["mrr"]["values"])
-    lines = [
-        f"Test split `{results['split_hash'][:16]}`, {results['num_targets']['known']:,} targets, "
-        f"mean ± s.d. of {seeds} seeds, full-catalogue ranking, ties against the model; "
-        f"{first['machine'].strip(', ')}, jax {first['versions']['jax']} "
-        f"(`benchmarks/results/quality/{name}.json`)."
-    ]
-    for key in results["rows"][0]["metrics"]:
-        context, mode = key.split("/")
-        seen = {"all": "everything before the target", "strict": "strict context"}[context]
-        lines += ["", f"Request time {mode}, {seen}:", ""]
-        lines.append("| | " + " | ".join(_QUALITY_COLUMNS.values()) + " | parameters | minutes |")
-        lines.append("|---|" + "---|" * (len(_QUALITY_COLUMNS) + 2))
-        others = results["baselines"][key]
-        best = others.pop("best possible", None)
-        for other, metrics in others.items():
-            lines.append(_line(other, [_number(metrics.get(m)) for m in _QUALITY_COLUMNS], "", ""))
-        for row in results.get("peers", ()):
-            if row["time"] == "known" != mode:
-                continue  # it cannot do without
-            cells = [_number(row["metrics"][m]["mean"]) for m in _QUALITY_COLUMNS]
-            of_row = len(row["metrics"]["mrr"]["values"])
-            lines.append(
-                _line(
-                    f"{row['name']} ({of_row} seed{'s' * (of_row > 1)})",
-                    cells,
-                    f"{row['parameters']:,}",
-                    f"{row['minutes']:.1f}",
-                )
-            )
-        for row in results["rows"]:
-            if row["name"].startswith(_ABLATED):
-                continue  # of `ablation_table`
-            cells = [_mean(row["metrics"][key][m]) for m in _QUALITY_COLUMNS]
-            cells = [f"**{cell}**" for cell in cells] if row is results["rows"][0] else cells
-            of_row = len(row["metrics"][key]["mrr"]["values"])
-            name_of_row = row["name"] if of_row == seeds else f"{row['name']} ({of_row} seed)"
-            lines.append(
-                _line(name_of_row, cells, f"{row['parameters']:,}", f"{row['minutes']:.1f}")
-            )
-        if best:
-            cells = [_number(best.get(m)) for m in _QUALITY_COLUMNS]
-            lines.append(_line("best possible", cells, "", ""))
-    return "\n".join(lines)
-
-
-def ablation_table(name: str) -> str:
-    """What a suite's model is without each of its parts: accuracy and MRR in every setting."""
-    results = json.loads((RESULTS / "quality" / f"{name}.json").read_text())
-    rows = [
-        row
-        for number, row in enumerate(results["rows"])
-        if number == 0 or row["name"].startswith(_ABLATED)
-    ]
-    keys = list(rows[0]["metrics"])
-    settings = [f"{key.partition('/')[2]} time, {key.partition('/')[0]}" for key in keys]
-    lines = ["| accuracy / MRR | seeds | " + " | ".join(settings) + " |"]
-    lines.append("|---|---|" + "---|" * len(keys))
-    for row in rows:
-        cells = " | ".join(
-            " / ".join(_mean(row["metrics"][key][m]) for m in ("accuracy@1", "mrr")) for key in keys
-        )
-        lines.append(f"| {row['name']} | {row['seeds']} | {cells} |")
-    return "\n".join(lines)
-
-
-def published_table(name: str) -> str:
-    """Figures of others, cited and not measured here."""
-    published = json.loads((RESULTS / "published.json").read_text())[name]
-    columns = {key: title for key, title in _QUALITY_COLUMNS.items() if key in published["columns"]}
-    lines = [
-        f"| cited, not measured here | request time | {' | '.join(columns.values())} | source |",
-        "|---|---|" + "---|" * (len(columns) + 1),
-    ]
-    for row in published["rows"]:
-        cells = " | ".join(_number(row.get(key)) for key in columns)
-        lines.append(f"| {row['name']} | {row['mode']} | {cells} | {row['source']} |")
-    return "\n".join(lines)
-
-
-def quality_overview(names: tuple[str, ...]) -> str:
-    """One line a log: the model against the best counting baseline."""
-    lines = [
-        "| log | targets | request time | best baseline: accuracy / HR@10 / MRR | model: accuracy "
-        "/ HR@10 / MRR | seeds | gain: accuracy, HR@10 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in names:
-        results = json.loads((RESULTS / "quality" / f"{name}.json").read_text())
-        row = results["rows"][0]
-        for key, metrics in row["metrics"].items():
-            context, mode = key.split("/")
-            others = {k: v for k, v in results["baselines"][key].items() if k != "best possible"}
-            best_name = max(others, key=lambda k: others[k]["mrr"])
-            best, chosen = others[best_name], ("accuracy@1", "hr@10", "mrr")
-            ours = {m: metrics[m]["mean"] for m in chosen}
-            gains = [f"{ours[m] / best[m] - 1:+.0%}" if best[m] else "" for m in chosen[:2]]
-            lines.append(
-                f"| {name}{', strict' if context == 'strict' else ''} | "
-                f"{results['num_targets']['known']:,} | {mode} | {best_name}: "
-                + " / ".join(f"{best[m]:.4f}" for m in chosen)
-                + " | "
-                + " / ".join(f"{ours[m]:.4f}" for m in chosen)
-                + f" | {row.get('seeds', '')} | {', '.join(gains)} |"
-            )
-    return "\n".join(lines)
+QUALITY = RESULTS / "quality"
 
 
 def transcript(name: str) -> str:
@@ -266,7 +150,7 @@ def freshness_table() -> str:
 def _fresh(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    return " / ".join(_number(row[name]) for name in ("accuracy@1", "hr@10", "mrr"))
+    return " / ".join(number(row[name]) for name in ("accuracy@1", "hr@10", "mrr"))
 
 
 def _json_lines(name: str) -> list[dict[str, Any]]:
@@ -285,7 +169,7 @@ def training_table() -> str:
     for row in rows:
         of_second = asked.get(row["candidate"], {}) if row["suite"] == "movielens" else {}
         rates = of_second.get("hit_rates", {})
-        shown = " / ".join(_number(rates.get(mode)) or "not asked" for mode in ("unknown", "known"))
+        shown = " / ".join(number(rates.get(mode)) or "not asked" for mode in ("unknown", "known"))
         versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
         lines.append(
             f"| {row['suite']} | {row['candidate']} ({versions}) | {row['events_per_s']:,.0f} | "
@@ -408,11 +292,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "prepare": prepare_table,
     "repair": repair_table,
     "repair value": repair_value_table,
-    "quality city": lambda: quality_table("city"),
-    "published nyc": lambda: published_table("nyc"),
-    "published ml1m": lambda: published_table("ml1m"),
-    "quality nyc": lambda: quality_table("nyc"),
-    "ablation nyc": lambda: ablation_table("nyc"),
+    "quality city": lambda: quality_table(QUALITY / "city.json"),
+    "published nyc": lambda: published_table(RESULTS / "published.json", "nyc"),
+    "published ml1m": lambda: published_table(RESULTS / "published.json", "ml1m"),
+    "quality nyc": lambda: quality_table(QUALITY / "nyc.json"),
+    "ablation nyc": lambda: ablation_table(QUALITY / "nyc.json"),
     "domains": lambda: domain_tables(RESULTS / "domains.json"),
     "coldstart": lambda: coldstart_table(RESULTS / "coldstart.json"),
     "privacy": lambda: privacy_table(RESULTS / "privacy.json"),
@@ -422,9 +306,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "training speed": training_table,
     "scaling": scaling_table,
     "input speed": input_table,
-    "quality ml100k": lambda: quality_table("ml100k"),
+    "quality ml100k": lambda: quality_table(QUALITY / "ml100k.json"),
     "quality overview": lambda: quality_overview(
-        ("ml100k", "gowalla", "calgary", "online_retail", "globo")
+        QUALITY / f"{name}.json"
+        for name in ("ml100k", "gowalla", "calgary", "online_retail", "globo")
     ),
 }
 
@@ -450,20 +335,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     path.write_text(filled, encoding="utf-8")
     return 0
-
-
-def _line(name: str, cells: list[str], parameters: str, minutes: str) -> str:
-    return f"| {name} | " + " | ".join(cells) + f" | {parameters} | {minutes} |"
-
-
-def _mean(found: dict[str, Any]) -> str:
-    """A mean over seeds with its deviation, where there are several."""
-    deviation = f" ± {found['sd']:.4f}" if len(found["values"]) > 1 else ""
-    return f"{found['mean']:.4f}{deviation}"
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

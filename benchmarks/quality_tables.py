@@ -1,0 +1,147 @@
+"""The README's tables of `benchmarks.bench_quality`, and of what others published."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+_COLUMNS = {
+    "accuracy@1": "accuracy",
+    "hr@5": "HR@5",
+    "hr@10": "HR@10 = recall@10",
+    "f1@10": "F1@10",
+    "ndcg@10": "NDCG@10",
+    "mrr": "MRR",
+}
+
+
+_ABLATED = "without "  # how the names of rows begin that lack a part of the model
+
+
+def quality_table(path: pathlib.Path) -> str:
+    """The table of one suite of `benchmarks.bench_quality`."""
+    results = json.loads(path.read_text())
+    first = {**results, **results["rows"][0]}
+    seeds = len(next(iter(first["metrics"].values()))["mrr"]["values"])
+    lines = [
+        f"Test split `{results['split_hash'][:16]}`, {results['num_targets']['known']:,} targets, "
+        f"mean ± s.d. of {seeds} seeds, full-catalogue ranking, ties against the model; "
+        f"{first['machine'].strip(', ')}, jax {first['versions']['jax']} "
+        f"(`benchmarks/results/quality/{path.name}`)."
+    ]
+    for key in results["rows"][0]["metrics"]:
+        context, mode = key.split("/")
+        seen = {"all": "everything before the target", "strict": "strict context"}[context]
+        lines += ["", f"Request time {mode}, {seen}:", ""]
+        lines.append("| | " + " | ".join(_COLUMNS.values()) + " | parameters | minutes |")
+        lines.append("|---|" + "---|" * (len(_COLUMNS) + 2))
+        others = results["baselines"][key]
+        best = others.pop("best possible", None)
+        for other, metrics in others.items():
+            lines.append(_line(other, [number(metrics.get(m)) for m in _COLUMNS], "", ""))
+        for row in results.get("peers", ()):
+            if row["time"] == "known" != mode:
+                continue  # it cannot do without
+            cells = [number(row["metrics"][m]["mean"]) for m in _COLUMNS]
+            of_row = len(row["metrics"]["mrr"]["values"])
+            lines.append(
+                _line(
+                    f"{row['name']} ({of_row} seed{'s' * (of_row > 1)})",
+                    cells,
+                    f"{row['parameters']:,}",
+                    f"{row['minutes']:.1f}",
+                )
+            )
+        for row in results["rows"]:
+            if row["name"].startswith(_ABLATED):
+                continue  # of `ablation_table`
+            cells = [_mean(row["metrics"][key][m]) for m in _COLUMNS]
+            cells = [f"**{cell}**" for cell in cells] if row is results["rows"][0] else cells
+            of_row = len(row["metrics"][key]["mrr"]["values"])
+            name_of_row = row["name"] if of_row == seeds else f"{row['name']} ({of_row} seed)"
+            lines.append(
+                _line(name_of_row, cells, f"{row['parameters']:,}", f"{row['minutes']:.1f}")
+            )
+        if best:
+            cells = [number(best.get(m)) for m in _COLUMNS]
+            lines.append(_line("best possible", cells, "", ""))
+    return "\n".join(lines)
+
+
+def ablation_table(path: pathlib.Path) -> str:
+    """What a suite's model is without each of its parts: accuracy and MRR in every setting."""
+    results = json.loads(path.read_text())
+    rows = [
+        row
+        for number, row in enumerate(results["rows"])
+        if number == 0 or row["name"].startswith(_ABLATED)
+    ]
+    keys = list(rows[0]["metrics"])
+    settings = [f"{key.partition('/')[2]} time, {key.partition('/')[0]}" for key in keys]
+    lines = ["| accuracy / MRR | seeds | " + " | ".join(settings) + " |"]
+    lines.append("|---|---|" + "---|" * len(keys))
+    for row in rows:
+        cells = " | ".join(
+            " / ".join(_mean(row["metrics"][key][m]) for m in ("accuracy@1", "mrr")) for key in keys
+        )
+        lines.append(f"| {row['name']} | {row['seeds']} | {cells} |")
+    return "\n".join(lines)
+
+
+def published_table(path: pathlib.Path, name: str) -> str:
+    """Figures of others, cited and not measured here."""
+    published = json.loads(path.read_text())[name]
+    columns = {key: title for key, title in _COLUMNS.items() if key in published["columns"]}
+    lines = [
+        f"| cited, not measured here | request time | {' | '.join(columns.values())} | source |",
+        "|---|---|" + "---|" * (len(columns) + 1),
+    ]
+    for row in published["rows"]:
+        cells = " | ".join(number(row.get(key)) for key in columns)
+        lines.append(f"| {row['name']} | {row['mode']} | {cells} | {row['source']} |")
+    return "\n".join(lines)
+
+
+def quality_overview(paths: Iterable[pathlib.Path]) -> str:
+    """One line a log: the model against the best counting baseline."""
+    lines = [
+        "| log | targets | request time | best baseline: accuracy / HR@10 / MRR | model: accuracy "
+        "/ HR@10 / MRR | seeds | gain: accuracy, HR@10 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in paths:
+        results = json.loads(path.read_text())
+        row = results["rows"][0]
+        for key, metrics in row["metrics"].items():
+            context, mode = key.split("/")
+            others = {k: v for k, v in results["baselines"][key].items() if k != "best possible"}
+            best_name = max(others, key=lambda k: others[k]["mrr"])
+            best, chosen = others[best_name], ("accuracy@1", "hr@10", "mrr")
+            ours = {m: metrics[m]["mean"] for m in chosen}
+            gains = [f"{ours[m] / best[m] - 1:+.0%}" if best[m] else "" for m in chosen[:2]]
+            lines.append(
+                f"| {path.stem}{', strict' if context == 'strict' else ''} | "
+                f"{results['num_targets']['known']:,} | {mode} | {best_name}: "
+                + " / ".join(f"{best[m]:.4f}" for m in chosen)
+                + " | "
+                + " / ".join(f"{ours[m]:.4f}" for m in chosen)
+                + f" | {row.get('seeds', '')} | {', '.join(gains)} |"
+            )
+    return "\n".join(lines)
+
+
+def _line(name: str, cells: list[str], parameters: str, minutes: str) -> str:
+    return f"| {name} | " + " | ".join(cells) + f" | {parameters} | {minutes} |"
+
+
+def _mean(found: dict[str, Any]) -> str:
+    """A mean over seeds with its deviation, where there are several."""
+    deviation = f" ± {found['sd']:.4f}" if len(found["values"]) > 1 else ""
+    return f"{found['mean']:.4f}{deviation}"
+
+
+def number(value: Any) -> str:
+    """Four digits; None is an empty cell."""
+    return "" if value is None else f"{value:.4f}"
