@@ -8,12 +8,15 @@ came before the first; the newer begins with what the older has learned (`--resu
 on with everything before the second. Both are asked for the same events after the second, with the
 request's time known, everything of the catalogue ranked:
 
-- live: the state holds everything that the person did before the target, as the service has it;
-- so old: it holds what they did up to so long before the target, as a nightly job would have it.
+- live: the state holds everything that the person did before the target, and what is popular is
+  counted up to its hour, as the service has it;
+- live state: what is popular is that of the training part;
+- so old: it is, and the state holds what they did up to so long before the target, as a nightly job
+  would have it.
 
-Every model keeps the vocabulary and the counts of its own training part: an item that came later is
-a miss for the older one. That the newer one has made more steps is told apart by a third model: the
-older one, gone on with for the same number of steps without a newer event.
+Every model keeps the vocabulary and the other counts of its own training part: an item that came
+later is a miss for the older one. That the newer one has made more steps is told apart by a third
+model: the older one, gone on with for the same number of steps without a newer event.
 
 With `--only_states` the older one is all there is: what its states lose as they age.
 
@@ -100,7 +103,14 @@ SUITES = {
         asked_from="2017-10-06T03:00",
         asked_until="2017-10-07T03:00",
         lags_h=(1, 6, 24),
-        model=ModelConfig(width=32, num_layers=1, num_heads=2, use_sequel=False, use_person=False),
+        model=ModelConfig(
+            width=32,
+            num_layers=1,
+            num_heads=2,
+            use_sequel=False,
+            use_person=False,
+            trend_half_lives_h=("0.25", "1", "24"),
+        ),
         training=dataclasses.replace(_TRAINING, epochs=0.5, loss="sampled", num_negatives=512),
         more_epochs=0.25,
     ),
@@ -167,13 +177,14 @@ def bench(
         same_steps = newer_run.step / _num_steps(older, suite)
         models["older, as many steps more"] = train(older, "longer", same_steps, source), older
         models["newer"] = newer_run, newer
-    asked: dict[tuple[str, int], np.ndarray] = {}
+    asked: dict[tuple[str, str, int], np.ndarray] = {}
     for model, (run, log) in models.items():
         mine = same_targets(newer, targets, log)
-        lags = (0, *suite.lags_h) if model != "older, as many steps more" else (0,)
-        ranks = _ranks(run, log, mine, [lag * HOUR_S for lag in lags])
-        asked |= {(model, lag): found for lag, found in zip(lags, ranks, strict=True)}
-    live = asked["older", 0]
+        older_states = suite.lags_h if model != "older, as many steps more" else ()
+        for trends, lags in (("live", (0,)), ("training", (0, *older_states))):
+            ranks = _ranks(run, log, mine, [lag * HOUR_S for lag in lags], trends)
+            for lag, found in zip(lags, ranks, strict=True):
+                asked[model, trends, lag] = found
     common = {
         "suite": name,
         "num_targets": len(targets),
@@ -188,12 +199,15 @@ def bench(
         {
             **common,
             "model": model,
+            "trends": trends,
             "state_age_h": lag,
             "steps": models[model][0].step,
             **{key: ranking_metrics(ranks)[key] for key in ("accuracy@1", "hr@10", "mrr")},
-            "mrr_difference_error": reciprocal_errors(ranks, live, targets.users),
+            "mrr_difference_error": reciprocal_errors(
+                ranks, asked[model, "live", 0], targets.users
+            ),
         }
-        for (model, lag), ranks in asked.items()
+        for (model, trends, lag), ranks in asked.items()
     ]
 
 
@@ -233,10 +247,13 @@ def _num_steps(log: PreparedLog, suite: Suite) -> int:
     ).num_steps(1.0)
 
 
-def _ranks(run: Run, log: PreparedLog, targets: Targets, lags_s: list[int]) -> list[np.ndarray]:
+def _ranks(
+    run: Run, log: PreparedLog, targets: Targets, lags_s: list[int], trends: str
+) -> list[np.ndarray]:
     """Ranks with states of each age; `MISS` where the model does not know the item."""
     ranker = make_ranker(run.model)
-    items = jax.tree.map(jax.numpy.asarray, model_catalogue(log, run.model_config))
+    items = model_catalogue(log, run.model_config, live_trends=trends == "live")
+    items = jax.tree.map(jax.numpy.asarray, items)
     window = run.training.window
     return [
         model_ranks(

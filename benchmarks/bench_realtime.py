@@ -71,7 +71,7 @@ class Setup:
             relations={
                 name: _relation(rng, rows, num_items, 50) for name in ("followers", "neighbours")
             },
-            trends=Trends(_relation(rng, 3, num_items, 256), np.arange(2, dtype=np.int32)),
+            trends=Trends((_relation(rng, 3, num_items, 256),), np.arange(2, dtype=np.int32)),
         )
         self.people = np.arange(num_people, dtype=np.int32)
         self.history = self._tokens(0, length - 1, length)

@@ -15,7 +15,7 @@ from stt_jax.data.pipeline import earth_coords
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import TRAIN, PreparedLog
 from stt_jax.metrics import ranking_metrics, target_ranks
-from stt_jax.relations import find_trends
+from stt_jax.trends import find_trends
 
 _SMOOTHING = (10.0, 100.0, 1000.0)  # events of the whole crowd that a group is filled up with
 _POPULARITY = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -49,14 +49,15 @@ class ColdBaselines:
 
     def popularity_lately(self, targets: Targets) -> Iterator[np.ndarray]:
         """Shares of the events before the last one known, halved every day; then all events."""
-        trends = find_trends(self._counts)
+        trends = find_trends(self.log, self._counts.events, (24.0,))
+        (lately,) = trends.relations
         last = np.where(
             targets.history_ends > targets.history_starts, targets.history_ends - 1, targets.events
         )
         rows = np.searchsorted(trends.start_hours, self.log.times[last] // 3600, side="right")
         scores = np.tile(1e-6 * self._popularity, (len(targets), 1))
         for target, row in enumerate(rows):
-            scores[target, trends.relation.items[row]] += trends.relation.shares[row]
+            scores[target, lately.items[row]] += lately.shares[row]
         yield scores
 
     def popularity_of_group(self, targets: Targets) -> Iterator[np.ndarray]:

@@ -123,21 +123,26 @@ def freshness_table() -> str:
     ]
     notes = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
-        cells = {(r["model"], r["state_age_h"]): r for r in rows if r["suite"] == suite}
-        live = cells["older", 0]
-        for age in sorted({age for _, age in cells}):
-            state = f"{age} hours old" if age % 24 else f"{age // 24} day{'s' * (age > 24)} old"
-            row = cells[models[-1], age]
-            loss = cells[models[-1], 0]["mrr"] - row["mrr"]
-            shown = [_fresh(cells.get((model, age))) for model in models]
-            shown.append(f"{loss:.4f} ± {row['mrr_difference_error']:.4f}" if age else "")
-            lines.append(f"| {suite} | {state if age else 'live'} | " + " | ".join(shown) + " |")
+        cells = {
+            (r["model"], r["trends"], r["state_age_h"]): r for r in rows if r["suite"] == suite
+        }
+        live = cells["older", "live", 0]
+        for trends, age in sorted({(trends, age) for _, trends, age in cells}):
+            state = "live, and what is popular too" if trends == "live" else "live"
+            if age:
+                state = f"{age} hours old" if age % 24 else f"{age // 24} day{'s' * (age > 24)} old"
+            row = cells[models[-1], trends, age]
+            loss = cells[models[-1], "live", 0]["mrr"] - row["mrr"]
+            shown = [_fresh(cells.get((model, trends, age))) for model in models]
+            error = f"{loss:.4f} ± {row['mrr_difference_error']:.4f}"
+            shown.append("" if trends == "live" else error)
+            lines.append(f"| {suite} | {state} | " + " | ".join(shown) + " |")
         note = (
             f"- {suite}: {live['num_targets']:,} events of {live['num_people']:,} people from "
             f"{live['asked_from']} UTC until {live['asked_until']}, {live['new_items']:.1%} of "
             f"them of items that the older model, trained until {live['trained_until']}, never met."
         )
-        control = cells.get(("older, as many steps more", 0))
+        control = cells.get(("older, as many steps more", "live", 0))
         if control is not None:
             note += (
                 " The newer one goes on from it until the asking begins; the older one, gone on "

@@ -5,6 +5,9 @@ tuned on validation targets alone, by coordinate search for the best MRR.
 
     popularity         shares of the training events
     recent_popularity  the same, halved every `half_life_days` before the end of training
+    trending           with live trends only: shares of everybody's events, of all parts, before the
+                       hour of the request, halved every `half_life_h`; if the request time is
+                       unknown, before the hour of the last event
     markov             what followed the last item in training, for anybody
     item_knn           items that co-occur in people's histories (cosine), summed over the context
     own_frequency      counts in the context
@@ -15,7 +18,7 @@ tuned on validation targets alone, by coordinate search for the best MRR.
     own_hour_sequence  the product of the last two
     mix                a weighted sum of all of these
 
-Items without a score of their own are ordered by popularity. The first four may leave out items of
+Items without a score of their own are ordered by popularity. The first five may leave out items of
 the context, as is usual for films; validation decides. Ranks are those of `metrics.target_ranks`.
 """
 
@@ -46,12 +49,12 @@ from stt_jax.data.store import PreparedLog
 from stt_jax.metrics import MISS
 
 MODES = ("unknown", "known")
-NUM_CANDIDATES = 100  # of a target in the mix's share of item_knn
+NUM_CANDIDATES = 100  # of a target in the mix's share of item_knn, and of trending
 
 _MAX_ROUNDS = 4
 _WEIGHT_FACTORS = (0.0, 0.3, 0.7, 1.4, 3.0)
 _SMALL_WEIGHT = 0.05
-_KNN_FALLBACK = 1e-6
+_LAST_RESORT = 1e-6  # weight of popularity behind all that has a score of its own
 
 Options = Mapping[str, Any]
 Grid = dict[str, Sequence[Any]]
@@ -80,17 +83,19 @@ def evaluate_baselines(
     modes: Sequence[str] = MODES,
     names: Sequence[str] | None = None,
     name_domains: bool = False,
+    live_trends: bool = False,
     max_tuning_targets: int = 2000,
     seed: int = 0,
 ) -> dict[str, dict[str, BaselineResult]]:
     """Tunes every baseline on validation targets and ranks the test targets with it.
 
     Args:
-      log: the prepared log; only its training part is counted.
+      log: the prepared log; only its training part is counted, but for live trends.
       validation: targets to tune on; without any that are in the vocabulary, defaults are used.
       test: targets to rank.
       names: of `BASELINES`, without the mix; None = all, and the mix.
       name_domains: rank a target among the items of its domain, if the log has domains.
+      live_trends: compare with what is trending, too, which counts all that came before.
       modes: request modes, of `MODES`. The time of a target is looked at in mode "known" only.
       max_tuning_targets: a random sample of this many validation targets is tuned on.
       seed: of that sample.
@@ -115,7 +120,9 @@ def evaluate_baselines(
         usable_names = [
             name
             for name, kind in BASELINES.items()
-            if (log.meta.has_times or not kind.needs_times) and (names is None or name in names)
+            if (log.meta.has_times or not kind.needs_times)
+            and (live_trends or not kind.needs_live_trends)
+            and (names is None or name in names)
         ]
         for name in usable_names:
             if name not in tuned or BASELINES[name].uses_request_time:
@@ -146,12 +153,14 @@ class Baseline:
       grid: option -> values to try, the default first.
       uses_request_time: whether the two request modes differ.
       needs_times: whether it means nothing on a log without times.
+      needs_live_trends: whether it counts more than the training part.
     """
 
     score: Callable[[TrainingCounts, Questions, Options], Scores]
     grid: Grid
     uses_request_time: bool = False
     needs_times: bool = False
+    needs_live_trends: bool = False
 
 
 def score_popularity(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
@@ -159,6 +168,21 @@ def score_popularity(counts: TrainingCounts, asked: Questions, options: Options)
     shared = counts.recent_popularity(options.get("half_life_days"))
     nothing = Cells.of(np.zeros(0, np.int64), counts.num_columns)
     return _treat_seen(Scores(nothing, np.zeros(0), shared), asked, options)
+
+
+def score_trending(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
+    """Shares of everybody's events before the hour of the question."""
+    trends = counts.live_trends(options["half_life_h"])
+    moments = np.searchsorted(trends.start_hours, asked.now_h, side="right")
+    found, shares = (
+        table[moments] for table in (trends.relations[0].items, trends.relations[0].shares)
+    )
+    rows, places = np.nonzero(found)
+    keys = rows * counts.num_columns + found[rows, places]
+    order = np.argsort(keys, kind="stable")
+    cells = Cells.of(keys[order], counts.num_columns)
+    values = shares[rows, places][order].astype(np.float64)
+    return _treat_seen(Scores(cells, values, _LAST_RESORT * counts.popularity), asked, options)
 
 
 def score_markov(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
@@ -180,7 +204,7 @@ def score_item_knn(counts: TrainingCounts, asked: Questions, options: Options) -
     rows = np.repeat(np.arange(shape[0]), np.diff(near.indptr))
     cells = Cells.of(rows * counts.num_columns + near.indices, counts.num_columns)
     values = scale_rows(rows, near.data, shape[0])
-    return _treat_seen(Scores(cells, values, _KNN_FALLBACK * counts.popularity), asked, options)
+    return _treat_seen(Scores(cells, values, _LAST_RESORT * counts.popularity), asked, options)
 
 
 def score_own(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
@@ -246,6 +270,13 @@ BASELINES: dict[str, Baseline] = {
         score_popularity,
         {"half_life_days": (30.0, 180.0, 90.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03), "seen": _SEEN},
         needs_times=True,
+    ),
+    "trending": Baseline(
+        score_trending,
+        {"half_life_h": (24.0, 168.0, 720.0, 6.0, 1.0, 0.25), "seen": _SEEN},
+        uses_request_time=True,
+        needs_times=True,
+        needs_live_trends=True,
     ),
     "markov": Baseline(score_markov, {"fallback": _FALLBACK, "seen": _SEEN}),
     "item_knn": Baseline(
@@ -324,7 +355,8 @@ class _Mix:
             part = BASELINES[name].score(
                 counts, asked, dict(options) | {"fallback": 0.0, "seen": "keep"}
             )
-            parts.append(_strongest(part, len(asked.target_items)) if name == "item_knn" else part)
+            cut = name in ("item_knn", "trending")
+            parts.append(_strongest(part, len(asked.target_items)) if cut else part)
         keys = distinct(np.concatenate([asked.own.keys, *(part.cells.keys for part in parts)]))
         values = np.stack([part.values_at(keys) for part in parts])
         shared = np.stack([part.shared for part in parts])
@@ -342,8 +374,10 @@ def _tune_mix(
     counts: TrainingCounts, part_options: Mapping[str, Options], tuning: Sequence[Questions]
 ) -> tuple[_Mix, float]:
     """The mix of the best MRR, one weight changed at a time until no change helps."""
-    weights = np.array([1.0 if name.startswith("own") else 0.1 for name in part_options])
-    mix = _Mix(part_options, weights, "keep")
+    begins = [np.array([1.0 if name.startswith("own") else 0.1 for name in part_options])]
+    if "trending" in part_options:  # where it is what counts, no step from there leads to it
+        begins.append(np.array([1.0 if name == "trending" else 0.05 for name in part_options]))
+    mix = _Mix(part_options, begins[0], "keep")
     if not tuning:
         return mix, float("nan")
     chunks = [(mix.parts(counts, asked), asked) for asked in tuning]
@@ -351,13 +385,11 @@ def _tune_mix(
     def mrr(mix: _Mix) -> float:
         return _mrr([mix.rank(counts, parts, asked) for parts, asked in chunks])
 
-    best = mrr(mix)
-    leaving_out = dataclasses.replace(mix, seen="leave out")
-    if (found := mrr(leaving_out)) > best:
-        best, mix = found, leaving_out
+    mixes = [_Mix(part_options, *options) for options in itertools.product(begins, _SEEN)]
+    best, mix = max(((mrr(mix), mix) for mix in mixes), key=lambda found: found[0])
     for _ in range(_MAX_ROUNDS):
         before = best
-        for position, factor in itertools.product(range(len(weights)), _WEIGHT_FACTORS):
+        for position, factor in itertools.product(range(len(part_options)), _WEIGHT_FACTORS):
             weights = mix.weights.copy()
             # A weight that became 0 may come back.
             weights[position] = factor * (weights[position] or _SMALL_WEIGHT)

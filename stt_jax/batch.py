@@ -61,8 +61,9 @@ class Requests:
       coords: float32 [B, R, 3], same origin as the history's coords; NaN = place unknown.
       origins: float32 [B, R, 3], as in `History`.
       last_tokens: int32, row index of the last event that the request sees; -1 = none.
-      hours: int32, hours since 1970 at the last event that the request sees, or at the request
-        itself where it sees none: what is known of "now" even if the time is hidden.
+      hours: int32, hours since 1970 at the request; meaningless where not `time_known`.
+      last_hours: int32, the same at the last event that the request sees, or at the request itself
+        where it sees none: what is known of "now" even if the time is hidden.
       segment_ids: int32, 0 = padding.
       targets: int32, the item that came; 0 = unknown or none, not learned from.
       domains: bool [B, R, D], which domains the answer may be of; None where the log has none.
@@ -77,6 +78,7 @@ class Requests:
     origins: Array
     last_tokens: Array
     hours: Array
+    last_hours: Array
     segment_ids: Array
     targets: Array
     domains: Array = None
@@ -107,11 +109,11 @@ class Trends:
     """What was popular at some moments; the last row is the latest.
 
     Attributes:
-      relation: a row a moment, from 1.
+      relations: one a half-life, a row a moment, from 1.
       start_hours: int32 [N], hours since 1970 from which rows 1..N hold, ascending.
     """
 
-    relation: Relation
+    relations: tuple[Relation, ...]
     start_hours: Array
 
 

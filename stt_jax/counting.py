@@ -14,9 +14,11 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse
 
+from stt_jax.batch import Trends
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import TRAIN, PreparedLog
 from stt_jax.metrics import MISS
+from stt_jax.trends import LiveTrends
 
 HOURS_PER_WEEK = 168
 MAX_CONTEXT = 2000  # most recent events of a context that are counted
@@ -52,6 +54,11 @@ class TrainingCounts:
         counts = np.bincount(items, weights=weights, minlength=self.num_columns).astype(np.float64)
         counts[0] = 0
         return counts / max(counts.sum(), 1e-300)
+
+    @functools.cache  # noqa: B019 (a TrainingCounts lives as long as an evaluation)
+    def live_trends(self, half_life_h: float) -> Trends:
+        """What was popular when, counted in all parts of the log."""
+        return LiveTrends(self.log, (half_life_h,)).trends()
 
     @functools.cached_property
     def transition_counts(self) -> scipy.sparse.csr_array:
@@ -205,6 +212,8 @@ class Questions:
       request_known: whether that is the hour of the request.
       follows_last: bool [P]. Whether the event before had the same item as the context's last one.
       last_items: int64 [n], 0 if the context is empty or its last item unknown.
+      now_h: int64 [n], hours since 1970 at the request, or at the last event of the context if its
+        time is unknown; at the request also where there is no context, as for the model.
     """
 
     target_items: np.ndarray
@@ -216,6 +225,7 @@ class Questions:
     request_known: bool
     follows_last: np.ndarray
     last_items: np.ndarray
+    now_h: np.ndarray
 
     def sum_by_item(self, weights: np.ndarray) -> np.ndarray:
         """Sums the weights [P] of context events by cell, each target scaled to one: [Z]."""
@@ -251,6 +261,9 @@ def _gather(counts: TrainingCounts, targets: Targets, request_known: bool) -> Qu
     follows_last[1:] = (items[:-1] == last[1:]) & (rows[:-1] == rows[1:]) & (last[1:] > 0)
     last_items = np.zeros(num_targets, np.int64)
     last_items[rows] = last
+    now_events = np.array(targets.events)
+    if not request_known:
+        now_events[rows] = last_events
     keys = rows * counts.num_columns + items
     own = Cells.of(distinct(keys[items > 0]), counts.num_columns)
     asked_events = targets.events[rows] if request_known else last_events
@@ -265,6 +278,7 @@ def _gather(counts: TrainingCounts, targets: Targets, request_known: bool) -> Qu
         request_known=request_known,
         follows_last=follows_last,
         last_items=last_items,
+        now_h=log.times[now_events] // 3600,
     )
 
 

@@ -51,6 +51,7 @@ def evaluate_model(
     kind = run.protocol.targets if config.targets == "as_run" else config.targets
     part = TEST if config.part == "test" else VALIDATION
     seen = run.protocol.seen if config.seen == "as_run" else config.seen
+    trends = run.protocol.trends if config.trends == "as_run" else config.trends
     domains = run.protocol.domains if config.domains == "as_run" else config.domains
     every = find_targets(log, part, targets=kind, context=context)
     everything = every.sample(config.max_targets, seed=0)
@@ -66,7 +67,10 @@ def evaluate_model(
         ranks = model_ranks(
             make_ranker(run.model),
             placement.put_whole(run.params, placement.params(run.params)),
-            placement.put_whole(model_catalogue(log, run.model_config), placement.replicated),
+            placement.put_whole(
+                model_catalogue(log, run.model_config, live_trends=trends == "live"),
+                placement.replicated,
+            ),
             log,
             everything,
             window=run.training.window,
@@ -81,6 +85,7 @@ def evaluate_model(
         "targets": kind,
         "context": context,
         "seen": seen,
+        "trends": trends,
         "domains": domains if log.domain_values else None,
         "data_hash": log.meta.data_hash,
         "split_hash": log.meta.split_hash,
@@ -109,7 +114,12 @@ def evaluate_model(
         tuning = find_targets(log, VALIDATION, targets=kind, context=context)
         tuning = tuning[tuning.known(log)]
         compared = evaluate_baselines(
-            log, tuning, targets, modes=MODES, name_domains=domains == "named"
+            log,
+            tuning,
+            targets,
+            modes=MODES,
+            name_domains=domains == "named",
+            live_trends=trends == "live",
         )
         for mode, results in compared.items():
             report["modes"][mode]["baselines"] = {

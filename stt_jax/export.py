@@ -75,7 +75,7 @@ def flat_functions(run: Run, log: PreparedLog, num_items_listed: int) -> Exporte
     """
     config = dataclasses.replace(run.model_config, attention="reference")
     model = SpatiotemporalTransformer(config, run.info.sizes)
-    weights = (jax.device_get(run.params), model_catalogue(log, config))
+    weights = (jax.device_get(run.params), model_catalogue(log, config, live_trends=True))
     window = run.training.window
     nothing = Tokens(log_events(log, 0, 0), None, Anchor(0, np.zeros(3), False))
     events = history_rows([nothing], 1, window, has_times=log.meta.has_times)

@@ -243,7 +243,8 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
     )
     before = int(log.times[start - 1]) if start > first else None
     allowed = allowed_items(rules, log.item_categories, log.item_domains, coords, here)
-    scorer = session.item_scorer(run.model, run.params, model_catalogue(log, run.model_config))
+    items_of_log = model_catalogue(log, run.model_config, live_trends=True)
+    scorer = session.item_scorer(run.model, run.params, items_of_log)
     best = _ask(run, scorer, Tokens(encoded, before, question.anchor), question, allowed, log)
     items, probabilities = pick(
         best, rules, log.item_categories, np.asarray(scorer.vectors, np.float32)

@@ -2,10 +2,10 @@
 
     followers    n(i, j) / n(i): how often event j came right after event i, for anybody
     neighbours   cosine of the people who had i and j, a row scaled to one (item-kNN)
-    trends       shares of the events before a stretch of time, halved every `TREND_HALF_LIFE_H`
+    trends       what was popular at a time, see `stt_jax.trends`
 
 Each row keeps its largest entries. The held-out version of an entry lacks one observation: one
-succession, one person. Trends count what ended before alone, so they need no such version.
+succession, one person.
 """
 
 from __future__ import annotations
@@ -13,21 +13,26 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import scipy.sparse
 
-from stt_jax.batch import Catalogue, Relation, Trends, table_rows
+from stt_jax.batch import Catalogue, Relation, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.counting import TrainingCounts, largest_per_row
 from stt_jax.data.pipeline import catalogue
 from stt_jax.data.store import PreparedLog
-
-TREND_HALF_LIFE_H = 24.0
-NUM_TRENDING = 256  # items of a stretch
-_MAX_STRETCHES = 1000
+from stt_jax.trends import LiveTrends, find_trends
 
 
-def model_catalogue(log: PreparedLog, config: ModelConfig) -> Catalogue:
-    """The items of a log as a model of this config sees them."""
+def model_catalogue(
+    log: PreparedLog, config: ModelConfig, *, live_trends: bool = False
+) -> Catalogue:
+    """The items of a log as a model of this config sees them.
+
+    Args:
+      log: whose training part is counted.
+      config: of the model.
+      live_trends: what was popular is counted in all parts of the log, each hour's for the hours
+        after it, as a service does while events come in.
+    """
     items = catalogue(log)
     if config.use_popularity:
         items = dataclasses.replace(items, log_popularity=log_popularity(log))
@@ -38,7 +43,14 @@ def model_catalogue(log: PreparedLog, config: ModelConfig) -> Catalogue:
         "followers": followers(counts, config.num_related),
         "neighbours": neighbours(counts, config.num_related),
     }
-    trends = find_trends(counts) if config.use_time and log.meta.has_times else None
+    trends = None
+    if config.use_time and log.meta.has_times:
+        half_lives_h = config.half_lives_h
+        trends = (
+            LiveTrends(log, half_lives_h).trends()
+            if live_trends
+            else find_trends(log, counts.events, half_lives_h)
+        )
     return dataclasses.replace(items, relations=relations, trends=trends)
 
 
@@ -59,7 +71,7 @@ def followers(counts: TrainingCounts, num_related: int) -> Relation:
     rows, columns, found = largest_per_row(matrix, num_related)
     held_out = (found - 1) / np.maximum(totals[rows] - 1, 1)
     shape = (table_rows(counts.log.num_items), num_related)
-    return _relation(
+    return _lay_out(
         shape, rows, columns, found / totals[rows], held_out, totals, np.maximum(totals - 1, 0)
     )
 
@@ -76,7 +88,7 @@ def neighbours(counts: TrainingCounts, num_related: int) -> Relation:
     sums = np.maximum(np.bincount(rows, cosines, counts.num_columns), 1e-300)
     held_out = (common - 1) / others
     shape = (table_rows(counts.log.num_items), num_related)
-    return _relation(
+    return _lay_out(
         shape,
         rows,
         columns,
@@ -87,60 +99,7 @@ def neighbours(counts: TrainingCounts, num_related: int) -> Relation:
     )
 
 
-def find_trends(counts: TrainingCounts) -> Trends:
-    """What was popular at the end of each stretch of the training part.
-
-    A stretch is an hour that has events, or several in a row that together have about as many as
-    any other: a log may be quiet for years, or hold several that were years apart.
-    """
-    hours, of_hour = np.unique(counts.log.times[counts.events] // 3600, return_inverse=True)
-    of_hour = of_hour.astype(np.int64)
-    num_events = np.bincount(of_hour, minlength=len(hours))
-    shares_before = (np.cumsum(num_events) - num_events) * _MAX_STRETCHES // max(1, len(of_hour))
-    stretches = np.arange(len(hours))
-    if len(hours) > _MAX_STRETCHES:
-        stretches = np.unique(shares_before, return_inverse=True)[1].astype(np.int64)
-    last_hours = hours[np.diff(stretches, append=len(hours)) > 0]
-    starts = np.concatenate([hours[:1], last_hours + 1])
-    num_stretches = len(last_hours)
-    ages_h = (last_hours + 1)[stretches[of_hour]] - hours[of_hour]
-    by_stretch = scipy.sparse.csr_array(
-        (
-            0.5 ** (ages_h / TREND_HALF_LIFE_H),
-            (stretches[of_hour], counts.log.items[counts.events]),
-        ),
-        shape=(num_stretches, counts.num_columns),
-    )
-    popularity = np.zeros(counts.num_columns)
-    size = min(NUM_TRENDING, counts.log.num_items)
-    rows, columns, shares = [], [], []
-    totals = np.zeros(num_stretches + 2)
-    for stretch in range(num_stretches):
-        begin, end = by_stretch.indptr[stretch : stretch + 2]
-        popularity *= 0.5 ** ((starts[stretch + 1] - starts[stretch]) / TREND_HALF_LIFE_H)
-        popularity[by_stretch.indices[begin:end]] += by_stretch.data[begin:end]
-        popularity[0] = 0
-        total = totals[stretch + 2] = popularity.sum()
-        best = np.argpartition(-popularity, size - 1)[:size] if size else np.zeros(0, np.int64)
-        best = best[popularity[best] > 0]
-        rows.append(np.full(len(best), stretch + 2))
-        columns.append(best)
-        shares.append(popularity[best] / max(total, 1e-300))
-    nothing = np.zeros(0, np.int64)
-    kept = np.concatenate([nothing, *shares])
-    relation = _relation(
-        (num_stretches + 2, max(size, 1)),
-        np.concatenate([nothing, *rows]),
-        np.concatenate([nothing, *columns]),
-        kept,
-        kept,
-        totals,
-        totals,
-    )
-    return Trends(relation, starts.astype(np.int32))
-
-
-def _relation(
+def _lay_out(
     shape: tuple[int, int],
     rows: np.ndarray,
     columns: np.ndarray,

@@ -28,6 +28,12 @@ class ProtocolConfig:
         "one twice (films).",
         choices=("keep", "leave_out"),
     )
+    trends: str = option(
+        "training",
+        "What was popular lately. training: as counted in the training part, however old when a "
+        "request comes; live: in all parts, each hour's for the hours after it, as in service.",
+        choices=("training", "live"),
+    )
     domains: str = option(
         "named",
         "With domains in the log: named: a request says which it wants, that of its target, and is "
@@ -57,6 +63,12 @@ class EvaluationConfig:
         "as_run",
         "Items that the person has had; as_run: as in the run's validation.",
         choices=("as_run", "keep", "leave_out"),
+    )
+    trends: str = option(
+        "as_run",
+        "What was popular lately: counted in the training part, or live, as in service; as_run: as "
+        "in the run's validation.",
+        choices=("as_run", "training", "live"),
     )
     domains: str = option(
         "as_run",
@@ -171,7 +183,9 @@ class ServeConfig:
     timeout_s: float = option(5.0, "A request that waited longer is answered 429.")
     max_body_bytes: int = option(1 << 20, "Largest request body; a larger one is answered 413.")
     receive_s: float = option(10.0, "Seconds in which a client has to send a whole request.")
-    swap_seconds: float = option(10.0, "How often to look for a newer checkpoint.")
+    swap_seconds: float = option(
+        10.0, "How often to look for a newer checkpoint, and to count what is popular anew."
+    )
 
     def __post_init__(self) -> None:
         for name in ("state_megabytes", "max_batch", "max_waiting", "max_body_bytes"):

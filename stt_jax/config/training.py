@@ -50,6 +50,11 @@ class ModelConfig:
         "With --use_crowd: how old the trends are that a request sees, in training too, where they "
         "would be fresher than what a model knows long after it was trained.",
     )
+    trend_half_lives_h: tuple[str, ...] = option(
+        ("24",),
+        "With --use_crowd: hours after which an event counts half for what is popular, a source of "
+        "the mixture each; news ages in an hour, shops in days.",
+    )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     use_traits: bool = option(True, "Let the model see what the log says of items and people.")
@@ -92,8 +97,17 @@ class ModelConfig:
         )
         check(self.use_crowd or not self.use_boost, "--use_boost needs --use_crowd")
         check(self.trend_lag_h >= 0, f"--trend_lag_h={self.trend_lag_h} must be 0 or more")
+        check(
+            all(_is_positive(text) for text in self.trend_half_lives_h),
+            f"--trend_half_lives_h={','.join(self.trend_half_lives_h)} must be positive numbers",
+        )
         check(1 <= self.num_related <= 50, f"--num_related={self.num_related} must be in 1..50")
         check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
+
+    @property
+    def half_lives_h(self) -> tuple[float, ...]:
+        """Of `trend_half_lives_h`."""
+        return tuple(float(text) for text in self.trend_half_lives_h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,3 +306,10 @@ class WatchConfig:
             f"--profile_steps={self.profile_steps} must be a:b with a < b, e.g. 100:110",
         )
         return range(int(first), int(end))
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False

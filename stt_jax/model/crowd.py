@@ -30,7 +30,8 @@ ITEM_SOURCES = (("followers", 0), ("followers", 1), ("neighbours", 0), ("neighbo
 
 def num_sources(config: ModelConfig) -> int:
     """How many sources the mixture has of the crowd."""
-    return config.use_crowd * (len(ITEM_SOURCES) + config.use_time)
+    num_trends = len(config.trend_half_lives_h) if config.use_time else 0
+    return config.use_crowd * (len(ITEM_SOURCES) + num_trends)
 
 
 def find_rows(
@@ -48,8 +49,9 @@ def find_rows(
         )
     if config.use_time:
         assert catalogue.trends is not None
-        hours = requests.hours - config.trend_lag_h
-        found.append((catalogue.trends.relation, trend_rows(catalogue.trends, hours)))
+        hours = jnp.where(requests.time_known, requests.hours, requests.last_hours)
+        rows = trend_rows(catalogue.trends, hours - config.trend_lag_h)
+        found += [(relation, rows) for relation in catalogue.trends.relations]
     return found
 
 

@@ -88,7 +88,8 @@ def load_model(directory: pathlib.Path, data: str, items: str = "") -> ServedMod
     if items:
         log = read_new_items(log, items)
     run = load_run(directory, log)
-    catalogue = jax.tree.map(jax.numpy.asarray, model_catalogue(log, run.model_config))
+    items_of_log = model_catalogue(log, run.model_config, live_trends=True)
+    catalogue = jax.tree.map(jax.numpy.asarray, items_of_log)
     return ServedModel(run, log, session.item_scorer(run.model, run.params, catalogue), identity)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stt_jax import ranking, session
+from stt_jax.batch import Trends
 from stt_jax.data.pipeline import model_users, traits_of_user
 from stt_jax.histories import Question, request_rows, wanted_domains
 from stt_jax.service.asks import Answer, Ask, Reason
@@ -57,6 +58,7 @@ class LiveTable:
           max_batch: most asks at a time.
         """
         self.served = served
+        self._scorer = served.scorer
         self.counts: collections.Counter[str] = collections.Counter()
         self._has_times = served.log.meta.has_times
         self._batch_sizes = (*(size for size in (1, 8, 64) if size < max_batch), max_batch)
@@ -112,6 +114,14 @@ class LiveTable:
             if mine:
                 answers |= self._answer_pool(pool, mine)
         return [answers[index] for index in range(len(asks))]
+
+    def show(self, trends: Trends) -> None:
+        """What is popular from now on; to be called from any thread."""
+        assert self._scorer.catalogue is not None
+        shown = jax.tree.map(jnp.asarray, trends)
+        catalogue = dataclasses.replace(self._scorer.catalogue, trends=shown)
+        self._scorer = dataclasses.replace(self._scorer, catalogue=catalogue)
+        self.counts["refreshed_trends"] += 1
 
     def reset(self) -> None:
         """Throws all states away: after an error nobody knows what is in them."""
@@ -204,7 +214,7 @@ class LiveTable:
                 if one.allowed is not None:
                     masks[row] = one.allowed
         questions = request_rows([one.question for one in prepared], size)
-        run, scorer = self.served.run, self.served.scorer
+        run, scorer = self.served.run, self._scorer
         ranked = session.score(
             run.model, run.params, scorer, pool.cache, rows, questions, masks, k=k
         )
@@ -222,7 +232,7 @@ class LiveTable:
             session.explain(
                 run.model,
                 run.params,
-                self.served.scorer,
+                self._scorer,
                 view.pool.cache,
                 rows,
                 request_rows([question], 1),

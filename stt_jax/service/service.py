@@ -23,6 +23,7 @@ from stt_jax.service.metrics import Metrics
 from stt_jax.service.models import ServedModel, load_model, model_identity, open_run_log
 from stt_jax.service.people import LiveTable
 from stt_jax.service.store import EventStore, StoredEvent, StoreError, default_url
+from stt_jax.service.trending import Trending
 
 _log = logging.getLogger("stt_jax.service")
 _MAX_WRITES = 256  # requests with events in one commit
@@ -62,6 +63,7 @@ class Service:
         self.ids = self._open_ids(open_run_log(self._directory, config.data))
         self.store = EventStore(config.store or default_url(config.run))
         self._table: LiveTable | None = None
+        self._trending: Trending | None = None
         self.failure = ""
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="models", daemon=True)
@@ -104,9 +106,7 @@ class Service:
 
     def load(self) -> None:
         """Loads and warms the model, in the calling thread, and begins to look for newer ones."""
-        self._table = self._table_for(
-            load_model(self._directory, self.config.data, self.config.items)
-        )
+        self._answer_with(load_model(self._directory, self.config.data, self.config.items))
         self._watcher.start()
 
     def stop(self) -> None:
@@ -196,6 +196,27 @@ class Service:
     def _open_ids(self, log: PreparedLog) -> Ids:
         return open_ids(log, self.config.key_file, needed=True)
 
+    def count_trends(self) -> None:
+        """Shows the model what is popular by now; the watching thread does it time and again.
+
+        Raises:
+          StoreError: the events cannot be read.
+        """
+        if self._trending is None or self._table is None:
+            return
+        trends = self._trending.refresh()
+        if trends is not None:
+            self._table.show(trends)
+
+    def _answer_with(self, served: ServedModel) -> None:
+        """Warms a model, with what is popular by now, and puts it in the place of the last one."""
+        table = self._table_for(served)
+        trending = Trending(served, self.store) if Trending.needed(served) else None
+        trends = None if trending is None else trending.refresh()
+        if trends is not None:
+            table.show(trends)
+        self._table, self._trending = table, trending
+
     def _table_for(self, served: ServedModel) -> LiveTable:
         ids = self._open_ids(served.log)
         table = LiveTable(
@@ -213,6 +234,10 @@ class Service:
         looked_at = self.model.identity
         while not self._stopping.wait(self.config.swap_seconds):
             try:
+                self.count_trends()
+            except StoreError as error:  # readyz and every ask say so too
+                _log.warning("trends", extra={"fields": {"outcome": "old", "reason": str(error)}})
+            try:
                 identity = model_identity(self._directory)
                 if identity == looked_at:
                     continue
@@ -220,7 +245,7 @@ class Service:
                 served = load_model(self._directory, self.config.data, self.config.items)
                 if served.checkpoint == self.model.checkpoint:
                     continue  # what is new is not the best
-                self._table = self._table_for(served)
+                self._answer_with(served)
                 self.metrics.swaps.labels("loaded").inc()
             except Exception as error:
                 # Half a run, another log, a model of NaNs: the one that answers goes on.

@@ -85,6 +85,17 @@ class StoredEvent:
     numbers: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredItem:
+    """What is counted of a stored event; `sequence` rises with every one."""
+
+    sequence: int
+    user: str
+    event_id: str
+    item: str
+    time_s: int
+
+
 _FIELDS = tuple(field.name for field in dataclasses.fields(StoredEvent))
 
 
@@ -188,6 +199,17 @@ class EventStore:
                 columns["numbers"] = columns["numbers"] or {}
                 events[row.user].append(StoredEvent(**columns))
         return events
+
+    def after(self, sequence: int, most: int) -> list[StoredItem]:
+        """The first events after a number, of everybody, in the order of their numbers."""
+        names = [field.name for field in dataclasses.fields(StoredItem)]
+        query = sa.select(*(_EVENTS.c[name] for name in names)).where(_EVENTS.c.sequence > sequence)
+        rows = self._read(query.order_by(_EVENTS.c.sequence).limit(most))
+        return [StoredItem(**row._asdict()) for row in rows]
+
+    def last_sequence(self) -> int:
+        """The number of the newest event; 0 = there is none."""
+        return self._read(sa.select(sa.func.max(_EVENTS.c.sequence)))[0][0] or 0
 
     def forget(self, user: str) -> int:
         """Deletes a person's events and marks them forgotten; gives how many events there were."""

@@ -238,7 +238,7 @@ def _validate(
     ranks = model_ranks(
         ranker,
         state.params,
-        setup.items,
+        setup.asked_items,
         setup.log,
         setup.targets,
         window=setup.config.window,

@@ -20,6 +20,7 @@ from stt_jax.training import privacy
 from stt_jax.training import run as runs
 from stt_jax.training.sharding import Placement, check_rows, make_placement
 from stt_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
+from stt_jax.trends import LiveTrends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Training:
     Attributes:
       log, config, protocol, model: the data, how to train, what validations ask, and what learns.
       optimizer, num_steps, batches: made from them.
-      placement: the devices; items: the catalogue on them.
+      placement: the devices; items: the catalogue on them, as training sees it.
+      asked_items: the same as validations see it.
       key: of all randomness of the steps.
       account: of a private training; None = not private.
       shapes: of the state, with its shardings.
@@ -45,6 +47,7 @@ class Training:
     batches: TrainingBatches | PersonBatches
     placement: Placement
     items: Any
+    asked_items: Any
     key: jax.Array
     account: privacy.Account | None
     shapes: TrainState
@@ -113,6 +116,11 @@ def set_up(
         model_catalogue(log, model.config), target_weights=target_weights(log, training)
     )
     items = placement.put_whole(items, placement.replicated)
+    asked_items = items
+    if protocol.trends == "live" and items.trends is not None:
+        trends = LiveTrends(log, model.config.half_lives_h).trends()
+        trends = placement.put_whole(trends, placement.replicated)
+        asked_items = dataclasses.replace(items, trends=trends)
     history, requests = batches[0]
     shapes = jax.eval_shape(
         lambda: init_state(model, optimizer, items, history, requests, training.seed)
@@ -133,6 +141,7 @@ def set_up(
         batches=batches,
         placement=placement,
         items=items,
+        asked_items=asked_items,
         key=key,
         account=account,
         shapes=jax.tree.map(

@@ -86,6 +86,8 @@ def test_questions_match_a_loop_over_contexts(seed, context, request_known):
         last_item = log.items[chosen[-1]] if len(chosen) else 0
         assert asked.target_items[index] == log.items[event]
         assert asked.last_items[index] == last_item
+        now = event if request_known or not len(chosen) else chosen[-1]
+        assert asked.now_h[index] == log.times[now] // 3600
         for age, seen in zip(range(len(chosen), 0, -1), chosen, strict=True):
             assert asked.ages[position] == age
             assert asked.ages_days[position] == (log.times[chosen[-1]] - log.times[seen]) / 86_400

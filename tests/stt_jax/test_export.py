@@ -80,7 +80,8 @@ def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
         run.model, run.params, session.new_cache(run.model, num_people, window), numbers, history
     )
     cache = session.append(run.model, run.params, cache, numbers, starts, event)
-    scorer = session.item_scorer(run.model, run.params, model_catalogue(log, run.model_config))
+    items = model_catalogue(log, run.model_config, live_trends=True)
+    scorer = session.item_scorer(run.model, run.params, items)
     expected = session.score(run.model, run.params, scorer, cache, numbers, requests, None, k=12)
 
     given = {"num_events": starts}

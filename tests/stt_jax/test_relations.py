@@ -2,15 +2,13 @@ import dataclasses
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stt_jax.config import ModelConfig
 from stt_jax.counting import TrainingCounts
 from stt_jax.data.store import TRAIN
-from stt_jax.model.crowd import trend_rows
-from stt_jax.relations import TREND_HALF_LIFE_H, find_trends, followers, model_catalogue, neighbours
+from stt_jax.relations import followers, model_catalogue, neighbours
 from tests.stt_jax.tiny_logs import random_log
 
 
@@ -91,57 +89,17 @@ def test_a_short_list_keeps_what_is_most_frequent():
         np.testing.assert_allclose(kept, shares[:2])
 
 
-@pytest.mark.parametrize("most_stretches", [1000, 7])
-def test_trends_are_fading_shares_of_what_came_before_the_stretch(monkeypatch, most_stretches):
-    monkeypatch.setattr("stt_jax.relations._MAX_STRETCHES", most_stretches)
-    log = random_log(seed=3)
-    trends = find_trends(TrainingCounts(log))
-    train = np.flatnonzero((log.parts == TRAIN) & (log.items > 0))
-    hours = log.times // 3600
-    starts = np.asarray(trends.start_hours)
-    assert len(starts) == min(len(np.unique(hours[log.parts == TRAIN])), most_stretches) + 1
-    for event in train:
-        row = int(trend_rows(trends, jnp.asarray(hours[event], jnp.int32)))
-        assert starts[row - 1] <= hours[event]
-        age_h = starts[row - 1] - hours[train]
-        weights = np.where(age_h > 0, 0.5 ** (age_h / TREND_HALF_LIFE_H), 0.0)
-        mass = np.bincount(log.items[train], weights, log.num_items + 1)
-        found = np.zeros(log.num_items + 1)
-        found[trends.relation.items[row]] = trends.relation.shares[row]
-        np.testing.assert_allclose(found[1:], mass[1:] / max(mass.sum(), 1e-30), atol=1e-6)
-        np.testing.assert_allclose(trends.relation.counts[row], mass.sum(), rtol=1e-5)
-
-
-def test_years_without_events_take_no_rows_from_the_others():
-    log = random_log(seed=3)
-    late = np.arange(len(log.times)) >= log.user_offsets[log.num_users // 2]
-    times = log.times + np.where(late, 12 * 365 * 86_400, 0)
-    trends = find_trends(TrainingCounts(dataclasses.replace(log, times=times)))
-    hours = np.unique(times[log.parts == TRAIN] // 3600)
-    assert len(trends.start_hours) == len(hours) + 1
-    np.testing.assert_array_equal(trends.start_hours[1:], hours + 1)
-
-
-def test_hours_outside_the_training_part_have_nothing_or_the_latest():
-    trends = find_trends(TrainingCounts(random_log(seed=3)))
-    last = trends.relation.items.shape[0] - 1
-    hours = jnp.asarray([0, int(trends.start_hours[0]), 2**30], jnp.int32)
-    np.testing.assert_array_equal(trend_rows(trends, hours), [0, 1, last])
-    assert trends.relation.counts[0] == trends.relation.counts[1] == 0
-    assert trends.relation.counts[last] > 0
-
-
 def test_only_the_training_part_is_counted():
     log = random_log(seed=2)
     changed = log.items.copy()
     changed[log.parts != TRAIN] = 1
     other = dataclasses.replace(log, items=changed)
-    for one, two in zip(
-        (model_catalogue(log, ModelConfig()).relations, find_trends(TrainingCounts(log))),
-        (model_catalogue(other, ModelConfig()).relations, find_trends(TrainingCounts(other))),
-        strict=True,
-    ):
-        jax.tree.map(np.testing.assert_array_equal, one, two)
+    one, two = (model_catalogue(counted, ModelConfig()) for counted in (log, other))
+    jax.tree.map(
+        np.testing.assert_array_equal, (one.relations, one.trends), (two.relations, two.trends)
+    )
+    live = model_catalogue(log, ModelConfig(), live_trends=True)
+    jax.tree.map(np.testing.assert_array_equal, one.relations, live.relations)
 
 
 def test_a_log_without_times_has_no_trends_and_a_model_without_crowd_no_relations():

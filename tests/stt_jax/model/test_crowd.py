@@ -38,13 +38,25 @@ def test_a_source_asks_for_the_last_items_of_its_own_person():
 
 
 @pytest.mark.parametrize("lag_h", [0, 30])
-def test_the_trend_is_the_one_before_the_last_event_seen_or_as_old_as_it_is_to_be(lag_h):
+def test_the_trends_are_those_of_the_request_or_of_the_last_event_where_its_time_is_hidden(lag_h):
     history, requests = batch()
+    shown = np.arange(requests.users.size).reshape(requests.users.shape) % 2 == 0
+    requests = requests.replace(time_known=jnp.asarray(shown))
     config = dataclasses.replace(CONFIG, trend_lag_h=lag_h)
-    _, rows = crowd.find_rows(config, ITEMS, history, requests)[-1]
-    starts = np.asarray(ITEMS.trends.start_hours)
+    items = jax.tree.map(
+        jnp.asarray,
+        model_catalogue(LOG, dataclasses.replace(config, trend_half_lives_h=("1", "24"))),
+    )
+    found = crowd.find_rows(config, items, history, requests)[len(crowd.ITEM_SOURCES) :]
+    assert [relation for relation, _ in found] == list(items.trends.relations)
+    starts = np.asarray(items.trends.start_hours)
+    differ = 0
     for b, r in np.argwhere(np.asarray(requests.segment_ids) > 0):
-        assert rows[b, r] == np.count_nonzero(starts <= int(requests.hours[b, r]) - lag_h)
+        hours = requests.hours if shown[b, r] else requests.last_hours
+        differ += int(requests.hours[b, r] != requests.last_hours[b, r])
+        for _, rows in found:
+            assert rows[b, r] == np.count_nonzero(starts <= int(hours[b, r]) - lag_h)
+    assert differ
 
 
 def test_the_mass_on_a_target_is_its_held_out_share_and_nothing_has_a_finite_logarithm():

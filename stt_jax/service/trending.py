@@ -1,0 +1,72 @@
+"""What is popular now: the prepared log and everything that came to the service since, counted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stt_jax.batch import Trends
+from stt_jax.service.models import ServedModel
+from stt_jax.service.store import EventStore, StoredItem, now_s
+from stt_jax.trends import LiveTrends
+
+_AT_ONCE = 50_000  # events that are read from the store at a time
+# Of several services that write, one may commit an earlier number after a later one: so many of the
+# last numbers are looked at again.
+_LOOK_BACK = 1000
+
+
+class Trending:
+    """Counts what comes to the store, of all services that share it, into a model's trends."""
+
+    def __init__(self, served: ServedModel, store: EventStore) -> None:
+        """Counts the prepared log; what is in the store comes with the first `refresh`."""
+        self._served, self._store = served, store
+        self._trends = LiveTrends(served.log, served.run.model_config.half_lives_h)
+        self._last = 0
+        self._looked_at: set[tuple[int, str]] = set()
+
+    @staticmethod
+    def needed(served: ServedModel) -> bool:
+        """Whether the model asks what is popular."""
+        config = served.run.model_config
+        return config.use_crowd and config.use_time and served.log.meta.has_times
+
+    def refresh(self) -> Trends | None:
+        """The trends with what came since the last time; None = nothing came.
+
+        An event is not counted if the prepared log holds it too, if its item is not in the
+        vocabulary, or if its time was yet to come. What a forgotten person did before fades with
+        the rest: it is in sums over everybody alone.
+
+        Raises:
+          StoreError: the store cannot be read.
+        """
+        first = min(self._last, self._store.last_sequence()) - _LOOK_BACK
+        came = False
+        while rows := self._store.after(first, _AT_ONCE):
+            first = self._last = rows[-1].sequence
+            new = [row for row in rows if self._is_new(row)]
+            came |= bool(new)
+            items = [self._served.item_rows[row.item] for row in new]
+            hours = [row.time_s // 3600 for row in new]
+            self._trends.add(np.array(items, np.int32), np.array(hours, np.int64))
+        self._looked_at = {one for one in self._looked_at if one[0] > self._last - _LOOK_BACK}
+        return self._trends.trends() if came else None
+
+    def _is_new(self, row: StoredItem) -> bool:
+        """Whether an event is to be counted; it has been looked at then."""
+        if (row.sequence, row.event_id) in self._looked_at:
+            return False
+        self._looked_at.add((row.sequence, row.event_id))
+        item = self._served.item_rows.get(row.item, 0)
+        is_past = row.time_s <= now_s()
+        return item > 0 and is_past and not self._in_log(row.user, row.time_s, item)
+
+    def _in_log(self, user: str, time_s: int, item: int) -> bool:
+        log, person = self._served.log, self._served.user_row(user)
+        if person is None:
+            return False
+        first, end = log.user_offsets[person : person + 2]
+        times = log.times[first:end]
+        begin, stop = (np.searchsorted(times, time_s, side) for side in ("left", "right"))
+        return item in log.items[first + begin : first + stop]

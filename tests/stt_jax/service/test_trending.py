@@ -1,0 +1,135 @@
+"""What is popular now, as the service counts it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from stt_jax.data.store import open_log
+from stt_jax.service.models import load_model
+from stt_jax.service.store import EventStore, StoredEvent
+from stt_jax.service.trending import Trending
+from stt_jax.trends import LiveTrends
+from tests.stt_jax.service.served import MODEL, serving, write_run
+
+MONDAY = 1_333_324_800
+DAY_S = 86_400
+AFTER = MONDAY + 400 * DAY_S  # the log has ended long before
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    model = dataclasses.replace(MODEL, trend_half_lives_h=("2", "24"))
+    return write_run(tmp_path_factory.mktemp("served"), model)
+
+
+@pytest.fixture(scope="module")
+def served(run):
+    return load_model(run, "")
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = EventStore(f"sqlite:///{tmp_path}/events.db")
+    yield store
+    store.close()
+
+
+def stored(user, item, time_s):
+    return StoredEvent(user, f"{user} {item} {time_s}", item, time_s)
+
+
+def assert_counted(trending, log, events):
+    """That nothing but the log and these (item id, time) was counted."""
+    expected = LiveTrends(log, (2.0, 24.0))
+    rows = {item: row for row, item in enumerate(log.item_ids)}
+    items = np.array([rows[item] for item, _ in events], np.int32)
+    expected.add(items, np.array([time_s // 3600 for _, time_s in events]))
+    found = trending._trends.trends()
+    for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected.trends()), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
+def test_what_came_is_counted_once(served, store):
+    trending, log = Trending(served, store), served.log
+    assert trending.refresh() is None
+    first = [stored("new", log.item_ids[1], AFTER), stored("u0", log.item_ids[2], AFTER + 3700)]
+    store.add([*first, stored("new", "unheard of", AFTER), stored("u0", log.item_ids[3], 2**40)])
+    assert trending.refresh() is not None
+    assert trending.refresh() is None
+    second = [stored("new", log.item_ids[2], AFTER + 7 * DAY_S)]
+    store.add([*first, *second])
+    assert trending.refresh() is not None
+    assert_counted(trending, log, [(event.item, event.time_s) for event in [*first, *second]])
+
+
+def test_what_the_prepared_log_holds_is_not_counted_again(served, store):
+    log = served.log
+    there = np.flatnonzero(log.items)[20]
+    user = np.searchsorted(log.user_offsets, there, side="right") - 1
+    item, time_s = log.item_ids[log.items[there]], int(log.times[there])
+    trending = Trending(served, store)
+    store.add([stored(log.user_ids[user], item, time_s), stored("new", item, time_s)])
+    trending.refresh()
+    assert_counted(trending, log, [(item, time_s)])
+
+
+def test_an_earlier_number_that_another_service_commits_later_is_counted(served, store):
+    trending, log = Trending(served, store), served.log
+    store.add([stored("a", log.item_ids[1], AFTER), stored("b", log.item_ids[2], AFTER)])
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE events SET sequence = 7 WHERE sequence = 2"))
+    trending.refresh()
+    store.add([stored("c", log.item_ids[3], AFTER)])
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE events SET sequence = 5 WHERE sequence = 8"))
+    trending.refresh()
+    assert_counted(trending, log, [(log.item_ids[item], AFTER) for item in (1, 2, 3)])
+
+
+def test_numbers_that_a_forgotten_person_leaves_free_are_counted_again(served, store, monkeypatch):
+    monkeypatch.setattr("stt_jax.service.trending._LOOK_BACK", 2)
+    trending, log = Trending(served, store), served.log
+    store.add([stored("gone", log.item_ids[1], AFTER + hour * 3600) for hour in range(9)])
+    trending.refresh()
+    store.forget("gone")
+    store.add([stored("here", log.item_ids[2], AFTER)])
+    assert store.last_sequence() == 1
+    trending.refresh()
+    events = [(log.item_ids[1], AFTER + hour * 3600) for hour in range(9)]
+    assert_counted(trending, log, [*events, (log.item_ids[2], AFTER)])
+
+
+def test_everybody_is_answered_by_what_is_popular_by_now(run, tmp_path):
+    log = open_log(run.parent / "prepared")
+    item = log.item_ids[7]
+    asked = {"user": "nobody yet", "k": 11, "time": AFTER + 7200}
+
+    def probability(client):
+        answer = client.recommend(**asked)["items"]
+        return next(found["probability"] for found in answer if found["item"] == item)
+
+    store = f"sqlite:///{tmp_path}/events.db"
+    with serving(run, store=store) as client:
+        before = probability(client)
+        crowd = [{"user": f"one of many {n}", "item": item, "time": AFTER} for n in range(40)]
+        client.events(*crowd)
+        assert probability(client) == before
+        client.service.count_trends()
+        after = probability(client)
+        assert after > before + 0.01
+        # At an hour before it happened it was not popular yet.
+        asked["time"] = AFTER
+        assert probability(client) < after - 0.01
+        asked["time"] = AFTER + 7200
+    with serving(run, store=store) as client:  # and after a restart
+        assert probability(client) == pytest.approx(after, abs=1e-6)
+    with serving(run, store=f"sqlite:///{tmp_path}/other.db", swap_seconds=0.2) as client:
+        client.events(*crowd)
+        for _ in range(100):  # the service looks by itself
+            if abs(probability(client) - after) < 1e-6:
+                break
+        else:
+            pytest.fail("the service did not count what came")
