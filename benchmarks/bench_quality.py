@@ -40,11 +40,12 @@ _METRICS = ("accuracy@1", "recall@10", "f1@10", "hr@5", "hr@10", "hr@20", "ndcg@
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table: a flagfile and what is changed in its model."""
+    """One line of a table: a flagfile and what is changed in its model and in what is asked."""
 
     name: str
     flagfile: str
     model_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    protocol_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _log_suite(name: str) -> Suite:
 
 
 _PLAIN = ("ml100k", "ml1m", "amazon_beauty", "amazon_sports", "amazon_toys", "gowalla", "calgary",
-          "online_retail", "globo")  # fmt: skip
+          "online_retail")  # fmt: skip
 _BLIND = {"use_time": False, "use_place": False}
 _ABLATIONS = {
     "without time": {"use_time": False},
@@ -86,6 +87,16 @@ SUITES = {
             *(Row(name, "configs/nyc.flags", changes) for name, changes in _ABLATIONS.items()),
         ),
         ("strict", "all"),
+    ),
+    "globo": Suite(
+        (
+            Row("whole model", "configs/globo.flags"),
+            Row(
+                "trends of the training part",
+                "configs/globo.flags",
+                protocol_changes={"trends": "training"},
+            ),
+        ),
     ),
     **{name: _log_suite(name) for name in _PLAIN},
 }
@@ -183,7 +194,8 @@ def _train_and_evaluate(
     model_config = dataclasses.replace(configs["model"], **row.model_changes)
     start = time.perf_counter()
     devices = DeviceConfig(mesh_data=max(1, quality.cpu_devices))
-    run = train_model(log, training, model_config, configs["validation"], devices)
+    protocol = dataclasses.replace(configs["validation"], **row.protocol_changes)
+    run = train_model(log, training, model_config, protocol, devices)
     minutes = (time.perf_counter() - start) / 60
     minutes_file = directory / "minutes.txt"  # of the training, not of finding it done
     if minutes_file.exists():
