@@ -1,8 +1,10 @@
+import jax
 import numpy as np
 import pytest
 
-from stt_jax.config import TrainingConfig
-from stt_jax.training.setup import target_weights
+from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.training.setup import set_up, target_weights
+from stt_jax.trends import LiveTrends
 from tests.stt_jax.tiny_logs import random_log
 
 
@@ -15,3 +17,24 @@ def test_balanced_domains_count_the_same_in_the_loss():
     shares = np.bincount(log.item_domains, counted)[1:]
     assert shares[0] == pytest.approx(shares[1], rel=1e-5)
     assert counted[1:].sum() == pytest.approx(log.item_train_counts[1:].sum(), rel=1e-5)
+
+
+def test_live_trends_are_what_validations_see_and_training_never_does():
+    log = random_log(num_users=20, seed=6)
+    model = ModelConfig(width=8, num_heads=2, num_layers=1, trend_half_lives_h=("3", "24"))
+    training = TrainingConfig(window=16, requests=8, batch_rows=8)
+    frozen, live = (
+        set_up(log, training, model, ProtocolConfig(trends=trends), DeviceConfig())
+        for trends in ("training", "live")
+    )
+    assert frozen.asked_items is frozen.items
+    jax.tree.map(np.testing.assert_array_equal, live.items, frozen.items)
+    expected = LiveTrends(log, (3.0, 24.0)).trends()
+    jax.tree.map(np.testing.assert_array_equal, live.asked_items.trends, expected)
+    assert live.asked_items.relations is live.items.relations
+
+
+@pytest.mark.parametrize("half_lives", [("24", "soon"), ("0",), ("-1",), ("inf",)])
+def test_half_lives_are_positive_numbers(half_lives):
+    with pytest.raises(ValueError, match=r"--trend_half_lives_h=.* must be positive numbers"):
+        ModelConfig(trend_half_lives_h=half_lives)
