@@ -15,8 +15,9 @@ request's time known, everything of the catalogue ranked:
   would have it.
 
 Every model keeps the vocabulary and the other counts of its own training part: an item that came
-later is a miss for the older one. That the newer one has made more steps is told apart by a third
-model: the older one, gone on with for the same number of steps without a newer event.
+later is a miss for the older one, unless it is told of it, as by `--items`. That the newer one has
+made more steps is told apart by a third model: the older one, gone on with for the same number of
+steps without a newer event.
 
 With `--only_states` the older one is all there is: what its states lose as they age.
 
@@ -40,6 +41,7 @@ import numpy as np
 from benchmarks import timing
 from stt_jax import command, prepare
 from stt_jax.config import ModelConfig, PrepareConfig, ProtocolConfig, TrainingConfig
+from stt_jax.data.newitems import add_items
 from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.protocol import Targets, find_targets
@@ -138,6 +140,25 @@ def same_targets(log: PreparedLog, targets: Targets, other: PreparedLog) -> Targ
     return Targets(users, events, starts, events, events)
 
 
+def with_new_items(log: PreparedLog, other: PreparedLog) -> PreparedLog:
+    """The log told of the items that `other`, of the same events, knows besides."""
+    there = set(log.item_ids)
+    wider = add_items(log, [item for item in other.item_ids if item not in there])
+    rows = {item: row for row, item in enumerate(wider.item_ids)}
+    of_other = np.array([rows[item] for item in other.item_ids], np.int32)
+    users = {user: row for row, user in enumerate(other.user_ids)}
+    events = np.concatenate(
+        [
+            np.arange(*other.user_offsets[row : row + 2])
+            for row in (users[user] for user in log.user_ids)
+        ]
+    )
+    if not np.array_equal(other.times[events], log.times):
+        raise ValueError("the two logs do not hold the same events; remove them and begin again")
+    items = np.where(log.items > 0, log.items, of_other[other.items[events]])
+    return dataclasses.replace(wider, items=items)
+
+
 def reciprocal_errors(ranks: np.ndarray, live: np.ndarray, people: np.ndarray) -> float:
     """Standard error of the mean difference of reciprocal ranks from those of another state."""
     gains = [np.where(one > 0, 1 / np.maximum(one, 1), 0.0) for one in (ranks, live)]
@@ -177,10 +198,11 @@ def bench(
         same_steps = newer_run.step / _num_steps(older, suite)
         models["older, as many steps more"] = train(older, "longer", same_steps, source), older
         models["newer"] = newer_run, newer
+    models["older, new items added"] = first, with_new_items(older, newer)
     asked: dict[tuple[str, str, int], np.ndarray] = {}
     for model, (run, log) in models.items():
         mine = same_targets(newer, targets, log)
-        older_states = suite.lags_h if model != "older, as many steps more" else ()
+        older_states = suite.lags_h if model in ("older", "newer") else ()
         for trends, lags in (("live", (0,)), ("training", (0, *older_states))):
             ranks = _ranks(run, log, mine, [lag * HOUR_S for lag in lags], trends)
             for lag, found in zip(lags, ranks, strict=True):

@@ -114,11 +114,12 @@ def service_table() -> str:
 def freshness_table() -> str:
     """What age does to a model and to states, of `benchmarks.bench_freshness`."""
     rows = _json_lines("freshness")
-    models = [name for name in ("older", "newer") if any(row["model"] == name for row in rows)]
+    there = {row["model"] for row in rows}
+    models = [name for name in ("older", "older, new items added", "newer") if name in there]
     lines = [
         "| log | a person's state | "
-        + " | ".join(f"{name} model: accuracy / HR@10 / MRR" for name in models)
-        + f" | {models[-1]} model's MRR less than live |",
+        + " | ".join(f"{name}: accuracy / HR@10 / MRR" for name in models)
+        + f" | MRR of {models[-1]} less than live |",
         "|---|---|" + "---|" * (len(models) + 1),
     ]
     notes = []
@@ -133,10 +134,10 @@ def freshness_table() -> str:
                 state = f"{age} hours old" if age % 24 else f"{age // 24} day{'s' * (age > 24)} old"
             row = cells[models[-1], trends, age]
             loss = cells[models[-1], "live", 0]["mrr"] - row["mrr"]
-            shown = [_fresh(cells.get((model, trends, age))) for model in models]
+            found = [_fresh(cells.get((model, trends, age))) for model in models]
             error = f"{loss:.4f} ± {row['mrr_difference_error']:.4f}"
-            shown.append("" if trends == "live" else error)
-            lines.append(f"| {suite} | {state} | " + " | ".join(shown) + " |")
+            found.append("" if trends == "live" else error)
+            lines.append(f"| {suite} | {state} | " + " | ".join(found) + " |")
         note = (
             f"- {suite}: {live['num_targets']:,} events of {live['num_people']:,} people from "
             f"{live['asked_from']} UTC until {live['asked_until']}, {live['new_items']:.1%} of "
