@@ -188,6 +188,11 @@ class TrainingConfig:
     validation_every: float = option(1.0, "Epochs between validations.")
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
     patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
+    calibrate: bool = option(
+        False,
+        "When training has ended, fit the weights of the mixture's sources to the validation part, "
+        "a number each, and keep that if its MRR is better: for logs that change fast.",
+    )
     dp_epsilon: float = option(
         0.0,
         "Train with differential privacy for people, at most so much of it spent; 0 = without. "
@@ -227,6 +232,10 @@ class TrainingConfig:
         check(
             not (self.dp_epsilon and self.resume_from),
             "--dp_epsilon says nothing of what --resume_from brings along; leave out one of them",
+        )
+        check(
+            not (self.dp_epsilon and self.calibrate),
+            "--dp_epsilon does not cover what --calibrate fits; leave out one of them",
         )
         check(0 < self.dp_delta < 1, f"--dp_delta={self.dp_delta} must be in (0, 1)")
         check(self.dp_clip > 0, f"--dp_clip={self.dp_clip} must be positive")

@@ -60,6 +60,25 @@ class ModelSizes:
         return next((size for name, size, _ in self.item_traits if name == DOMAIN), 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What the sources of the mixture say of requests.
+
+    Attributes:
+      queries: [B, R, E], what the catalogue is compared with.
+      log_gates: float32 [B, R, 1 + M].
+      pointed: float32 [B, R, S] of every pointer, its mass on each event.
+      named: (items, shares), [B, R, F] of every source of the crowd.
+      boosts: of generating; None = nothing.
+    """
+
+    queries: jax.Array
+    log_gates: jax.Array
+    pointed: list[jax.Array]
+    named: list[tuple[jax.Array, jax.Array]]
+    boosts: crowd.Boosts | None
+
+
 class SpatiotemporalTransformer(nn.Module):
     """Scores what comes next for a person, a time and a place."""
 
@@ -167,10 +186,7 @@ class SpatiotemporalTransformer(nn.Module):
         memory = self.decoder.memory(states)
         keys = self.pointer_keys(states) if self.config.use_pointer else None
         answer = self._answer(states, memory, keys, catalogue, history, requests)
-        scorer = self.item_scorer(catalogue)
-        queries, places = answer.queries, answer.places
-        logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
-        logits = logits.reshape(*queries.shape[:2], -1)
+        logits = self._logits(answer.queries, answer.places, catalogue)
         if answer.boosts is not None:
             logits = logits + answer.boosts.dense(logits.shape[-1])
         generated = jax.nn.softmax(logits)
@@ -182,6 +198,31 @@ class SpatiotemporalTransformer(nn.Module):
             return mixture
         mixture = jnp.where(wanted, mixture, 0.0)
         return mixture / jnp.maximum(mixture.sum(axis=-1, keepdims=True), _TINY)
+
+    @exact_products
+    def target_masses(
+        self, catalogue: Catalogue, history: History, requests: Requests, states: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What each source says of the targets, in the serving view.
+
+        Args:
+          catalogue, history, requests, states: as `item_probabilities`.
+
+        Returns:
+          (log_gates, masses), float32 [B, R, 1 + M]: the mixture's weights, and how probable the
+          target is by generating and by every other source.
+        """
+        memory = self.decoder.memory(states)
+        keys = self.pointer_keys(states) if self.config.use_pointer else None
+        asked = self._ask(states, memory, keys, catalogue, history, requests)
+        logits = self._logits(asked.queries, request_places(history, requests), catalogue)
+        if asked.boosts is not None:
+            logits = logits + asked.boosts.dense(logits.shape[-1])
+        targets = requests.targets[..., None]
+        masses = [jnp.take_along_axis(jax.nn.softmax(logits), targets, axis=-1)[..., 0]]
+        named = [(history.items[:, None], mass) for mass in asked.pointed] + asked.named
+        masses += [jnp.where(items == targets, mass, 0.0).sum(axis=-1) for items, mass in named]
+        return asked.log_gates, jnp.stack(masses, axis=-1)
 
     @exact_products
     def encode(
@@ -321,6 +362,12 @@ class SpatiotemporalTransformer(nn.Module):
         )
         return hidden, geometry
 
+    def _logits(self, queries: jax.Array, places: jax.Array, catalogue: Catalogue) -> jax.Array:
+        """Of generating every item, without boosts, float32 [B, R, rows]."""
+        scorer = self.item_scorer(catalogue)
+        logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
+        return logits.reshape(*queries.shape[:2], -1)
+
     def _answer(
         self,
         states: jax.Array,
@@ -330,32 +377,53 @@ class SpatiotemporalTransformer(nn.Module):
         history: History,
         requests: Requests,
     ) -> Answer:
-        hidden, geometry = self._decode(states, memory, history, requests, deterministic=True)
-        queries, places = self.generate(hidden), request_places(history, requests)
-        geometries, counts = self._pointed_at(history, requests, geometry)
-        rows = crowd.find_rows(self.config, catalogue, history, requests)
-        counts += crowd.evidence(rows, held_out=False)
-        gates = jnp.exp(self.mixer(queries, _stack(counts, queries)))
-        batch = queries.shape[:2]
+        asked = self._ask(states, memory, pointer_keys, catalogue, history, requests)
+        gates = jnp.exp(asked.log_gates)
+        batch = asked.queries.shape[:2]
         items, masses = [jnp.zeros((*batch, 0), jnp.int32)], [jnp.zeros((*batch, 0))]
-        if pointer_keys is not None:
-            mass = jnp.zeros((*batch, pointer_keys.shape[1]), jnp.float32)
-            for number, name in enumerate(self._pointers, start=1):
-                pointed = self.pointers[name].event_mass(hidden, pointer_keys, geometries[name])
+        if asked.pointed:
+            mass = jnp.zeros_like(asked.pointed[0])
+            for number, pointed in enumerate(asked.pointed, start=1):
                 mass = mass + gates[..., number, None] * pointed
             items.append(jnp.broadcast_to(history.items[:, None], mass.shape))
             masses.append(mass)
-        for number, (named, shares) in enumerate(
-            crowd.candidates(rows), start=1 + len(self._pointers)
-        ):
+        for number, (named, shares) in enumerate(asked.named, start=1 + len(asked.pointed)):
             items.append(named)
             masses.append(gates[..., number, None] * shares)
         return Answer(
-            queries,
-            places,
+            asked.queries,
+            request_places(history, requests),
             gates[..., 0],
             jnp.concatenate(items, axis=-1),
             jnp.concatenate(masses, axis=-1),
+            asked.boosts,
+        )
+
+    def _ask(
+        self,
+        states: jax.Array,
+        memory: Memory,
+        pointer_keys: jax.Array | None,
+        catalogue: Catalogue,
+        history: History,
+        requests: Requests,
+    ) -> _Asked:
+        hidden, geometry = self._decode(states, memory, history, requests, deterministic=True)
+        queries = self.generate(hidden)
+        geometries, counts = self._pointed_at(history, requests, geometry)
+        rows = crowd.find_rows(self.config, catalogue, history, requests)
+        counts += crowd.evidence(rows, held_out=False)
+        pointed = []
+        if pointer_keys is not None:
+            pointed = [
+                self.pointers[name].event_mass(hidden, pointer_keys, geometries[name])
+                for name in self._pointers
+            ]
+        return _Asked(
+            queries,
+            self.mixer(queries, _stack(counts, queries)),
+            pointed,
+            crowd.candidates(rows),
             self._boosts(queries, rows, held_out=False),
         )
 

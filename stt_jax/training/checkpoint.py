@@ -35,6 +35,7 @@ class Progress:
       best_mrr, best_step: of the best validation.
       validations_since_best: how many were no better.
       epsilon: privacy spent so far, in a private training.
+      calibrated: the gates were fitted, or found not to need it.
     """
 
     finished: bool = False
@@ -42,6 +43,7 @@ class Progress:
     best_step: int = 0
     validations_since_best: int = 0
     epsilon: float | None = None
+    calibrated: bool = False
 
 
 def open_manager(

@@ -23,6 +23,7 @@ from stt_jax.data.store import PreparedLog
 from stt_jax.metrics import ranking_metrics
 from stt_jax.training import checkpoint, privacy, speed
 from stt_jax.training import run as runs
+from stt_jax.training.calibration import fit_gates
 from stt_jax.training.checkpoint import Progress
 from stt_jax.training.inheritance import open_source, take_over
 from stt_jax.training.ranks import make_ranker, model_ranks
@@ -100,6 +101,8 @@ def train_model(
                 keep = functools.partial(checkpoint.save, manager, owner)
                 _train(setup, state, progress, data, keep, reporter, watch or WatchConfig())
                 checkpoint.wait(manager)
+            if training.calibrate:
+                _calibrate(setup, manager, owner, reporter)
             privacy.forget_secret(directory)
         finally:
             reporter.close()
@@ -161,6 +164,36 @@ def _train(
                 raise KeyboardInterrupt
     if progress.best_step:
         reporter.line(f"best validation MRR {progress.best_mrr:.4f} at step {progress.best_step}")
+
+
+def _calibrate(setup: Training, manager: Any, owner: str, reporter: Reporter) -> None:
+    """Fits the gates of the best parameters, and keeps that one step on if it is better."""
+    state, progress, position = checkpoint.restore(manager, setup.shapes, owner)
+    if progress.calibrated or len(setup.targets) == 0:
+        return
+    params, _ = checkpoint.restore_params(manager, owner)
+    params = setup.placement.put_whole(params, setup.placement.params(params))
+    fitted = fit_gates(
+        setup.model,
+        params,
+        setup.asked_items,
+        setup.log,
+        setup.targets,
+        window=setup.config.window,
+        name_domains=setup.protocol.domains == "named",
+        placement=setup.placement,
+    )
+    step = int(state.step) + 1
+    reporter.line(f"step {step}: the gates are fitted to the validation part")
+    candidate = dataclasses.replace(state, step=state.step + 1, params=fitted)
+    mrr = _validate(setup, make_ranker(setup.model), candidate, reporter, step)
+    assert mrr is not None
+    progress = dataclasses.replace(progress, calibrated=True)
+    if mrr > progress.best_mrr:
+        progress = dataclasses.replace(progress, best_mrr=mrr, best_step=step)
+    reporter.line(f"best validation MRR {progress.best_mrr:.4f} at step {progress.best_step}")
+    checkpoint.save(manager, owner, candidate, position, progress, mrr)
+    checkpoint.wait(manager)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import jax
@@ -106,8 +106,36 @@ def model_ranks(
       mode -> int32 [T], 1 = best, `MISS` where the target is not in the vocabulary.
     """
     ranks = {mode: np.full(len(targets), MISS, np.int32) for mode in modes}
+    for history, requests, index in asked_batches(
+        log, targets, window=window, name_domains=name_domains, placement=placement
+    ):
+        allowed = None
+        if leave_out_seen:
+            allowed = _unseen(log, targets, index)
+            if placement is not None:
+                allowed = placement.put_whole(allowed, placement.by_row)
+        filled = index >= 0
+        for mode, found in ranker(params, catalogue, history, requests, allowed, modes).items():
+            whole = multihost_utils.process_allgather(found, tiled=True)
+            ranks[mode][index[filled]] = np.asarray(whole)[filled]
+    return ranks
+
+
+def asked_batches(
+    log: PreparedLog,
+    targets: Targets,
+    *,
+    window: int,
+    name_domains: bool,
+    placement: Placement | None,
+) -> Iterator[tuple[History, Requests, np.ndarray]]:
+    """Batches on the devices that ask for every target once, as `target_batches` gives them.
+
+    Args:
+      log, targets, window, name_domains, placement: as in `model_ranks`.
+    """
     if len(targets) == 0:
-        return ranks
+        return
     lengths = (targets.events - targets.session_starts) + (
         targets.history_ends - targets.history_starts
     )
@@ -122,16 +150,9 @@ def model_ranks(
         if requests.domains is not None and not name_domains:
             every = np.ones_like(requests.domains)
             requests = dataclasses.replace(requests, domains=every)
-        allowed = _unseen(log, targets, index) if leave_out_seen else None
         if placement is not None:
-            history, requests, allowed = placement.put_whole(
-                (history, requests, allowed), placement.by_row
-            )
-        filled = index >= 0
-        for mode, found in ranker(params, catalogue, history, requests, allowed, modes).items():
-            whole = multihost_utils.process_allgather(found, tiled=True)
-            ranks[mode][index[filled]] = np.asarray(whole)[filled]
-    return ranks
+            history, requests = placement.put_whole((history, requests), placement.by_row)
+        yield history, requests, index
 
 
 def _unseen(log: PreparedLog, targets: Targets, index: np.ndarray) -> np.ndarray:
