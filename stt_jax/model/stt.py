@@ -201,16 +201,23 @@ class SpatiotemporalTransformer(nn.Module):
 
     @exact_products
     def target_masses(
-        self, catalogue: Catalogue, history: History, requests: Requests, states: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        catalogue: Catalogue,
+        history: History,
+        requests: Requests,
+        states: jax.Array,
+        allowed: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What each source says of the targets, in the serving view.
 
         Args:
           catalogue, history, requests, states: as `item_probabilities`.
+          allowed: bool [B, R, rows], the items that the answer may be; None = every one.
 
         Returns:
-          (log_gates, masses), float32 [B, R, 1 + M]: the mixture's weights, and how probable the
-          target is by generating and by every other source.
+          (log_gates, masses, allowed_masses), float32 [B, R, 1 + M]: the mixture's weights; how
+          probable the target is by generating and by every other source; what each gives to all
+          that is allowed.
         """
         memory = self.decoder.memory(states)
         keys = self.pointer_keys(states) if self.config.use_pointer else None
@@ -218,11 +225,20 @@ class SpatiotemporalTransformer(nn.Module):
         logits = self._logits(asked.queries, request_places(history, requests), catalogue)
         if asked.boosts is not None:
             logits = logits + asked.boosts.dense(logits.shape[-1])
-        targets = requests.targets[..., None]
-        masses = [jnp.take_along_axis(jax.nn.softmax(logits), targets, axis=-1)[..., 0]]
-        named = [(history.items[:, None], mass) for mass in asked.pointed] + asked.named
-        masses += [jnp.where(items == targets, mass, 0.0).sum(axis=-1) for items, mass in named]
-        return asked.log_gates, jnp.stack(masses, axis=-1)
+        if allowed is None:
+            allowed = jnp.broadcast_to(catalogue.is_item[None, None], logits.shape)
+        every = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
+        named = [(every, jax.nn.softmax(logits))]
+        named += [
+            (jnp.broadcast_to(history.items[:, None], mass.shape), mass) for mass in asked.pointed
+        ]
+        masses, allowed_masses = [], []
+        for items, mass in [*named, *asked.named]:
+            hit = items == requests.targets[..., None]
+            masses.append(jnp.where(hit, mass, 0.0).sum(axis=-1))
+            kept = jnp.take_along_axis(allowed, items, axis=-1)
+            allowed_masses.append(jnp.where(kept, mass, 0.0).sum(axis=-1))
+        return asked.log_gates, jnp.stack(masses, axis=-1), jnp.stack(allowed_masses, axis=-1)
 
     @exact_products
     def encode(

@@ -4,7 +4,8 @@ Training asks at a time when everything is fresh. A model is asked later: what t
 then, articles have aged, and the sources are worth something else than what their gate learned. One
 number a source, added to the gate's logits, is found on the validation part:
 
-    b = argmin  mean_targets -log sum_m softmax(l + b)_m p_m(target)  +  STIFFNESS |b|^2
+    b = argmin  mean_targets -log [sum_m g_m p_m(target) / sum_m g_m p_m(allowed)] + STIFFNESS |b|^2
+    g = softmax(l + b),  allowed: what a person has not had, with --seen=leave_out; else everything
 
 Source: recalibration by a bias on the logits of a mixture's gate, after Guo et al., On Calibration
 of Modern Neural Networks, ICML 2017, section 4.2 (vector scaling). Differs from it: the biases are
@@ -13,7 +14,7 @@ those of sources, not of classes.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ def fit_gates(
     targets: Targets,
     *,
     window: int,
+    leave_out_seen: bool,
     name_domains: bool,
     placement: Placement,
 ) -> Any:
@@ -49,33 +51,40 @@ def fit_gates(
 
     Args:
       model, params, catalogue: the model's.
-      log, targets, window, name_domains, placement: as in `ranks.model_ranks`.
+      log, targets, window, leave_out_seen, name_domains, placement: as in `ranks.model_ranks`.
 
     Returns:
       As `params`; what is not the gate's bias is the same.
     """
-    log_gates, masses = _target_masses(
+    found = _target_masses(
         model, params, catalogue, log, targets,
-        window=window, name_domains=name_domains, placement=placement,
+        window=window, leave_out_seen=leave_out_seen, name_domains=name_domains,
+        placement=placement,
     )  # fmt: skip
-    added = find_biases(log_gates, masses)
+    added = find_biases(*found)
     gate = params["mixer"]["gate"]
     moved = jax.device_put(gate["bias"] + added, gate["bias"].sharding)
     return {**params, "mixer": {**params["mixer"], "gate": {**gate, "bias": moved}}}
 
 
-def find_biases(log_gates: np.ndarray, masses: np.ndarray) -> np.ndarray:
+def find_biases(
+    log_gates: np.ndarray, masses: np.ndarray, allowed_masses: np.ndarray
+) -> np.ndarray:
     """The b of the formula above, float32 [1 + M].
 
     Args:
       log_gates: float32 [N, 1 + M], log-weights of the sources for every target.
       masses: float32 [N, 1 + M], what each source says of it.
+      allowed_masses: float32 [N, 1 + M], what each source says of all that is allowed.
     """
 
     def loss(added: jax.Array) -> jax.Array:
-        log_weights = jax.nn.log_softmax(log_gates + added[None])
-        probabilities = jnp.sum(jnp.exp(log_weights) * masses, axis=-1)
-        fit = -jnp.mean(jnp.log(jnp.maximum(probabilities, _TINY)))
+        weights = jax.nn.softmax(log_gates + added[None])
+        probabilities, allowed = (
+            jnp.maximum(jnp.sum(weights * mass, axis=-1), _TINY)
+            for mass in (masses, allowed_masses)
+        )
+        fit = jnp.mean(jnp.log(allowed) - jnp.log(probabilities))
         return fit + STIFFNESS * jnp.sum(jnp.square(added))
 
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, _NUM_STEPS))
@@ -98,35 +107,31 @@ def _target_masses(
     log: PreparedLog,
     targets: Targets,
     **asking: Any,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(log_gates, masses) of every target in every mode, float32 [modes * T, 1 + M] each."""
+) -> list[np.ndarray]:
+    """Results of `target_masses` for every target in every mode, float32 [modes * T, 1 + M]."""
 
     @jax.jit
     def ask(
-        params: Any, catalogue: Catalogue, history: History, requests: Requests
-    ) -> list[tuple[jax.Array, jax.Array]]:
+        params: Any, catalogue: Catalogue, history: History, requests: Requests, allowed: Any
+    ) -> list[Any]:
         variables = {"params": params}
         states = model.apply(variables, history, deterministic=True, method=model.encode)
         return [
-            cast(
-                tuple[jax.Array, jax.Array],
-                model.apply(
-                    variables,
-                    catalogue,
-                    history,
-                    in_mode(requests, mode),
-                    states,
-                    method=model.target_masses,
-                ),
+            model.apply(
+                variables,
+                catalogue,
+                history,
+                in_mode(requests, mode),
+                states,
+                allowed,
+                method=model.target_masses,
             )
             for mode in MODES
         ]
 
-    gates, masses = [], []
-    for history, requests, index in asked_batches(log, targets, **asking):
-        for found in ask(params, catalogue, history, requests):
-            whole = multihost_utils.process_allgather(found, tiled=True)
-            log_gates, of_targets = (np.asarray(array)[index >= 0] for array in whole)
-            gates.append(log_gates)
-            masses.append(of_targets)
-    return np.concatenate(gates), np.concatenate(masses)
+    found: list[list[np.ndarray]] = []
+    for history, requests, allowed, index in asked_batches(log, targets, **asking):
+        for of_mode in ask(params, catalogue, history, requests, allowed):
+            whole = multihost_utils.process_allgather(of_mode, tiled=True)
+            found.append([np.asarray(array)[index >= 0] for array in whole])
+    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]

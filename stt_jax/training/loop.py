@@ -180,6 +180,7 @@ def _calibrate(setup: Training, manager: Any, owner: str, reporter: Reporter) ->
         setup.log,
         setup.targets,
         window=setup.config.window,
+        leave_out_seen=setup.protocol.seen == "leave_out",
         name_domains=setup.protocol.domains == "named",
         placement=setup.placement,
     )

@@ -106,14 +106,14 @@ def model_ranks(
       mode -> int32 [T], 1 = best, `MISS` where the target is not in the vocabulary.
     """
     ranks = {mode: np.full(len(targets), MISS, np.int32) for mode in modes}
-    for history, requests, index in asked_batches(
-        log, targets, window=window, name_domains=name_domains, placement=placement
+    for history, requests, allowed, index in asked_batches(
+        log,
+        targets,
+        window=window,
+        leave_out_seen=leave_out_seen,
+        name_domains=name_domains,
+        placement=placement,
     ):
-        allowed = None
-        if leave_out_seen:
-            allowed = _unseen(log, targets, index)
-            if placement is not None:
-                allowed = placement.put_whole(allowed, placement.by_row)
         filled = index >= 0
         for mode, found in ranker(params, catalogue, history, requests, allowed, modes).items():
             whole = multihost_utils.process_allgather(found, tiled=True)
@@ -126,13 +126,18 @@ def asked_batches(
     targets: Targets,
     *,
     window: int,
+    leave_out_seen: bool,
     name_domains: bool,
     placement: Placement | None,
-) -> Iterator[tuple[History, Requests, np.ndarray]]:
-    """Batches on the devices that ask for every target once, as `target_batches` gives them.
+) -> Iterator[tuple[History, Requests, jax.Array | np.ndarray | None, np.ndarray]]:
+    """Batches on the devices that ask for every target once.
 
     Args:
-      log, targets, window, name_domains, placement: as in `model_ranks`.
+      log, targets, window, leave_out_seen, name_domains, placement: as in `model_ranks`.
+
+    Yields:
+      (history, requests, allowed, index): allowed bool [B, R, rows], the items that may be ranked,
+      None = every one; the others as of `target_batches`.
     """
     if len(targets) == 0:
         return
@@ -150,9 +155,12 @@ def asked_batches(
         if requests.domains is not None and not name_domains:
             every = np.ones_like(requests.domains)
             requests = dataclasses.replace(requests, domains=every)
+        allowed = _unseen(log, targets, index) if leave_out_seen else None
         if placement is not None:
-            history, requests = placement.put_whole((history, requests), placement.by_row)
-        yield history, requests, index
+            history, requests, allowed = placement.put_whole(
+                (history, requests, allowed), placement.by_row
+            )
+        yield history, requests, allowed, index
 
 
 def _unseen(log: PreparedLog, targets: Targets, index: np.ndarray) -> np.ndarray:

@@ -27,6 +27,10 @@ def loss(log_gates, masses, added):
     return -np.log((weights * masses).sum(axis=1)).mean()
 
 
+def log_softmax(logits):
+    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
 def test_weights_that_are_wrong_by_a_constant_are_put_right():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((4000, 3))
@@ -35,11 +39,27 @@ def test_weights_that_are_wrong_by_a_constant_are_put_right():
     source = (rng.random((4000, 1)) > np.cumsum(true, axis=1)).sum(axis=1)
     masses = np.where(np.arange(3) == source[:, None], 0.9, 0.001).astype(np.float32)
     shift = np.array([1.5, -1.0, 0.0])
-    wrong = logits + shift
-    wrong -= np.log(np.exp(wrong).sum(axis=1, keepdims=True))
-    added = find_biases(wrong.astype(np.float32), masses)
+    wrong = log_softmax(logits + shift)
+    added = find_biases(wrong, masses, np.ones_like(masses))
     np.testing.assert_allclose(added - added.mean(), shift.mean() - shift, atol=0.15)
     assert loss(wrong, masses, added) < loss(wrong, masses, 0) - 0.05
+
+
+def test_a_source_is_not_blamed_for_what_the_answer_may_not_be():
+    """Two sources as good as each other; half of what the first says has been seen."""
+    rng = np.random.default_rng(1)
+    first = (rng.random(4000) < 0.5)[:, None]
+    masses = np.where(np.hstack([first, ~first]), 0.8, 0.001).astype(np.float32)
+    allowed = np.ones_like(masses)
+    logits = np.zeros_like(masses)
+    fair = find_biases(log_softmax(logits), masses, allowed)
+    masses[:, 0] *= 0.5
+    allowed[:, 0] = 0.5
+    blind = find_biases(log_softmax(logits), masses, np.ones_like(masses))
+    seeing = find_biases(log_softmax(logits), masses, allowed)
+    assert abs(fair[0] - fair[1]) < 0.05
+    assert abs(blind[0] - blind[1]) < 0.05  # all of its weight, and half of it lost
+    np.testing.assert_allclose(seeing[0] - seeing[1], np.log(2), atol=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +76,29 @@ def params(setup):
     )
 
 
-def test_gates_and_masses_are_those_of_the_answer(setup, params):
+@pytest.mark.parametrize("seen", [False, True])
+def test_gates_and_masses_are_those_of_the_answer(setup, params, seen):
     variables, model = {"params": params}, setup.model
 
     @jax.jit
-    def both(history, asked):
+    def both(history, asked, allowed):
         states = model.apply(variables, history, deterministic=True, method=model.encode)
         arguments = (variables, setup.asked_items, history, asked, states)
         return (
-            *model.apply(*arguments, method=model.target_masses),
+            *model.apply(*arguments, allowed, method=model.target_masses),
             model.apply(*arguments, method=model.item_probabilities),
         )
 
-    asking = {"window": 16, "name_domains": False, "placement": None}
-    for history, requests, index in asked_batches(LOG, setup.targets, **asking):
+    asking = {"window": 16, "leave_out_seen": seen, "name_domains": False, "placement": None}
+    for history, requests, allowed, index in asked_batches(LOG, setup.targets, **asking):
         for mode in MODES:
-            log_gates, masses, whole = both(history, in_mode(requests, mode))
+            log_gates, masses, allowed_masses, whole = both(
+                history, in_mode(requests, mode), allowed
+            )
+            kept = np.ones(whole.shape, bool) if allowed is None else allowed
+            expected = np.where(kept, whole, 0).sum(-1)
+            found = (jnp.exp(log_gates) * allowed_masses).sum(-1)
+            np.testing.assert_allclose(found[index >= 0], expected[index >= 0], atol=1e-5)
             np.testing.assert_allclose(jnp.exp(log_gates).sum(-1)[index >= 0], 1, rtol=1e-5)
             expected = np.take_along_axis(np.asarray(whole), requests.targets[..., None], -1)
             found = (jnp.exp(log_gates) * masses).sum(-1)[..., None]
@@ -86,6 +113,7 @@ def test_only_the_bias_of_the_gate_changes(setup, params):
         LOG,
         setup.targets,
         window=16,
+        leave_out_seen=False,
         name_domains=False,
         placement=setup.placement,
     )
