@@ -112,11 +112,12 @@ def test_a_late_event_counts_from_then_on(monkeypatch):
     log = random_log(seed=4)
     live, hours = LiveTrends(log, HALF_LIVES_H), log.times // 3600
     live.trends()
-    early = np.unique(hours)[[2, -3]]
-    live.add(np.array([3, 4], np.int32), early)
-    items, hours = np.append(log.items, [3, 4]), np.append(hours, early)
-    trends = live.trends()
-    assert assert_shows(trends, 2**30, items, hours, log.num_items) == hours.max() + 1
+    items = log.items
+    for item, early in ((3, np.unique(hours)[2]), (4, np.unique(hours)[-3])):
+        live.add(np.array([item], np.int32), np.array([early]))
+        items, hours = np.append(items, item), np.append(hours, early)
+        trends = live.trends()
+        assert assert_shows(trends, 2**30, items, hours, log.num_items) == hours.max() + 1
 
 
 def test_an_empty_log_has_none_until_something_comes():
