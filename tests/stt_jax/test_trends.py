@@ -113,7 +113,7 @@ def test_a_late_event_counts_from_then_on(monkeypatch):
     live, hours = LiveTrends(log, HALF_LIVES_H), log.times // 3600
     live.trends()
     items = log.items
-    for item, early in ((3, np.unique(hours)[2]), (4, np.unique(hours)[-3])):
+    for item, early in ((3, np.unique(hours)[-6]), (4, np.unique(hours)[-3])):
         live.add(np.array([item], np.int32), np.array([early]))
         items, hours = np.append(items, item), np.append(hours, early)
         trends = live.trends()
