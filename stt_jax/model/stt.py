@@ -227,15 +227,14 @@ class SpatiotemporalTransformer(nn.Module):
             logits = logits + asked.boosts.dense(logits.shape[-1])
         if allowed is None:
             allowed = jnp.broadcast_to(catalogue.is_item[None, None], logits.shape)
-        every = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
-        named = [(every, jax.nn.softmax(logits))]
-        named += [
+        generated, targets = jax.nn.softmax(logits), requests.targets[..., None]
+        masses = [jnp.take_along_axis(generated, targets, axis=-1)[..., 0]]
+        allowed_masses = [jnp.where(allowed, generated, 0.0).sum(axis=-1)]
+        pointed = [
             (jnp.broadcast_to(history.items[:, None], mass.shape), mass) for mass in asked.pointed
         ]
-        masses, allowed_masses = [], []
-        for items, mass in [*named, *asked.named]:
-            hit = items == requests.targets[..., None]
-            masses.append(jnp.where(hit, mass, 0.0).sum(axis=-1))
+        for items, mass in [*pointed, *asked.named]:
+            masses.append(jnp.where(items == targets, mass, 0.0).sum(axis=-1))
             kept = jnp.take_along_axis(allowed, items, axis=-1)
             allowed_masses.append(jnp.where(kept, mass, 0.0).sum(axis=-1))
         return asked.log_gates, jnp.stack(masses, axis=-1), jnp.stack(allowed_masses, axis=-1)

@@ -50,7 +50,7 @@ class Trending:
             items = [self._served.item_rows[row.item] for row in new]
             hours = [row.time_s // 3600 for row in new]
             self._trends.add(np.array(items, np.int32), np.array(hours, np.int64))
-        self._looked_at = {one for one in self._looked_at if one[0] > self._last - _LOOK_BACK}
+            self._looked_at = {one for one in self._looked_at if one[0] > self._last - _LOOK_BACK}
         return self._trends.trends() if came else None
 
     def _is_new(self, row: StoredItem) -> bool:
