@@ -288,6 +288,8 @@ def repair_value_table() -> str:
     return "\n".join(lines)
 
 
+_OVERVIEW = ("ml100k", "gowalla", "calgary", "online_retail", "amazon_beauty", "globo")
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "kernel speed": kernel_tables.speed,
     "kernel model": kernel_tables.model_speed,
@@ -313,10 +315,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "scaling": scaling_table,
     "input speed": input_table,
     "quality ml100k": lambda: quality_table(QUALITY / "ml100k.json"),
-    "quality overview": lambda: quality_overview(
-        QUALITY / f"{name}.json"
-        for name in ("ml100k", "gowalla", "calgary", "online_retail", "globo")
-    ),
+    "quality overview": lambda: quality_overview(QUALITY / f"{name}.json" for name in _OVERVIEW),
 }
 
 

@@ -190,8 +190,8 @@ class TrainingConfig:
     patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
     calibrate: bool = option(
         False,
-        "When training has ended, fit the weights of the mixture's sources to the validation part, "
-        "a number each, and keep that if its MRR is better: for logs that change fast.",
+        "When training has ended, move the weights of the mixture's sources, a number each, to "
+        "what ranks best on the validation part; kept if its MRR is better.",
     )
     dp_epsilon: float = option(
         0.0,

@@ -200,24 +200,14 @@ class SpatiotemporalTransformer(nn.Module):
         return mixture / jnp.maximum(mixture.sum(axis=-1, keepdims=True), _TINY)
 
     @exact_products
-    def target_masses(
-        self,
-        catalogue: Catalogue,
-        history: History,
-        requests: Requests,
-        states: jax.Array,
-        allowed: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What each source says of the targets, in the serving view.
-
-        Args:
-          catalogue, history, requests, states: as `item_probabilities`.
-          allowed: bool [B, R, rows], the items that the answer may be; None = every one.
+    def source_masses(
+        self, catalogue: Catalogue, history: History, requests: Requests, states: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`item_probabilities` before the mixture's sources are summed, whatever domain is named.
 
         Returns:
-          (log_gates, masses, allowed_masses), float32 [B, R, 1 + M]: the mixture's weights; how
-          probable the target is by generating and by every other source; what each gives to all
-          that is allowed.
+          (log_gates, masses), float32 [B, R, 1 + M] and [B, R, 1 + M, rows]: the weights of
+          generating and of every other source, and how probable each item is by it.
         """
         memory = self.decoder.memory(states)
         keys = self.pointer_keys(states) if self.config.use_pointer else None
@@ -225,19 +215,14 @@ class SpatiotemporalTransformer(nn.Module):
         logits = self._logits(asked.queries, request_places(history, requests), catalogue)
         if asked.boosts is not None:
             logits = logits + asked.boosts.dense(logits.shape[-1])
-        if allowed is None:
-            allowed = jnp.broadcast_to(catalogue.is_item[None, None], logits.shape)
-        generated, targets = jax.nn.softmax(logits), requests.targets[..., None]
-        masses = [jnp.take_along_axis(generated, targets, axis=-1)[..., 0]]
-        allowed_masses = [jnp.where(allowed, generated, 0.0).sum(axis=-1)]
-        pointed = [
-            (jnp.broadcast_to(history.items[:, None], mass.shape), mass) for mass in asked.pointed
-        ]
-        for items, mass in [*pointed, *asked.named]:
-            masses.append(jnp.where(items == targets, mass, 0.0).sum(axis=-1))
-            kept = jnp.take_along_axis(allowed, items, axis=-1)
-            allowed_masses.append(jnp.where(kept, mass, 0.0).sum(axis=-1))
-        return asked.log_gates, jnp.stack(masses, axis=-1), jnp.stack(allowed_masses, axis=-1)
+        masses = [jax.nn.softmax(logits)]
+        for pointed in asked.pointed:
+            items = jnp.broadcast_to(history.items[:, None], pointed.shape)
+            masses.append(item_mass(pointed, items, logits.shape[-1]))
+        for items, shares in asked.named:
+            masses.append(item_mass(shares, items, logits.shape[-1]))
+        is_item = catalogue.is_item[None, None, None]
+        return asked.log_gates, jnp.where(is_item, jnp.stack(masses, axis=2), 0.0)
 
     @exact_products
     def encode(

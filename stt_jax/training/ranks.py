@@ -129,11 +129,13 @@ def asked_batches(
     leave_out_seen: bool,
     name_domains: bool,
     placement: Placement | None,
+    max_scores: int = _MAX_SCORES,
 ) -> Iterator[tuple[History, Requests, jax.Array | np.ndarray | None, np.ndarray]]:
     """Batches on the devices that ask for every target once.
 
     Args:
       log, targets, window, leave_out_seen, name_domains, placement: as in `model_ranks`.
+      max_scores: requests times rows of the catalogue, of a batch.
 
     Yields:
       (history, requests, allowed, index): allowed bool [B, R, rows], the items that may be ranked,
@@ -145,7 +147,7 @@ def asked_batches(
         targets.history_ends - targets.history_starts
     )
     row_requests = int(np.clip(window // max(1, np.minimum(lengths, window).mean()), 1, 32))
-    batch_rows = int(np.clip(_MAX_SCORES // (row_requests * table_rows(log.num_items)), 1, 32))
+    batch_rows = int(np.clip(max_scores // (row_requests * table_rows(log.num_items)), 1, 32))
     if placement is not None:
         shared = placement.mesh.shape[DATA]
         batch_rows = -(-batch_rows // shared) * shared
