@@ -199,23 +199,25 @@ class Service:
     def count_trends(self) -> None:
         """Shows the model what is popular by now; the watching thread does it time and again.
 
-        Raises:
-          StoreError: the events cannot be read.
+        A store that cannot be read leaves the trends as they are: they are caught up with later,
+        and a newer model does not have to wait for it.
         """
         if self._trending is None or self._table is None:
             return
-        trends = self._trending.refresh()
+        try:
+            trends = self._trending.refresh()
+        except StoreError as error:
+            _log.warning("trends", extra={"fields": {"outcome": "old", "reason": str(error)}})
+            return
         if trends is not None:
             self._table.show(trends)
 
     def _answer_with(self, served: ServedModel) -> None:
-        """Warms a model, with what is popular by now, and puts it in the place of the last one."""
+        """Warms a model and puts it in the place of the last one, with what is popular by now."""
         table = self._table_for(served)
-        trending = Trending(served, self.store) if Trending.needed(served) else None
-        trends = None if trending is None else trending.refresh()
-        if trends is not None:
-            table.show(trends)
-        self._table, self._trending = table, trending
+        self._trending = Trending(served, self.store) if Trending.needed(served) else None
+        self._table = table
+        self.count_trends()
 
     def _table_for(self, served: ServedModel) -> LiveTable:
         ids = self._open_ids(served.log)
@@ -235,9 +237,6 @@ class Service:
         while not self._stopping.wait(self.config.swap_seconds):
             try:
                 self.count_trends()
-            except StoreError as error:  # readyz and every ask say so too
-                _log.warning("trends", extra={"fields": {"outcome": "old", "reason": str(error)}})
-            try:
                 identity = model_identity(self._directory)
                 if identity == looked_at:
                     continue

@@ -23,6 +23,7 @@ class Trending:
         self._served, self._store = served, store
         self._trends = LiveTrends(served.log, served.run.model_config.half_lives_h)
         self._last = 0
+        self._came = False  # something that no `refresh` has shown yet
         self._looked_at: set[tuple[int, str]] = set()
 
     @staticmethod
@@ -39,18 +40,18 @@ class Trending:
         the rest: it is in sums over everybody alone.
 
         Raises:
-          StoreError: the store cannot be read.
+          StoreError: the store cannot be read; what was read before is shown the next time.
         """
         first = min(self._last, self._store.last_sequence()) - _LOOK_BACK
-        came = False
         while rows := self._store.after(first, _AT_ONCE):
             first = self._last = rows[-1].sequence
             new = [row for row in rows if self._is_new(row)]
-            came |= bool(new)
+            self._came |= bool(new)
             items = [self._served.item_rows[row.item] for row in new]
             hours = [row.time_s // 3600 for row in new]
             self._trends.add(np.array(items, np.int32), np.array(hours, np.int64))
             self._looked_at = {one for one in self._looked_at if one[0] > self._last - _LOOK_BACK}
+        came, self._came = self._came, False
         return self._trends.trends() if came else None
 
     def _is_new(self, row: StoredItem) -> bool:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from stt_jax.data.store import open_log
 from stt_jax.service.models import load_model
-from stt_jax.service.store import EventStore, StoredEvent
+from stt_jax.service.store import EventStore, StoredEvent, StoreError
 from stt_jax.service.trending import Trending
 from stt_jax.trends import LiveTrends
 from tests.stt_jax.service.served import MODEL, serving, write_run
@@ -74,6 +74,37 @@ def test_what_the_prepared_log_holds_is_not_counted_again(served, store):
     store.add([stored(log.user_ids[user], item, time_s), stored("new", item, time_s)])
     trending.refresh()
     assert_counted(trending, log, [(item, time_s)])
+
+
+def test_what_was_read_before_the_store_failed_is_shown_the_next_time(served, store, monkeypatch):
+    monkeypatch.setattr("stt_jax.service.trending._AT_ONCE", 1)
+    trending, log = Trending(served, store), served.log
+    store.add([stored("a", log.item_ids[item], AFTER) for item in (1, 2)])
+    read = store.after
+
+    def failing(sequence, most):
+        if sequence >= 1:
+            raise StoreError("gone")
+        return read(sequence, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "after", failing)
+        with pytest.raises(StoreError):
+            trending.refresh()
+        store.forget("a")  # the second is never read
+    assert trending.refresh() is not None
+    assert_counted(trending, log, [(log.item_ids[1], AFTER)])
+
+
+def test_a_store_that_fails_leaves_the_service_its_trends(run, tmp_path, monkeypatch):
+    def failing(*_):
+        raise StoreError("gone")
+
+    with serving(run, store=f"sqlite:///{tmp_path}/events.db") as client:
+        before = client.recommend(user="nobody yet")
+        monkeypatch.setattr(client.service.store, "last_sequence", failing)
+        client.service.count_trends()
+        assert client.recommend(user="nobody yet")["items"] == before["items"]
 
 
 def test_an_earlier_number_that_another_service_commits_later_is_counted(served, store):
