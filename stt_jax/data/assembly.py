@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import ibis
 import numpy as np
 import pyarrow as pa
 from ibis.expr import types as ir
@@ -54,15 +55,17 @@ def assemble_log(
 
     Args:
       steps: its table has one row an event: source_row, part, user, item, time_s, time_us,
-        utc_offset_s, latitude_e7, longitude_e7; text or null category, name, session, traits, and
-        the columns of `refined`.
+        utc_offset_s, latitude_e7, longitude_e7; where the log has them, text or null category,
+        name and session; traits, and the columns of `refined`.
       config: names the output folder.
       clock: words for the times.
       cuts: where a split by time has cut, for the statistics.
       refined: the context and numeric columns.
       folder: for the columns of the events; they are mapped from there.
     """
-    table, engine = steps.table, steps.engine
+    engine = steps.engine
+    absent = {"category", "name", "session"} - set(steps.table.columns)
+    table = steps.table.mutate(**dict.fromkeys(sorted(absent), ibis.null("string")))
     users = engine.store("users", vocabulary.number_users(table))
     fields = ["item", "category", *refined.contexts.values()]
     values = {

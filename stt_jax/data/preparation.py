@@ -170,7 +170,6 @@ def _clean(
     else:
         unknown = ibis.literal(UNKNOWN_E7, "int32")
         steps.table = steps.table.mutate(latitude_e7=unknown, longitude_e7=unknown)
-        steps.table = steps.table.drop("latitude", "longitude")
     if config.timezone == localtime.FROM_PLACES:
         steps.run("zones", localtime.mark_zones_of_places(steps.table, steps.engine))
     if config.numeric:
@@ -214,7 +213,7 @@ def _find_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:
 def _select_roles(
     config: PrepareConfig, engine: Engine, table: ir.Table, *, columns: Mapping[str, str]
 ) -> ir.Table:
-    """One text column a role, null where missing: what the log's columns are, not their names.
+    """One text column for each role that the log has, null where missing.
 
     Beside the texts that are numbers or times stands what they read as, for the steps to come.
     """
@@ -225,12 +224,9 @@ def _select_roles(
     names |= {
         f"user_trait_{i}": parse_user_trait(text)[0] for i, text in enumerate(config.user_traits)
     }
-    texts = {
-        role: table[columns[name]].nullif("") if name else ibis.null("string")
-        for role, name in names.items()
-    }
+    texts = {role: table[columns[name]].nullif("") for role, name in names.items() if name}
     table = table.select("source_row", "part", **texts)
-    roles = [role for role in ("utc_offset", "latitude", "longitude") if names[role]]
+    roles = [role for role in ("utc_offset", "latitude", "longitude") if role in texts]
     table = clean.read_numbers(
         table, roles + [name for name in names if name.startswith("numeric_")]
     )
@@ -243,7 +239,6 @@ def _read_times(
     if not config.time:
         zero = ibis.literal(0, "int64")
         steps.table = steps.table.mutate(time_s=zero, time_us=zero, utc_offset_s=zero)
-        steps.table = steps.table.drop("time", "utc_offset", "zone")
         return Clock("none, in the order of the rows", "none")
     flag = f"--time={config.time}"
     reading = times.choose_reading(
@@ -266,8 +261,6 @@ def _read_times(
             localtime.mark_offsets(steps.table),
             broken_flag=f"--utc_offset_column={config.utc_offset_column}",
         )
-    else:
-        steps.table = steps.table.drop("utc_offset")
     if config.zone_column:
         steps.run(
             "local time",
@@ -275,7 +268,7 @@ def _read_times(
             broken_flag=f"--zone_column={config.zone_column}",
         )
         return Clock(reading.description, f"zone in column {config.zone_column}")
-    steps.table, local_time = localtime.set_offsets(steps.table.drop("zone"), config, zone)
+    steps.table, local_time = localtime.set_offsets(steps.table, config, zone)
     return Clock(reading.description, local_time)
 
 
