@@ -50,11 +50,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Rows on one log; each run is evaluated with each of the contexts."""
+    """Rows on one log; each run is evaluated with each of the contexts.
+
+    With `together` the seeds of the first row are also asked as one model.
+    """
 
     rows: tuple[Row, ...]
     contexts: tuple[str, ...] = ("all",)
     optimum: str = ""
+    together: bool = False
 
 
 def _log_suite(name: str) -> Suite:
@@ -80,6 +84,7 @@ SUITES = {
             Row("blind to time and place", "configs/city.flags", _BLIND),
         ),
         optimum="city/optimum.arrow",
+        together=True,
     ),
     "nyc": Suite(
         (
@@ -87,6 +92,7 @@ SUITES = {
             *(Row(name, "configs/nyc.flags", changes) for name, changes in _ABLATIONS.items()),
         ),
         ("strict", "all"),
+        together=True,
     ),
     "globo": Suite(
         (
@@ -130,9 +136,15 @@ def bench(quality: QualityConfig) -> None:
             continue
         configs = command.from_flagfile(row.flagfile, FLAG_GROUPS)
         log = _open(quality, configs["training"].data)
-        reports = []
+        runs, reports = [], []
         for seed in range(quality.seeds):
-            reports.append(_train_and_evaluate(quality, suite, row, configs, log, seed, number))
+            run, minutes = _train(quality, row, configs, log, seed, number)
+            runs.append(run)
+            reports.append(
+                _evaluate(quality, suite, log, run, baselines=number == 0 and seed == 0)
+                | {"minutes": minutes}
+            )
+            print(f"{row.name}, seed {seed}: {json.dumps(reports[-1]['metrics'])}", flush=True)
         results["split_hash"], results["data_hash"] = log.meta.split_hash, log.meta.data_hash
         summary = {"name": row.name, "flagfile": row.flagfile, **_where(), **_summary(reports)}
         others = [other for other in results["rows"] if other["name"] != row.name]
@@ -141,6 +153,11 @@ def bench(quality: QualityConfig) -> None:
         if number == 0:
             results["baselines"] = with_others(before, log.meta.split_hash, reports[0])
             results |= {name: reports[0][name] for name in ("num_targets", "groups", "curves")}
+            if suite.together and len(runs) > 1:
+                of_all = _evaluate(quality, suite, log, runs[0], others=runs[1:])
+                of_all["minutes"] = sum(report["minutes"] for report in reports)
+                name = f"{len(runs)} seeds of it together"
+                results["together"] = {"name": name, **_where(), **_summary([of_all])}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"results in {path}")
@@ -180,15 +197,15 @@ def _open(quality: QualityConfig, data: str) -> PreparedLog:
     return open_log(pathlib.Path(quality.data_root) / path.name if quality.data_root else path)
 
 
-def _train_and_evaluate(
+def _train(
     quality: QualityConfig,
-    suite: Suite,
     row: Row,
     configs: dict[str, Any],
     log: PreparedLog,
     seed: int,
     number: int,
-) -> dict[str, Any]:
+) -> tuple[Run, float]:
+    """The run and the minutes that its training took."""
     directory = pathlib.Path(quality.runs) / f"{quality.suite}-{number}-{seed}"
     training = dataclasses.replace(configs["training"], run=str(directory), seed=seed)
     model_config = dataclasses.replace(configs["model"], **row.model_changes)
@@ -201,10 +218,24 @@ def _train_and_evaluate(
     if minutes_file.exists():
         minutes = float(minutes_file.read_text())
     minutes_file.write_text(f"{minutes}\n")
+    return run, minutes
+
+
+def _evaluate(
+    quality: QualityConfig,
+    suite: Suite,
+    log: PreparedLog,
+    run: Run,
+    *,
+    others: Sequence[Run] = (),
+    baselines: bool = False,
+) -> dict[str, Any]:
+    """What a row says of a run, or of several together."""
     out: dict[str, Any] = {
         "versions": run.info.versions,
-        "minutes": minutes,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        "parameters": sum(
+            leaf.size for one in (run, *others) for leaf in jax.tree.leaves(one.params)
+        ),
         "metrics": {},
         "baselines": {},
         "curves": _curves(run),
@@ -214,9 +245,9 @@ def _train_and_evaluate(
             context=context,
             optimum=suite.optimum,
             max_targets=quality.max_targets,
-            baselines=number == 0 and seed == 0,
+            baselines=baselines,
         )
-        report = evaluate_model(run, log, config)
+        report = evaluate_model(run, log, config, others=others)
         out["num_targets"] = report["num_targets"]
         out.setdefault("groups", {})
         for mode, values in report["modes"].items():
@@ -229,14 +260,13 @@ def _train_and_evaluate(
                 }
                 for kind, labels in values["groups"].items()
             }
-            others = dict(values.get("baselines", {}))
+            compared = dict(values.get("baselines", {}))
             if "best_possible" in values:
-                others["best possible"] = values["best_possible"]
+                compared["best possible"] = values["best_possible"]
             out["baselines"][key] = {
                 name: {metric: other[metric] for metric in _METRICS if metric in other}
-                for name, other in others.items()
+                for name, other in compared.items()
             }
-    print(f"{row.name}, seed {seed}: {json.dumps(out['metrics'])}", flush=True)
     return out
 
 

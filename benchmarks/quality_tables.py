@@ -54,13 +54,14 @@ def quality_table(path: pathlib.Path) -> str:
                     f"{row['minutes']:.1f}",
                 )
             )
-        for row in results["rows"]:
+        for row in _with_together(results):
             if row["name"].startswith(_ABLATED):
                 continue  # of `ablation_table`
             cells = [_mean(row["metrics"][key][m]) for m in _COLUMNS]
             cells = [f"**{cell}**" for cell in cells] if row is results["rows"][0] else cells
             of_row = len(row["metrics"][key]["mrr"]["values"])
-            name_of_row = row["name"] if of_row == seeds else f"{row['name']} ({of_row} seed)"
+            differs = of_row != seeds and row is not results.get("together")
+            name_of_row = f"{row['name']} ({of_row} seed)" if differs else row["name"]
             lines.append(
                 _line(name_of_row, cells, f"{row['parameters']:,}", f"{row['minutes']:.1f}")
             )
@@ -68,6 +69,12 @@ def quality_table(path: pathlib.Path) -> str:
             cells = [number(best.get(m)) for m in _COLUMNS]
             lines.append(_line("best possible", cells, "", ""))
     return "\n".join(lines)
+
+
+def _with_together(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of our model; behind the first that of all its seeds as one model."""
+    first, *rest = results["rows"]
+    return [first, *([results["together"]] if "together" in results else []), *rest]
 
 
 def ablation_table(path: pathlib.Path) -> str:

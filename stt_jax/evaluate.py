@@ -41,7 +41,8 @@ def evaluate(evaluation: EvaluationConfig, devices: DeviceConfig) -> None:
     directory = pathlib.Path(evaluation.run)
     _, configs = read_run_files(directory)
     log = open_log(evaluation.data or configs["training"].data)
-    report = evaluate_model(load_run(directory, log), log, evaluation, devices)
+    others = [load_run(other, log) for other in evaluation.together_with]
+    report = evaluate_model(load_run(directory, log), log, evaluation, devices, others)
     if jax.process_index() != 0:
         return
     output = evaluation.output or directory / f"evaluation-{evaluation.part}.json"

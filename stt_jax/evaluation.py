@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,6 +31,7 @@ def evaluate_model(
     log: PreparedLog,
     config: EvaluationConfig,
     devices: DeviceConfig | None = None,
+    others: Sequence[Run] = (),
 ) -> dict[str, Any]:
     """Evaluates a run on one part of its log.
 
@@ -37,6 +40,7 @@ def evaluate_model(
       log: the log that it was trained on.
       config: what to ask and what to compare with.
       devices: what to compute on; default `DeviceConfig()`, one device.
+      others: runs like it but for their seeds, whose probabilities are averaged with its own.
 
     Returns:
       A report that `json.dumps` takes: the protocol and the split's hash; counts of targets; by
@@ -45,8 +49,13 @@ def evaluate_model(
       its metrics with unseen people and items as they come ("all"), and by groups.
 
     Raises:
-      ValueError: no target in that part, or an optimum file of another log.
+      ValueError: no target in that part, an optimum file of another log, or runs that are not
+        alike.
     """
+    for other in others:
+        _check_alike(run, other)
+    if len({one.directory.resolve() for one in (run, *others)}) <= len(others):
+        raise ValueError(f"{run.directory} and the runs together with it: one is named twice")
     context = run.protocol.context if config.context == "as_run" else config.context
     kind = run.protocol.targets if config.targets == "as_run" else config.targets
     part = TEST if config.part == "test" else VALIDATION
@@ -74,12 +83,17 @@ def evaluate_model(
             log,
             everything,
             window=run.training.window,
+            others=[
+                placement.put_whole(other.params, placement.params(other.params))
+                for other in others
+            ],
             leave_out_seen=seen == "leave_out",
             name_domains=domains == "named",
             placement=placement,
         )
     report: dict[str, Any] = {
         "run": str(run.directory),
+        "together_with": [str(other.directory) for other in others],
         "step": run.step,
         "part": config.part,
         "targets": kind,
@@ -130,6 +144,21 @@ def evaluate_model(
         for mode, metrics in _best_possible(config.optimum, log, targets).items():
             report["modes"][mode]["best_possible"] = metrics
     return report
+
+
+def _check_alike(run: Run, other: Run) -> None:
+    if other.info.data_hash != run.info.data_hash:
+        raise ValueError(f"{other.directory} and {run.directory} were trained on different logs")
+    ours, theirs = (
+        dataclasses.asdict(one.model_config) | {"window": one.training.window}
+        for one in (run, other)
+    )
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ValueError(
+                f"{other.directory} has --{name}={theirs[name]}, {run.directory} --{name}={value}: "
+                "only runs that differ in their seeds can answer together"
+            )
 
 
 def write_report(report: dict[str, Any], path: str | os.PathLike) -> None:

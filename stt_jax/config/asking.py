@@ -47,6 +47,9 @@ class EvaluationConfig:
     """Which run is evaluated, on what, and what it is compared with."""
 
     run: str = option("", "Directory of the run.")
+    together_with: tuple[str, ...] = option(
+        (), "Runs that differ in their seeds only: their probabilities are averaged with the run's."
+    )
     data: str = option("", "Directory of the prepared log; empty = the one of the run.")
     part: str = option("test", "Part that is predicted.", choices=("validation", "test"))
     targets: str = option(

@@ -1,9 +1,12 @@
-"""Ranks of evaluation targets under a model, over the full catalogue, in both request modes."""
+"""Ranks of evaluation targets under a model, over the full catalogue, in both request modes.
+
+Several models of one kind (an ensemble) rank by the mean of their probabilities.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -27,31 +30,41 @@ Ranker = Callable[..., dict[str, jax.Array]]
 
 
 def make_ranker(model: SpatiotemporalTransformer) -> Ranker:
-    """The jitted `(params, catalogue, history, requests, allowed, modes) -> ranks of the targets`.
+    """The jitted `(members, catalogue, history, requests, allowed, modes) -> ranks of the targets`.
 
-    It gives mode -> int32 [B, R]. The history is encoded once for all modes. `allowed`, bool
-    [B, R, rows], says what may be ranked; None = every item.
+    It gives mode -> int32 [B, R]. `members` are the parameters of each model. The history is
+    encoded once for all modes. `allowed`, bool [B, R, rows], says what may be ranked; None = every
+    item.
     """
 
     def ranks(
-        params: Any,
+        members: Sequence[Any],
         catalogue: Catalogue,
         history: History,
         requests: Requests,
         allowed: jax.Array | None,
         modes: tuple[str, ...],
     ) -> dict[str, jax.Array]:
-        variables = {"params": params}
-        states = model.apply(variables, history, deterministic=True, method=model.encode)
+        states = [
+            model.apply({"params": params}, history, deterministic=True, method=model.encode)
+            for params in members
+        ]
         found = {}
         for mode in modes:
             asked = in_mode(requests, mode)
-            probabilities = cast(
-                jax.Array,
-                model.apply(
-                    variables, catalogue, history, asked, states, method=model.item_probabilities
-                ),
-            )
+            probabilities = jnp.zeros(())
+            for params, encoded in zip(members, states, strict=True):
+                probabilities += cast(
+                    jax.Array,
+                    model.apply(
+                        {"params": params},
+                        catalogue,
+                        history,
+                        asked,
+                        encoded,
+                        method=model.item_probabilities,
+                    ),
+                )
             ranked = catalogue.is_item[None, None]
             if (wanted := wanted_items(catalogue, asked)) is not None:
                 ranked = ranked & wanted
@@ -84,6 +97,7 @@ def model_ranks(
     *,
     modes: tuple[str, ...] = MODES,
     window: int,
+    others: Sequence[Any] = (),
     leave_out_seen: bool = False,
     name_domains: bool = False,
     placement: Placement | None = None,
@@ -96,6 +110,7 @@ def model_ranks(
       log, targets: what to predict.
       modes: request modes, of `MODES`.
       window: tokens of history that a request sees at most.
+      others: parameters of further models; the mean of all probabilities ranks.
       leave_out_seen: rank no item of the target's context, however long that is.
       name_domains: requests say which domain they want, that of the target, and only its items are
         ranked; without domains in the log it means nothing.
@@ -105,6 +120,7 @@ def model_ranks(
     Returns:
       mode -> int32 [T], 1 = best, `MISS` where the target is not in the vocabulary.
     """
+    members = (params, *others)
     ranks = {mode: np.full(len(targets), MISS, np.int32) for mode in modes}
     for history, requests, allowed, index in asked_batches(
         log,
@@ -115,7 +131,7 @@ def model_ranks(
         placement=placement,
     ):
         filled = index >= 0
-        for mode, found in ranker(params, catalogue, history, requests, allowed, modes).items():
+        for mode, found in ranker(members, catalogue, history, requests, allowed, modes).items():
             whole = multihost_utils.process_allgather(found, tiled=True)
             ranks[mode][index[filled]] = np.asarray(whole)[filled]
     return ranks

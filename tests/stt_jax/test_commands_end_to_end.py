@@ -1,11 +1,13 @@
 """The five commands, one after the other, as a user runs them, and the same as a library."""
 
+import dataclasses
 import json
 import pathlib
 import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -104,6 +106,23 @@ def test_evaluation_is_the_same_to_the_last_digit(inside):
     assert reports[0] == reports[1]
 
 
+def test_runs_that_are_alike_are_evaluated_together(inside):
+    log = open_log("prepared")
+    config = EvaluationConfig(baselines=False, max_targets=50)
+    run = load_run("runs/x", log)
+    halves = jax.tree.map(lambda leaf: leaf / 2, run.params)
+    other = dataclasses.replace(run, directory=pathlib.Path("runs/y"), params=halves)
+    alone, both = (evaluate_model(run, log, config, None, o) for o in ((), (other,)))
+    assert both["together_with"] == ["runs/y"]
+    assert both["modes"] != alone["modes"]
+    wider = dataclasses.replace(run.training, window=65)
+    deeper = dataclasses.replace(run.model_config, num_layers=2)
+    with pytest.raises(ValueError, match="runs/y has --window=65, runs/x --window=64"):
+        evaluate_model(run, log, config, None, [dataclasses.replace(other, training=wider)])
+    with pytest.raises(ValueError, match="runs/y has --num_layers=2, runs/x --num_layers=1"):
+        evaluate_model(run, log, config, None, [dataclasses.replace(other, model_config=deeper)])
+
+
 def test_recommend_prints_a_list(inside, capsys):
     log = open_log("prepared")
     user = log.user_ids[3]
@@ -181,6 +200,8 @@ def test_events_after_the_request_are_not_used(inside):
         (evaluate, [], "--run is missing"),
         (evaluate, ["--run=runs/none"], "holds no run"),
         (evaluate, ["--run=runs/x", "--context=strict"], "needs sessions"),
+        (evaluate, ["--run=runs/x", "--together_with=runs/x"], "one is named twice"),
+        (evaluate, ["--run=runs/x", "--together_with=runs/none"], "holds no run"),
         (evaluate, ["--run=runs/x", "--nobaselines", "--optimum=prepared/meta.json"], "--optimum"),
         (recommend, ["--user=u000003"], "--run is missing"),
         (recommend, ["--run=runs/x", "--traits=job"], "--traits=job: write NAME=VALUE"),
