@@ -50,7 +50,7 @@ FLAGS = (
 )
 _MEASURE = """
 import json, resource, sys, time
-from stt_jax import prepare
+from stt_jax import command, prepare
 steps, last = [], time.perf_counter()
 def take_time(count, step=prepare.print_step):
     step(count)
@@ -60,12 +60,14 @@ def end_step(name):
     steps.append([name, round(time.perf_counter() - last, 2)])
     last = time.perf_counter()
 prepare.print_step = take_time
-code = prepare.main(["prepare.py", *sys.argv[1:]])
-end_step("assemble, write, report")
-used = resource.getrusage(resource.RUSAGE_SELF)
-measured = {"cpu": used.ru_utime + used.ru_stime, "peak_kb": used.ru_maxrss, "steps": steps}
-print(json.dumps(measured), file=sys.stderr)
-sys.exit(code)
+def main():
+    code = prepare.main(["prepare.py", *sys.argv[1:]])
+    end_step("assemble, write, report")
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    measured = {"cpu": used.ru_utime + used.ru_stime, "peak_kb": used.ru_maxrss, "steps": steps}
+    print(json.dumps(measured), file=sys.stderr)
+    return code
+command.run_process(main)
 """
 
 

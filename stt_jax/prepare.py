@@ -81,4 +81,4 @@ def print_step(count: StepCount) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run_process(main)

@@ -118,3 +118,15 @@ def test_every_command_answers_help_and_refuses_unknown_flags(name):
 def test_configs_refuse_nonsense_in_the_library_too():
     with pytest.raises(ValueError, match="must divide"):
         ModelConfig(width=30, num_heads=4)
+
+
+def test_a_process_ends_with_the_code_of_its_command_and_all_that_it_printed():
+    script = (
+        "import atexit; from stt_jax import command; atexit.register(print, 'end');"
+        "command.run_process(lambda: print('word' * 20_000) or 3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert done.stdout == "word" * 20_000 + "\nend\n"
