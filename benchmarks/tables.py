@@ -234,13 +234,14 @@ def prepare_table() -> str:
     """What `benchmarks.bench_prepare` found."""
     found = json.loads((RESULTS / "prepare.json").read_text())
     lines = [
-        "| log | rows read | seconds | seconds of all threads | most memory, GB | "
-        "threads that wanted to run before |",
-        "|---|---|---|---|---|---|",
+        "| log | rows read | seconds | microseconds a row | seconds of all threads | "
+        "most memory, GB | threads that wanted to run before |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
+        each_us = 1e6 * row["seconds"] / row["rows_read"]
         lines.append(
-            f"| {row['name']} | {row['rows_read']:,} | {row['seconds']:,.1f} | "
+            f"| {row['name']} | {row['rows_read']:,} | {row['seconds']:,.1f} | {each_us:.1f} | "
             f"{row['cpu_seconds']:,.1f} | {row['peak_gb']:.1f} | {row['load_before']:.1f} |"
         )
     return "\n".join(lines)

@@ -31,8 +31,6 @@ _JAVA_PATTERNS = {
 }  # fmt: skip
 Select = Callable[[ir.Table], ir.Table]
 _PIECE_ROWS = 32_768
-# Of the files of the log. Without compression a log of ten million events spilled 15 times as much.
-_COMPRESSED_FROM_BYTES = 2**28
 
 
 @ibis.udf.scalar.builtin(name="try_strptime")
@@ -62,8 +60,6 @@ class DuckEngine:
       folder: for what does not fit into memory.
       threads: 0 takes all cores.
       memory_gb: spills beyond it; 0 takes DuckDB's default.
-      compress: tables take more time to make (a fifth, if all fits into memory) and a small part of
-        the memory and disk.
     """
 
     name = "duckdb"
@@ -74,9 +70,7 @@ class DuckEngine:
         *,
         threads: int = 0,
         memory_gb: float = 0.0,
-        compress: bool = False,
     ):
-        self._compress = compress
         # Every step has an order of its own; keeping that of the rows only costs memory.
         self._settings: dict[str, Any] = {
             "temp_directory": folder,
@@ -91,9 +85,6 @@ class DuckEngine:
     def connection(self) -> Any:
         """Ibis's backend, begun when it is first asked for: files are read meanwhile."""
         connection = ibis.duckdb.connect(**self._settings)
-        if self._compress:
-            connection.raw_sql("ATTACH ':memory:' AS compressed (COMPRESS)")
-            connection.raw_sql("USE compressed")
         # Ibis's own imports pandas, which takes longer than preparing a small log.
         connection.to_pyarrow = self._to_pyarrow
         return connection
@@ -310,15 +301,7 @@ def open_engine(config: PrepareConfig, folder: str) -> Engine:
     """The engine that `config` names, its tables in `folder` where memory does not suffice."""
     if config.engine == "spark":
         return SparkEngine(folder, config.spark_master)
-    inputs = (*config.input, *config.validation_input, *config.test_input)
-    paths = [pathlib.Path(config.data_root) / path for path in inputs]
-    num_bytes = sum(path.stat().st_size for path in paths if path.exists())
-    return DuckEngine(
-        folder,
-        threads=config.threads,
-        memory_gb=config.memory_gb,
-        compress=num_bytes > _COMPRESSED_FROM_BYTES,
-    )
+    return DuckEngine(folder, threads=config.threads, memory_gb=config.memory_gb)
 
 
 def _java_pattern(pattern: str) -> str:

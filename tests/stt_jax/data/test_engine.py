@@ -163,22 +163,3 @@ def test_duckdb_is_the_default(tmp_path):
     engine = open_engine(PrepareConfig(**ANYTHING, threads=1), str(tmp_path))
     assert isinstance(engine, DuckEngine)
     engine.close()
-
-
-def test_large_logs_are_compressed_and_stay_the_same_to_the_byte(tmp_path, monkeypatch):
-    path = tmp_path / "log.csv"
-    rows = [f"u{i % 9},p{i % 7},{1_600_000_000 + 60 * i}" for i in range(2_000)]
-    path.write_text("user,item,time\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    options = {"input": (str(path),), "user": "user", "item": "item", "time": "time"}
-    found, compressed = [], []
-    for limit in (2**28, 0):
-        monkeypatch.setattr("stt_jax.data.engine._COMPRESSED_FROM_BYTES", limit)
-        config = PrepareConfig(**options, output=str(tmp_path / str(limit)))
-        engine = open_engine(config, str(tmp_path))
-        databases = engine.connection.con.sql("SELECT database_name FROM duckdb_databases()")
-        compressed.append("compressed" in {name for (name,) in databases.fetchall()})
-        engine.close()
-        prepare_log(config)
-        found.append(digests(tmp_path / str(limit)))
-    assert compressed == [False, True]
-    assert found[0] == found[1]
