@@ -152,6 +152,7 @@ def bench(quality: QualityConfig) -> None:
         results["rows"] = sorted([*others, summary], key=lambda one: names.index(one["name"]))
         if number == 0:
             results["baselines"] = with_others(before, log.meta.split_hash, reports[0])
+            results.pop("together", None)
             results |= {name: reports[0][name] for name in ("num_targets", "groups", "curves")}
             if suite.together and len(runs) > 1:
                 of_all = _evaluate(quality, suite, log, runs[0], others=runs[1:])
