@@ -5,7 +5,7 @@
 
 Full-catalogue ranking on the test part, ties against the model, mean and standard deviation over
 seeds; hyper-parameters are those of the flagfile. Writes
-benchmarks/results/quality/SUITE.json, from which `benchmarks.tables` fills the README. With
+benchmarks/results/quality/SUITE.json, from which `benchmarks.tables` fills the documents. With
 `--rows` some rows are run and the others of the file stay.
 """
 

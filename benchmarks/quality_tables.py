@@ -1,4 +1,4 @@
-"""The README's tables of `benchmarks.bench_quality`, and of what others published."""
+"""Tables of `benchmarks.bench_quality`, and of what others published."""
 
 from __future__ import annotations
 
@@ -75,6 +75,27 @@ def _with_together(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of our model; behind the first that of all its seeds as one model."""
     first, *rest = results["rows"]
     return [first, *([results["together"]] if "together" in results else []), *rest]
+
+
+def quality_summary(path: pathlib.Path) -> str:
+    """A suite in short: in every setting the best counting model by MRR, ours, and the limit."""
+    results = json.loads(path.read_text())
+    chosen = {m: title for m, title in _COLUMNS.items() if m != "f1@10"}
+    lines = [f"| request time, context | | {' | '.join(chosen.values())} |"]
+    lines.append("|---|---|" + "---|" * len(chosen))
+    for key in results["rows"][0]["metrics"]:
+        context, mode = key.split("/")
+        others = dict(results["baselines"][key])
+        limit = others.pop("best possible", None)
+        best = max(others, key=lambda name: others[name]["mrr"])
+        cells = [(f"best counting model: {best}", [number(others[best].get(m)) for m in chosen])]
+        for row in _with_together(results):
+            if not row["name"].startswith(_ABLATED):
+                cells.append((row["name"], [_mean(row["metrics"][key][m]) for m in chosen]))
+        if limit:
+            cells.append(("best possible", [number(limit.get(m)) for m in chosen]))
+        lines += [f"| {mode}, {context} | {name} | {' | '.join(row)} |" for name, row in cells]
+    return "\n".join(lines)
 
 
 def ablation_table(path: pathlib.Path) -> str:

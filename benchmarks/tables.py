@@ -1,7 +1,7 @@
-"""Fills the tables of README.md from the result files, so that no number is typed by hand.
+"""Fills the tables of the documents from the result files, so that no number is typed by hand.
 
-    python -m benchmarks.tables            rewrites README.md
-    python -m benchmarks.tables --check    fails if README.md does not hold what the files say
+    python -m benchmarks.tables            rewrites README.md and docs/measured.md
+    python -m benchmarks.tables --check    fails if one of them does not hold what the files say
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
@@ -25,10 +25,12 @@ from benchmarks.quality_tables import (
     number,
     published_table,
     quality_overview,
+    quality_summary,
     quality_table,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measured.md")
 RESULTS = ROOT / "benchmarks" / "results"
 QUALITY = RESULTS / "quality"
 
@@ -301,6 +303,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "prepare": prepare_table,
     "repair": repair_table,
     "repair value": repair_value_table,
+    "summary city": lambda: quality_summary(QUALITY / "city.json"),
+    "summary nyc": lambda: quality_summary(QUALITY / "nyc.json"),
     "quality city": lambda: quality_table(QUALITY / "city.json"),
     "published nyc": lambda: published_table(RESULTS / "published.json", "nyc"),
     "published ml1m": lambda: published_table(RESULTS / "published.json", "ml1m"),
@@ -321,7 +325,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def fill(text: str) -> str:
-    """Gives the README with every section filled from its file."""
+    """Gives a document with every section filled from its file."""
 
     def section(match: re.Match[str]) -> str:
         name = match.group(1)
@@ -333,13 +337,17 @@ def fill(text: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
     check = "--check" in (sys.argv if argv is None else argv)
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    filled = fill(text)
-    if check and filled != text:
-        print("README.md is not what the result files say; run python -m benchmarks.tables")
+    stale = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text)
+        if filled != text:
+            stale.append(str(path.relative_to(ROOT)))
+        if not check:
+            path.write_text(filled, encoding="utf-8")
+    if check and stale:
+        print(f"not what the result files say: {', '.join(stale)}; run python -m benchmarks.tables")
         return 1
-    path.write_text(filled, encoding="utf-8")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The README is run, and its numbers are those of the result files."""
+"""The README is run, and the documents' numbers are those of the result files."""
 
 import os
 import pathlib
@@ -66,8 +66,29 @@ def test_every_command_line_parses():
     assert seen == set(groups)
 
 
-def test_the_numbers_are_those_of_the_result_files():
-    assert tables.fill(README) == README
+@pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: path.name)
+def test_the_numbers_are_those_of_the_result_files(path):
+    text = path.read_text(encoding="utf-8")
+    assert tables.fill(text) == text
+
+
+def test_every_table_stands_in_one_document():
+    text = "".join(path.read_text(encoding="utf-8") for path in tables.DOCUMENTS)
+    assert sorted(re.findall(r"<!-- begin (.+?) -->", text)) == sorted(tables.SECTIONS)
+
+
+@pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_points_at_is_there(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file, _, heading = target.partition("#")
+        pointed = path if not file else path.parent / file
+        assert pointed.is_file(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", pointed.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert heading in anchors, target
 
 
 def test_the_plots_are_those_of_the_result_files():
