@@ -22,6 +22,11 @@ class ModelConfig:
         "Let the blocks see how many events lie between two, as the pointers do; always on where "
         "the model sees no times.",
     )
+    use_event_norm: bool = option(
+        False,
+        "Bring the vectors of events to unit scale before the first block: where nearly all is in "
+        "the ids, as in shops without times, they are learned in fewer steps.",
+    )
     use_gate: bool = option(True, "Gate each block, f_enc(x) * g_att(x, x'); off: attention only.")
     use_decoder: bool = option(
         True, "Let the request attend to the history; off: it starts from the last state alone."

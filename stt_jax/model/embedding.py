@@ -212,12 +212,16 @@ class EventEmbedding(nn.Module):
 
     A numeric column adds `number_features(value) @ number_NAME`, with a parameter [2, E] of its
     own: a direction that the number moves the event along, and a vector for "not known".
+
+    With `use_norm` the sum is brought to unit scale (LayerNorm, as in BERT). Vectors of ids begin
+    small next to what a block adds to them; without it they are seen once they have grown.
     """
 
     width: int
     context_sizes: tuple[tuple[str, int], ...]
     number_names: tuple[str, ...]
     use_time: bool
+    use_norm: bool
     dtype: str
 
     @nn.compact
@@ -247,4 +251,6 @@ class EventEmbedding(nn.Module):
                 phases
             )
             vectors = vectors + GapEmbedding(self.width, self.dtype, name="gap")(gaps_s)
+        if self.use_norm:
+            vectors = nn.LayerNorm(dtype=self.dtype, name="norm")(vectors)
         return vectors

@@ -100,7 +100,12 @@ class SpatiotemporalTransformer(nn.Module):
             config.dtype,
         )
         self.events = EventEmbedding(
-            config.width, sizes.contexts, sizes.numbers, config.use_time, config.dtype
+            config.width,
+            sizes.contexts,
+            sizes.numbers,
+            config.use_time,
+            config.use_event_norm,
+            config.dtype,
         )
         self.event_dropout = Dropout(config.dropout)
         self.blocks = [GatedBlock(config) for _ in range(config.num_layers)]

@@ -27,6 +27,7 @@ BARE = dataclasses.replace(
     use_time=False,
     use_order=True,
     use_place=False,
+    use_event_norm=True,
     use_pointer=False,
     use_crowd=False,
     use_boost=False,

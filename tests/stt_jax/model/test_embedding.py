@@ -38,7 +38,7 @@ def test_numbers_have_parameters_of_their_own_and_change_no_others():
     vectors, whole = jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), jnp.int32)
     drawn = {}
     for names in ((), ("pieces", "price")):
-        module = EventEmbedding(4, (("device", 2),), names, True, "float32")
+        module = EventEmbedding(4, (("device", 2),), names, True, False, "float32")
         numbers = dict.fromkeys(names, values)
         inputs = (vectors, vectors, {"device": whole}, numbers, whole, whole)
         drawn[names] = jax.jit(module.init)(jax.random.key(0), *inputs)["params"]
@@ -53,3 +53,16 @@ def test_numbers_have_parameters_of_their_own_and_change_no_others():
     apply = jax.jit(module.apply)
     before, after = (apply({"params": params}, *inputs) for params in (with_them, changed))
     np.testing.assert_allclose(after - before, [[[1.0] * 4, [3.0] * 4]], atol=1e-6)
+
+
+def test_normed_events_have_unit_scale_however_small_the_vectors_of_their_items():
+    module = EventEmbedding(16, (), (), False, True, "float32")
+    vectors = jax.random.normal(jax.random.key(0), (1, 3, 16))
+    unused = jnp.zeros((1, 3), jnp.int32)
+    params = module.init(jax.random.key(1), vectors, vectors, {}, {}, unused, unused)
+    found = [
+        module.apply(params, scale * vectors, scale * vectors, {}, {}, unused, unused)
+        for scale in (1.0, 0.1)
+    ]
+    np.testing.assert_allclose(found[0].std(axis=-1), 1.0, atol=1e-3)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-3)

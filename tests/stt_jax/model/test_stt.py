@@ -80,6 +80,7 @@ def holding_nothing_out(items):
 VARIANTS = {
     "whole": {},
     "boosted": {"use_boost": True},
+    "normed": {"use_event_norm": True},
     "blind": {"use_time": False, "use_place": False, "use_sequel": False},
     "bare": {
         "use_gate": False,
