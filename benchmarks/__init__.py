@@ -1,1 +1,1 @@
-"""Measurements: one question a file; results in results/, filled into the documents by tables.py."""
+"""Measurements: one question a file; results in results/, the documents filled by tables.py."""
