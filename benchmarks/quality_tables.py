@@ -142,8 +142,8 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
     for path in paths:
         results = json.loads(path.read_text())
         row = results["rows"][0]
-        for key, metrics in row["metrics"].items():
-            context, mode = key.split("/")
+        for key, mode in _modes(row["metrics"]).items():
+            context, metrics = key.split("/")[0], row["metrics"][key]
             others = {k: v for k, v in results["baselines"][key].items() if k != "best possible"}
             best_name = max(others, key=lambda k: others[k]["mrr"])
             best, chosen = others[best_name], ("accuracy@1", "hr@10", "mrr")
@@ -158,6 +158,14 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
                 + f" | {row.get('seeds', '')} | {', '.join(gains)} |"
             )
     return "\n".join(lines)
+
+
+def _modes(settings: dict[str, Any]) -> dict[str, str]:
+    """Request mode of every setting; of a log without times, where all are alike, of one: none."""
+    first, *others = settings
+    if others and all(settings[other] == settings[first] for other in others):
+        return {first: "none"}
+    return {key: key.split("/")[1] for key in settings}
 
 
 def _line(name: str, cells: list[str], parameters: str, minutes: str) -> str:

@@ -308,6 +308,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "quality city": lambda: quality_table(QUALITY / "city.json"),
     "published nyc": lambda: published_table(RESULTS / "published.json", "nyc"),
     "published ml1m": lambda: published_table(RESULTS / "published.json", "ml1m"),
+    "published amazon": lambda: published_table(RESULTS / "published.json", "amazon"),
     "quality nyc": lambda: quality_table(QUALITY / "nyc.json"),
     "ablation nyc": lambda: ablation_table(QUALITY / "nyc.json"),
     "domains": lambda: domain_tables(RESULTS / "domains.json"),

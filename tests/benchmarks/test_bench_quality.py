@@ -1,18 +1,61 @@
 import json
 
+import pytest
+
 from benchmarks.bench_quality import with_others
-from benchmarks.quality_tables import quality_table
+from benchmarks.quality_tables import quality_overview, quality_summary, quality_table
+
+METRICS = ("accuracy@1", "hr@5", "hr@10", "f1@10", "ndcg@10", "mrr")
+
+
+def row(name, value, count):
+    found = {"mean": value, "sd": 0.01, "values": [value] * count}
+    return {
+        "name": name, "machine": "", "versions": {"jax": "0"}, "parameters": 7, "minutes": 1.0,
+        "metrics": {"all/known": dict.fromkeys(METRICS, found)},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("known", "shown"), [(0.25, ["none"]), (0.375, ["unknown", "known"])], ids=["alike", "apart"]
+)
+def test_a_log_without_times_has_one_line_in_the_overview(tmp_path, known, shown):
+    of_model = row("whole model", 0.25, 1)
+    of_model["metrics"] = {
+        "all/unknown": of_model["metrics"]["all/known"],
+        "all/known": row("", known, 1)["metrics"]["all/known"],
+    }
+    mix = {"mix": dict.fromkeys(METRICS, 0.125)}
+    results = {
+        "num_targets": {"known": 7}, "rows": [of_model],
+        "baselines": {"all/unknown": mix, "all/known": mix},
+    }  # fmt: skip
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(results))
+    lines = [line.split(" | ") for line in quality_overview([path]).splitlines()[2:]]
+    assert [line[2] for line in lines] == shown
+    assert lines[0][3] == "mix: 0.1250 / 0.1250 / 0.1250"
+    assert lines[-1][-1].startswith(f"{known / 0.125 - 1:+.0%}")
+
+
+def test_a_summary_shows_the_best_counting_model_ours_and_the_limit(tmp_path):
+    baselines = {
+        name: dict.fromkeys(METRICS, value)
+        for name, value in {"popularity": 0.0625, "mix": 0.125, "best possible": 0.5}.items()
+    }
+    rows = [row("whole model", 0.25, 3), row("without time", 0.1, 1), row("blind", 0.1, 1)]
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps({"baselines": {"all/known": baselines}, "rows": rows}))
+    lines = [line.split(" | ")[1:3] for line in quality_summary(path).splitlines()[2:]]
+    assert lines == [
+        ["best counting model: mix", "0.1250"],
+        ["whole model", "0.2500 ± 0.0100"],
+        ["blind", "0.1000"],
+        ["best possible", "0.5000"],
+    ]
 
 
 def test_seeds_together_stand_behind_the_model_that_they_are_of(tmp_path):
-    def row(name, value, count):
-        found = {"mean": value, "sd": 0.01, "values": [value] * count}
-        metrics = dict.fromkeys(("accuracy@1", "hr@5", "hr@10", "f1@10", "ndcg@10", "mrr"), found)
-        return {
-            "name": name, "machine": "", "versions": {"jax": "0"}, "parameters": 7, "minutes": 1.0,
-            "metrics": {"all/known": metrics},
-        }  # fmt: skip
-
     results = {
         "split_hash": "s", "num_targets": {"known": 7}, "baselines": {"all/known": {}},
         "rows": [row("whole model", 0.25, 3), row("blind", 0.125, 1)],
