@@ -78,7 +78,7 @@ def _with_together(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def quality_summary(path: pathlib.Path) -> str:
-    """A suite in short: in every setting the best counting model by MRR, ours, and the limit."""
+    """A suite in short: in every setting the best baseline by MRR, ours, and the limit."""
     results = json.loads(path.read_text())
     chosen = {m: title for m, title in _COLUMNS.items() if m != "f1@10"}
     lines = [f"| request time, context | | {' | '.join(chosen.values())} |"]
@@ -88,7 +88,7 @@ def quality_summary(path: pathlib.Path) -> str:
         others = dict(results["baselines"][key])
         limit = others.pop("best possible", None)
         best = max(others, key=lambda name: others[name]["mrr"])
-        cells = [(f"best counting model: {best}", [number(others[best].get(m)) for m in chosen])]
+        cells = [(f"best baseline: {best}", [number(others[best].get(m)) for m in chosen])]
         for row in _with_together(results):
             if not row["name"].startswith(_ABLATED):
                 cells.append((row["name"], [_mean(row["metrics"][key][m]) for m in chosen]))

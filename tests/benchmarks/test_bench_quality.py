@@ -38,7 +38,7 @@ def test_a_log_without_times_has_one_line_in_the_overview(tmp_path, known, shown
     assert lines[-1][-1].startswith(f"{known / 0.125 - 1:+.0%}")
 
 
-def test_a_summary_shows_the_best_counting_model_ours_and_the_limit(tmp_path):
+def test_a_summary_shows_the_best_baseline_ours_and_the_limit(tmp_path):
     baselines = {
         name: dict.fromkeys(METRICS, value)
         for name, value in {"popularity": 0.0625, "mix": 0.125, "best possible": 0.5}.items()
@@ -48,7 +48,7 @@ def test_a_summary_shows_the_best_counting_model_ours_and_the_limit(tmp_path):
     path.write_text(json.dumps({"baselines": {"all/known": baselines}, "rows": rows}))
     lines = [line.split(" | ")[1:3] for line in quality_summary(path).splitlines()[2:]]
     assert lines == [
-        ["best counting model: mix", "0.1250"],
+        ["best baseline: mix", "0.1250"],
         ["whole model", "0.2500 ± 0.0100"],
         ["blind", "0.1000"],
         ["best possible", "0.5000"],
