@@ -190,6 +190,12 @@ class TrainingConfig:
         "neither history nor who asks: what is known of a person besides, and of the moment, "
         "learns to do alone, as it has to for new people.",
     )
+    stale_rate: float = option(
+        0.0,
+        "Fraction of training requests that do not see the last one, two, ... events before them "
+        "(each one more half as often): what comes after several events is learned too, and "
+        "answers from a state that is behind.",
+    )
     validation_every: float = option(1.0, "Epochs between validations.")
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
     patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
@@ -228,6 +234,7 @@ class TrainingConfig:
             "hide_domain_rate",
             "balance_domains",
             "cold_rate",
+            "stale_rate",
         ):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
         check(self.generate_weight >= 0, "--generate_weight must not be negative")

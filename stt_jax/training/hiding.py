@@ -1,8 +1,8 @@
 """What training hides of its requests, so that one model answers with or without it.
 
 Each kind is hidden for a random part of the requests, or of the windows: request time and place,
-the person and their history, the domain that is asked for, and everything that the person did in
-one of the domains.
+the last events, the person and their history, the domain that is asked for, and everything that
+the person did in one of the domains.
 """
 
 from __future__ import annotations
@@ -30,9 +30,41 @@ def hide(
             rate=config.hide_domain_rate,
             num_domains=requests.domains.shape[-1],
         )
+    if config.stale_rate:
+        requests = hide_last_events(
+            history, requests, jax.random.fold_in(key, 6), config.stale_rate
+        )
     if config.cold_rate:
         requests = hide_people(history, requests, jax.random.fold_in(key, 3), config.cold_rate)
     return history, hide_parts(requests, key, config)
+
+
+def hide_last_events(
+    history: History, requests: Requests, key: jax.Array, rate: float
+) -> Requests:
+    """Lets a part of the requests see a history that ends n events earlier, P(n) = 1 / 2^n.
+
+    What follows an event after others is learned too: an answer from a state that is behind, and,
+    where the order says little, more pairs to learn from. The first event of a history stays.
+    """
+    is_first = _first_tokens(history)
+    places = jnp.arange(is_first.shape[1], dtype=jnp.int32)[None]
+    starts = jax.lax.cummax(jnp.where(is_first, places, 0), axis=1)
+    last = jnp.maximum(requests.last_tokens, 0)
+    drawn_key, number_key = jax.random.split(key)
+    drawn = jax.random.bernoulli(drawn_key, rate, last.shape)
+    number = jax.random.geometric(number_key, 0.5, last.shape, jnp.int32)
+    earlier = jnp.maximum(last - number, jnp.take_along_axis(starts, last, axis=1))
+    stale = drawn & (requests.last_tokens >= 0)
+    gone_s = jnp.take_along_axis(history.times, last, axis=1) - jnp.take_along_axis(
+        history.times, earlier, axis=1
+    )
+    return dataclasses.replace(
+        requests,
+        last_tokens=jnp.where(stale, earlier, requests.last_tokens),
+        # Rounded up, so that it is never later than the event that is the last now.
+        last_hours=requests.last_hours - jnp.where(stale, -(-gone_s // 3600), 0),
+    )
 
 
 def hide_people(history: History, requests: Requests, key: jax.Array, rate: float) -> Requests:
