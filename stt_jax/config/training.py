@@ -192,9 +192,11 @@ class TrainingConfig:
     )
     stale_rate: float = option(
         0.0,
-        "Fraction of training requests that do not see the last one, two, ... events before them "
-        "(each one more half as often): what comes after several events is learned too, and "
-        "answers from a state that is behind.",
+        "Fraction of training requests that do not see the last events before them: what comes "
+        "after several events is learned too, and answers from a state that is behind.",
+    )
+    stale_events: float = option(
+        2.0, "With --stale_rate: how many events such a request does not see, on average; from 1."
     )
     validation_every: float = option(1.0, "Epochs between validations.")
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
@@ -237,6 +239,7 @@ class TrainingConfig:
             "stale_rate",
         ):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
+        check(self.stale_events >= 1, f"--stale_events={self.stale_events} must be at least 1")
         check(self.generate_weight >= 0, "--generate_weight must not be negative")
         check(self.validation_every > 0, "--validation_every must be positive")
         check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")

@@ -32,7 +32,11 @@ def hide(
         )
     if config.stale_rate:
         requests = hide_last_events(
-            history, requests, jax.random.fold_in(key, 6), config.stale_rate
+            history,
+            requests,
+            jax.random.fold_in(key, 6),
+            rate=config.stale_rate,
+            mean_events=config.stale_events,
         )
     if config.cold_rate:
         requests = hide_people(history, requests, jax.random.fold_in(key, 3), config.cold_rate)
@@ -40,12 +44,13 @@ def hide(
 
 
 def hide_last_events(
-    history: History, requests: Requests, key: jax.Array, rate: float
+    history: History, requests: Requests, key: jax.Array, *, rate: float, mean_events: float
 ) -> Requests:
-    """Lets a part of the requests see a history that ends n events earlier, P(n) = 1 / 2^n.
+    """Lets a part of the requests see a history that ends some events earlier.
 
-    What follows an event after others is learned too: an answer from a state that is behind, and,
-    where the order says little, more pairs to learn from. The first event of a history stays.
+    How many is geometric, from 1, with that mean; the first event of a window stays. So the model
+    learns what comes some time after an event, too: to answer from a state that is behind, or for
+    more than the very next event.
     """
     is_first = _first_tokens(history)
     places = jnp.arange(is_first.shape[1], dtype=jnp.int32)[None]
@@ -53,7 +58,7 @@ def hide_last_events(
     last = jnp.maximum(requests.last_tokens, 0)
     drawn_key, number_key = jax.random.split(key)
     drawn = jax.random.bernoulli(drawn_key, rate, last.shape)
-    number = jax.random.geometric(number_key, 0.5, last.shape, jnp.int32)
+    number = jax.random.geometric(number_key, 1 / mean_events, last.shape, jnp.int32)
     earlier = jnp.maximum(last - number, jnp.take_along_axis(starts, last, axis=1))
     stale = drawn & (requests.last_tokens >= 0)
     gone_s = jnp.take_along_axis(history.times, last, axis=1) - jnp.take_along_axis(

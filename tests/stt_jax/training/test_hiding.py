@@ -73,6 +73,33 @@ def test_a_cold_request_shows_neither_history_nor_who_asks_and_is_an_early_one(m
     assert abs(np.concatenate(shares).mean() - 0.3) < 0.07
 
 
+def test_a_stale_request_sees_less_of_the_same_history_and_knows_no_later_hour():
+    log = random_log(num_users=30, max_events=120)
+    source = TrainingBatches(log, window=64, requests=32, batch_rows=16, seed=0)
+    history, before = jax.tree.map(jax.numpy.asarray, source[0])
+    segments, times = np.asarray(history.segment_ids), np.asarray(history.times)
+    config = TrainingConfig(stale_rate=0.5, stale_events=3.0)
+    after = hide(history, before, jax.random.key(1), config)[1]
+    last, now = np.asarray(before.last_tokens), np.asarray(after.last_tokens)
+    segments_after, hours = np.asarray(after.segment_ids), np.asarray(after.last_hours)
+    np.testing.assert_array_equal(segments_after, before.segment_ids)
+    np.testing.assert_array_equal(after.targets, before.targets)
+    np.testing.assert_array_equal(now[last < 0], -1)
+    hidden, possible = [], 0
+    for row, request in np.argwhere(last >= 0):
+        old, new = last[row, request], now[row, request]
+        first = np.flatnonzero(segments[row] == segments_after[row, request])[0]
+        assert first <= new <= old
+        possible += old > first
+        hidden += [old - new] if new < old else []
+        gone_s = int(times[row, old] - times[row, new])
+        least = int(before.last_hours[row, request]) - hours[row, request]
+        assert gone_s / 3600 <= least < gone_s / 3600 + 1
+    assert abs(len(hidden) / possible - 0.5) < 0.05
+    # Cut where a history has fewer events than were drawn.
+    assert 1.5 < np.mean(hidden) <= 3.2 and max(hidden) > 6
+
+
 def test_a_hidden_domain_is_any_and_a_shown_one_is_that_of_the_target():
     log = random_log(num_users=30, has_domains=True)
     source = TrainingBatches(log, window=32, requests=16, batch_rows=8, seed=0)
