@@ -70,10 +70,13 @@ class DomainsConfig:
     balance_domains: float = option(0.5, "Of the models of several domains.")
     hide_domain_rate: float = option(0.3, "Of all models.")
     generate_weight: float = option(0.3, "Of all models.")
+    dropout: float = option(0.3, "Of all models.")
+    use_event_norm: bool = option(False, "Of all models.")
     max_train_events: int = option(60_000, "joint: events of the training part of each log.")
     max_targets: int = option(4000, "Most targets a domain.")
     num_users: int = option(800, "city: people.")
     num_days: int = option(40, "city: days.")
+    city_seed: int = option(1, "city: which city; another one to choose options on.")
     per_person: int = option(5, "city: targets of each person of whom one domain is hidden.")
     num_draws: int = option(200, "city: what is hidden is drawn so often for the best ranking.")
     seed: int = option(0, "Seed of the trainings.")
@@ -100,7 +103,10 @@ def bench(domains: DomainsConfig) -> None:
             "balance_domains",
             "hide_domain_rate",
             "generate_weight",
+            "dropout",
+            "use_event_norm",
             "max_targets",
+            "city_seed",
             "seed",
         )
     }
@@ -111,7 +117,9 @@ def bench(domains: DomainsConfig) -> None:
 
 
 def _city(domains: DomainsConfig, work: pathlib.Path) -> dict[str, Any]:
-    config = CityConfig(num_users=domains.num_users, num_days=domains.num_days)
+    config = CityConfig(
+        num_users=domains.num_users, num_days=domains.num_days, seed=domains.city_seed
+    )
     made = city_domains(
         generate_city(config), work / "log", share=0.2, per_person=domains.per_person
     )
@@ -230,7 +238,13 @@ def _train(log: PreparedLog, domains: DomainsConfig, run: pathlib.Path) -> tuple
             seed=domains.seed,
         ),
         # People are known by what they did, not by a vector of their own.
-        ModelConfig(width=domains.width, num_layers=1, use_person=False),
+        ModelConfig(
+            width=domains.width,
+            num_layers=1,
+            use_person=False,
+            dropout=domains.dropout,
+            use_event_norm=domains.use_event_norm,
+        ),
         ProtocolConfig(),
     )
     return trained, (time.monotonic() - began) / 60
