@@ -30,6 +30,14 @@ def hide(
             rate=config.hide_domain_rate,
             num_domains=requests.domains.shape[-1],
         )
+    if config.gap_rate:
+        history, requests = hide_stretches(
+            history,
+            requests,
+            jax.random.fold_in(key, 7),
+            rate=config.gap_rate,
+            mean_events=config.gap_events,
+        )
     if config.stale_rate:
         requests = hide_last_events(
             history,
@@ -67,8 +75,7 @@ def hide_last_events(
     return dataclasses.replace(
         requests,
         last_tokens=jnp.where(stale, earlier, requests.last_tokens),
-        # Rounded up, so that it is never later than the event that is the last now.
-        last_hours=requests.last_hours - jnp.where(stale, -(-gone_s // 3600), 0),
+        last_hours=_earlier(requests.last_hours, jnp.where(stale, gone_s, 0)),
     )
 
 
@@ -141,9 +148,51 @@ def hide_domains(
     chosen = jax.random.bernoulli(chosen_key, rate, drawn.shape)
     hidden = jnp.where(chosen, drawn, 0)  # of each segment of each row, 0 = none
     of_tokens = jnp.take_along_axis(hidden, history.segment_ids, axis=1)
-    gone = (of_tokens > 0) & (history.traits[DOMAIN][..., 0] == of_tokens)
-    stays = ~gone & (history.segment_ids > 0)
+    return _without(
+        history, requests, (of_tokens > 0) & (history.traits[DOMAIN][..., 0] == of_tokens)
+    )
 
+
+def hide_stretches(
+    history: History, requests: Requests, key: jax.Array, *, rate: float, mean_events: float
+) -> tuple[History, Requests]:
+    """Takes a stretch of events out of some windows, as if nobody had recorded them.
+
+    A request within it sees what was before it, a later one what came since, too: so it is where
+    a state is some days behind, or where the last trajectory is known and those before it are not.
+
+    Args:
+      history, requests: a batch.
+      key: draws the windows, and of each where the stretch ends and how long it is.
+      rate: fraction of the windows.
+      mean_events: of the stretch, geometric; the first event of a window stays.
+
+    Returns:
+      (history, requests), as of `hide_domains`.
+    """
+    num_rows, num_tokens = history.items.shape
+    chosen_key, end_key, length_key = jax.random.split(key, 3)
+    shape = (num_rows, num_tokens + 1)  # one a segment
+    chosen = jax.random.bernoulli(chosen_key, rate, shape)
+    lengths = jax.random.geometric(length_key, 1 / mean_events, shape, jnp.int32)
+    places = jnp.arange(num_tokens, dtype=jnp.int32)[None]
+    starts = jax.lax.cummax(jnp.where(_first_tokens(history), places, 0), axis=1)
+    own = places - starts  # of its window
+    sizes = jax.vmap(lambda ids: jnp.bincount(ids, length=num_tokens + 1))(history.segment_ids)
+    ends = (jax.random.uniform(end_key, shape) * (sizes + 1)).astype(jnp.int32)
+
+    def of_tokens(values: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, history.segment_ids, axis=1)
+
+    inside = (own < of_tokens(ends)) & (own >= of_tokens(ends - lengths)) & (own > 0)
+    return _without(history, requests, of_tokens(chosen) & inside)
+
+
+def _without(
+    history: History, requests: Requests, gone: jax.Array
+) -> tuple[History, Requests]:
+    """The batch without the events where `gone`, bool [B, S], is true."""
+    stays = ~gone & (history.segment_ids > 0)
     order = jnp.argsort(~stays, axis=1, stable=True)
     moved: History = jax.tree.map(
         lambda leaf: jnp.take_along_axis(
@@ -158,14 +207,26 @@ def hide_domains(
     # A window's first token keeps its gap, which reaches back to before the window.
     was_first = jnp.take_along_axis(_first_tokens(history), order, axis=1)
     gaps_s = jnp.where(follows, since, jnp.where(was_first, moved.gaps_s, -1))
-    history = dataclasses.replace(moved, segment_ids=segment_ids, gaps_s=gaps_s)
 
     # A request sees what stayed of what it saw.
     places = jnp.cumsum(stays, axis=1, dtype=jnp.int32) - 1
-    last = jnp.take_along_axis(places, jnp.maximum(requests.last_tokens, 0), axis=1)
+    before = jnp.maximum(requests.last_tokens, 0)
+    last = jnp.take_along_axis(places, before, axis=1)
     of_last = jnp.take_along_axis(segment_ids, jnp.maximum(last, 0), axis=1)
     sees = (requests.last_tokens >= 0) & (last >= 0) & (of_last == requests.segment_ids)
-    return history, dataclasses.replace(requests, last_tokens=jnp.where(sees, last, -1))
+    gone_s = jnp.take_along_axis(history.times, before, axis=1) - jnp.take_along_axis(
+        moved.times, jnp.maximum(last, 0), axis=1
+    )
+    return dataclasses.replace(moved, segment_ids=segment_ids, gaps_s=gaps_s), dataclasses.replace(
+        requests,
+        last_tokens=jnp.where(sees, last, -1),
+        last_hours=_earlier(requests.last_hours, jnp.where(sees, gone_s, 0)),
+    )
+
+
+def _earlier(hours: jax.Array, seconds: jax.Array) -> jax.Array:
+    """So many seconds earlier, rounded down: never later than the event that is the last now."""
+    return hours - -(-seconds // 3600)
 
 
 def _first_tokens(history: History) -> jax.Array:
