@@ -38,6 +38,8 @@ def hide(
             rate=config.gap_rate,
             mean_events=config.gap_events,
         )
+    if config.cold_rate:
+        requests = hide_people(history, requests, jax.random.fold_in(key, 3), config.cold_rate)
     if config.stale_rate:
         requests = hide_last_events(
             history,
@@ -46,8 +48,6 @@ def hide(
             rate=config.stale_rate,
             mean_events=config.stale_events,
         )
-    if config.cold_rate:
-        requests = hide_people(history, requests, jax.random.fold_in(key, 3), config.cold_rate)
     return history, hide_parts(requests, key, config)
 
 
