@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from stt_jax.batch import Catalogue, table_rows
@@ -76,7 +74,7 @@ class Pointer(nn.Module):
         self.encodings = Encodings(
             self.config,
             self.config.num_heads,
-            with_order=self.with_content,
+            with_order=True,
             by_chance=not self.with_content,
         )
 
@@ -126,18 +124,13 @@ class Pointer(nn.Module):
 
 
 class Mixer(nn.Module):
-    """How likely the next item comes from the catalogue, and from each other source.
-
-    The weights of the habits are numbers that training leaves alone: what knows the training part
-    by heart would have everything there. They begin at a quarter of all others together, each.
-    """
+    """How likely the next item comes from the catalogue, and from each pointer."""
 
     num_sources: int
-    habits: slice
 
     @nn.compact
     def __call__(self, queries: jax.Array, counts: jax.Array) -> jax.Array:
-        """Log-probabilities of generating and of each source.
+        """Log-probabilities of generating and of each pointer.
 
         Args:
           queries: [B, R, E].
@@ -146,40 +139,12 @@ class Mixer(nn.Module):
         Returns:
           float32 [B, R, 1 + M].
         """
-        first, last = 1 + self.habits.start, 1 + self.habits.stop
+        logits = nn.Dense(1 + self.num_sources, name="gate")(queries.astype(jnp.float32))
+        if self.num_sources:
+            evidence = nn.Dense(1 + self.num_sources, use_bias=False, name="evidence")
+            logits = logits + evidence(jnp.log1p(counts))
         available = jnp.pad(counts > 0, ((0, 0), (0, 0), (1, 0)), constant_values=True)
-        fixed = jnp.zeros((*queries.shape[:2], 0))
-        if last > first:
-            start = nn.initializers.constant(np.log(0.25))
-            fixed = jnp.broadcast_to(
-                jax.lax.stop_gradient(self.param("habits", start, (last - first,))),
-                (*queries.shape[:2], last - first),
-            )
-            fixed = jnp.where(available[..., first:last], fixed, NOTHING)
-
-        def learned(values: jax.Array) -> jax.Array:
-            return jnp.concatenate([values[..., :first], values[..., last:]], axis=-1)
-
-        num_learned = 1 + self.num_sources - (last - first)
-        logits = nn.Dense(num_learned, name="gate")(queries.astype(jnp.float32))
-        if num_learned > 1:
-            evidence = nn.Dense(num_learned, use_bias=False, name="evidence")
-            logits = logits + evidence(jnp.log1p(learned(counts)))
-        logits = jnp.where(learned(available), logits, NOTHING)
-        if last == first:
-            return jax.nn.log_softmax(logits)
-        logits = jax.nn.log_softmax(logits)
-        parts = [logits[..., :first], fixed, logits[..., first:]]
-        return jax.nn.log_softmax(jnp.concatenate(parts, axis=-1))
-
-
-def move_gates(mixer: Any, added: jax.Array, habits: slice) -> Any:
-    """The parameters of a `Mixer` with numbers [1 + M] added to the logits of its sources."""
-    first, last = 1 + habits.start, 1 + habits.stop
-    gate = mixer["gate"]
-    learned = jnp.concatenate([added[:first], added[last:]])
-    moved = {**mixer, "gate": {**gate, "bias": gate["bias"] + learned}}
-    return moved | ({"habits": mixer["habits"] + added[first:last]} if last > first else {})
+        return jax.nn.log_softmax(jnp.where(available, logits, NOTHING))
 
 
 def _split(vectors: jax.Array, config: ModelConfig) -> jax.Array:

@@ -125,15 +125,9 @@ class SpatiotemporalTransformer(nn.Module):
                 name: Pointer(config, with_content=name not in HABITS, name=name)
                 for name in self._pointers
             }
-        self.mixer = Mixer(len(self._pointers) + crowd.num_sources(config), self.habits)
+        self.mixer = Mixer(len(self._pointers) + crowd.num_sources(config))
         if config.use_boost:
             self.booster = crowd.Booster(crowd.num_sources(config))
-
-    @property
-    def habits(self) -> slice:
-        """Which of the mixture's sources, besides generating, are habits."""
-        names = self._pointers
-        return slice(len([name for name in names if name not in HABITS]), len(names))
 
     @property
     def _pointers(self) -> tuple[str, ...]:
@@ -481,15 +475,15 @@ class SpatiotemporalTransformer(nn.Module):
             counts.append(jnp.maximum(earlier, 0))
         if self.config.use_habit:
             seen = counts[0]
-            hours_alone = dataclasses.replace(
-                geometry, times=None, query_times=None, coords=None, query_coords=None
+            # Hours after the last event, whether the request tells its time or not; and its hour.
+            last_phases = jnp.where(
+                requests.last_tokens >= 0, at_tokens(history.phases, requests.last_tokens), -1
             )
-            geometries |= {"routine": hours_alone, "rhythm": hours_alone}
-            if self.config.use_time:
-                # Counted from the last event, whether the request tells its time or not.
-                last_phases = at_tokens(history.phases, requests.last_tokens)
-                seen_phases = jnp.where(requests.last_tokens >= 0, last_phases, -1)
-                geometries["routine"] = dataclasses.replace(hours_alone, query_phases=seen_phases)
+            if geometry.phases is not None:
+                routine = dataclasses.replace(geometry, query_phases=last_phases)
+            else:
+                routine = geometry
+            geometries |= {"routine": routine, "rhythm": geometry}
             counts += [seen, jnp.where(requests.time_known, seen, 0)]
         return geometries, [count.astype(jnp.float32) for count in counts]
 

@@ -21,7 +21,6 @@ from jax.experimental import multihost_utils
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import PreparedLog
-from stt_jax.model.head import move_gates
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.training.ranks import MODES, asked_batches, in_mode
 from stt_jax.training.sharding import Placement
@@ -55,8 +54,8 @@ def fit_gates(
     Returns:
       As `params`; what is not the gate's bias is the same.
     """
-    habits = model.habits
-    num_sources = len(params["mixer"]["gate"]["bias"]) + habits.stop - habits.start
+    gate = params["mixer"]["gate"]
+    num_sources = gate["bias"].shape[0]
     asked = asked_batches(
         log,
         targets.sample(_MAX_TARGETS, seed=0),
@@ -94,9 +93,8 @@ def fit_gates(
             whole = multihost_utils.process_allgather(of_mode, tiled=True)
             parts.append([np.asarray(array)[index >= 0] for array in whole])
     added = find_biases(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    moved = move_gates(params["mixer"], jnp.asarray(added), habits)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, params["mixer"])
-    return {**params, "mixer": jax.device_put(moved, shardings)}
+    moved = jax.device_put(gate["bias"] + added, gate["bias"].sharding)
+    return {**params, "mixer": {**params["mixer"], "gate": {**gate, "bias": moved}}}
 
 
 def find_candidates(
