@@ -35,11 +35,6 @@ class ModelConfig:
     use_sequel: bool = option(
         True, "With --use_pointer: point also at what followed the last item earlier, alone."
     )
-    use_habit: bool = option(
-        False,
-        "With --use_pointer: point also by when, where and how long ago alone, whatever the items "
-        "are: few numbers, which cannot learn the training part by heart. With --calibrate.",
-    )
     use_crowd: bool = option(
         True,
         "Mix in what the crowd did: what followed the last items, what goes together, what was "
@@ -105,7 +100,6 @@ class ModelConfig:
             2 <= self.num_time_buckets <= 256 and 2 <= self.num_space_buckets <= 128,
             "--num_time_buckets must be in 2..256 and --num_space_buckets in 2..128",
         )
-        check(self.use_pointer or not self.use_habit, "--use_habit needs --use_pointer")
         check(self.use_crowd or not self.use_boost, "--use_boost needs --use_crowd")
         check(self.trend_lag_h >= 0, f"--trend_lag_h={self.trend_lag_h} must be 0 or more")
         check(

@@ -34,23 +34,20 @@ class Memory:
 class Encodings(nn.Module):
     """The learned tables of one attention: time gap, distance, hour-of-week difference, order.
 
-    They start at zero, so that training begins from plain attention; where nothing else tells the
-    heads apart they have to start by chance.
+    They start at zero, so that training begins from plain attention.
     """
 
     config: ModelConfig
     num_heads: int
     with_order: bool = False
-    by_chance: bool = False
 
     @nn.compact
     def __call__(self, geometry: Geometry) -> dict[str, Any]:
         """The keyword arguments of `stt_kernels` for this geometry."""
 
-        start = nn.initializers.normal(0.02) if self.by_chance else nn.initializers.zeros_init()
-
         def table(name: str, size: int) -> jax.Array:
-            return TABLE_SCALE * self.param(name, start, (self.num_heads, size))
+            shape = (self.num_heads, size)
+            return TABLE_SCALE * self.param(name, nn.initializers.zeros_init(), shape)
 
         arguments = {name: getattr(geometry, name) for name in Geometry.__dataclass_fields__}
         if geometry.times is not None:

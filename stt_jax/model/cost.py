@@ -50,6 +50,5 @@ def step_flops(
     if config.use_pointer:
         per_token += square
         per_request += (2 if config.use_sequel else 1) * (square + width * tokens)
-        per_request += (2 if config.use_habit else 0) * width * tokens
     forward = rows * (tokens * per_token + requests * per_request) + catalogue * place
     return 3 * forward

@@ -59,24 +59,14 @@ class PointerKeys(nn.Module):
 
 
 class Pointer(nn.Module):
-    """Attention over the own history whose weights are probabilities of its items.
-
-    Without content the encodings alone say where to.
-    """
+    """Attention over the own history whose weights are probabilities of its items."""
 
     config: ModelConfig
-    with_content: bool = True
 
     def setup(self) -> None:
-        if self.with_content:
-            self.query_norm = nn.LayerNorm(dtype=self.config.dtype)
-            self.query = nn.Dense(self.config.width, dtype=self.config.dtype)
-        self.encodings = Encodings(
-            self.config,
-            self.config.num_heads,
-            with_order=True,
-            by_chance=not self.with_content,
-        )
+        self.query_norm = nn.LayerNorm(dtype=self.config.dtype)
+        self.query = nn.Dense(self.config.width, dtype=self.config.dtype)
+        self.encodings = Encodings(self.config, self.config.num_heads, with_order=True)
 
     def log_mass(
         self,
@@ -89,7 +79,8 @@ class Pointer(nn.Module):
         """Log of the pointer's mass on each request's target, float32 [B, R]."""
         return call_kernel(
             pointer_log_mass,
-            *self._contents(hidden, keys),
+            _split(self.query(self.query_norm(hidden)), self.config),
+            keys,
             config=self.config,
             encodings=self.encodings(geometry),
             ids=items,
@@ -98,14 +89,8 @@ class Pointer(nn.Module):
 
     def event_mass(self, hidden: jax.Array, keys: jax.Array, geometry: Geometry) -> jax.Array:
         """The pointer's mass on every event of the history, float32 [B, R, S]."""
-        queries, keys = self._contents(hidden, keys)
+        queries = _split(self.query(self.query_norm(hidden)), self.config)
         return attention_weights(queries, keys, **self.encodings(geometry)).mean(axis=1)
-
-    def _contents(self, hidden: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(queries [B, R, H, D], keys [B, S, H, D])."""
-        if self.with_content:
-            return _split(self.query(self.query_norm(hidden)), self.config), keys
-        return jnp.zeros((*hidden.shape[:2], *keys.shape[2:]), keys.dtype), jnp.zeros_like(keys)
 
     def contributions(self, geometry: Geometry) -> dict[str, jax.Array]:
         """What time gap and distance add to the pointer's logits, mean over heads, [B, R, S]."""

@@ -20,8 +20,6 @@ class Prediction:
       log_gates: float32 [B, R, 1 + M], log-probability of generating and of each other source:
         the pointers, then the crowd's.
       target_log_masses: float32 [B, R, M], log of each source's mass on the target.
-      habit_log_masses: float32 [B, R, K], the same of the sources that learn for themselves; among
-        the others they are constants.
       boosts: [B, R, P], what the scorer's logits lack of some items; None = nothing.
     """
 
@@ -30,7 +28,6 @@ class Prediction:
     scorer: ItemScorer
     log_gates: jax.Array
     target_log_masses: jax.Array
-    habit_log_masses: jax.Array
     boosts: crowd.Boosts | None
 
 

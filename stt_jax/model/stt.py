@@ -39,9 +39,6 @@ from stt_jax.model.recurrence import (
     find_recurrences,
 )
 
-# Pointers without content: by the hours since the last event, and by the hour that is asked for.
-HABITS = ("routine", "rhythm")
-
 _TINY = 1e-30  # no probability, as a number to divide by
 
 
@@ -121,10 +118,7 @@ class SpatiotemporalTransformer(nn.Module):
         self.generate = GenerateHead(config, sizes.num_items, sizes.num_categories)
         if config.use_pointer:
             self.pointer_keys = PointerKeys(config)
-            self.pointers = {
-                name: Pointer(config, with_content=name not in HABITS, name=name)
-                for name in self._pointers
-            }
+            self.pointers = {name: Pointer(config, name=name) for name in self._pointers}
         self.mixer = Mixer(len(self._pointers) + crowd.num_sources(config))
         if config.use_boost:
             self.booster = crowd.Booster(crowd.num_sources(config))
@@ -133,8 +127,7 @@ class SpatiotemporalTransformer(nn.Module):
     def _pointers(self) -> tuple[str, ...]:
         if not self.config.use_pointer:
             return ()
-        names = ("pointer", "sequel") if self.config.use_sequel else ("pointer",)
-        return names + HABITS if self.config.use_habit else names
+        return ("pointer", "sequel") if self.config.use_sequel else ("pointer",)
 
     @exact_products
     def __call__(
@@ -160,15 +153,15 @@ class SpatiotemporalTransformer(nn.Module):
         )
         queries = self.generate(hidden)
         geometries, counts = self._pointed_at(history, requests, geometry)
-        masses, habits = [], []
+        masses = []
         if self._pointers:
             keys = self.pointer_keys(states)
-            for name in self._pointers:
-                mass = self.pointers[name].log_mass(
+            masses = [
+                self.pointers[name].log_mass(
                     hidden, keys, history.items, requests.targets, geometries[name]
                 )
-                habits += [mass] if name in HABITS else []
-                masses.append(jax.lax.stop_gradient(mass) if name in HABITS else mass)
+                for name in self._pointers
+            ]
         rows = crowd.find_rows(self.config, catalogue, history, requests)
         counts += crowd.evidence(rows, held_out=True)
         masses += crowd.target_log_masses(rows, requests.targets)
@@ -178,7 +171,6 @@ class SpatiotemporalTransformer(nn.Module):
             self.item_scorer(catalogue, hidden_ids),
             self.mixer(queries, _stack(counts, queries)),
             _stack(masses, queries),
-            _stack(habits, queries),
             self._boosts(queries, rows, held_out=True),
         )
 
@@ -473,18 +465,6 @@ class SpatiotemporalTransformer(nn.Module):
             )
             earlier = at_tokens(found.counts, requests.last_tokens) - 1
             counts.append(jnp.maximum(earlier, 0))
-        if self.config.use_habit:
-            seen = counts[0]
-            # Hours after the last event, whether the request tells its time or not; and its hour.
-            last_phases = jnp.where(
-                requests.last_tokens >= 0, at_tokens(history.phases, requests.last_tokens), -1
-            )
-            if geometry.phases is not None:
-                routine = dataclasses.replace(geometry, query_phases=last_phases)
-            else:
-                routine = geometry
-            geometries |= {"routine": routine, "rhythm": geometry}
-            counts += [seen, jnp.where(requests.time_known, seen, 0)]
         return geometries, [count.astype(jnp.float32) for count in counts]
 
 

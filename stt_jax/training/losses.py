@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stt_jax.config import TrainingConfig
-from stt_jax.model.head import NOTHING, ItemScorer
+from stt_jax.model.head import ItemScorer
 from stt_jax.model.mixture import Prediction
 from stt_jax.training.tiles import catalogue_sums
 
@@ -173,9 +173,8 @@ def mixture_loss(
     """The loss of a batch and what to report of it: the weighted mean over its requests.
 
         -(1 - e) log p(target) - e mean_v log p_generate(v) - w log p_generate(target)
-        - sum_h log p_h(target)
 
-    p is the mixture of the head, p_h each habit, if the history has the target; smoothing acts on the generating part alone, because the
+    p is the mixture of the head; smoothing acts on the generating part alone, because the
     pointer can only ever reach the items of the history.
 
     Args:
@@ -211,9 +210,6 @@ def mixture_loss(
     log_probs = jax.nn.logsumexp(log_gates + log_masses, axis=1)
     losses = -(1 - label_smoothing) * log_probs - label_smoothing * mean_log_probs
     losses = losses - generate_weight * generated
-    habits = prediction.habit_log_masses.reshape(len(targets), -1)
-    # Of what can be pointed at; nothing else learns from this, so it needs no weight.
-    losses = losses - jnp.where(habits > NOTHING / 2, habits, 0.0).sum(axis=1)
     num_requests = weights.sum()
     loss = (losses * weights).sum() / jnp.maximum(num_requests, 1.0)
     sums = {

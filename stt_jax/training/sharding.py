@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"decoder/people", BY_ROWS),
     (r"items/(categories|trait_.+|place/kernel)", DENSE),
     (r"decoder/domains", DENSE),
-    (r"(events|blocks_\d+|decoder|generate|pointer_keys|pointer|sequel|routine|rhythm|mixer|booster)/.+", DENSE),
+    (r"(events|blocks_\d+|decoder|generate|pointer_keys|pointer|sequel|mixer|booster)/.+", DENSE),
 )
 
 

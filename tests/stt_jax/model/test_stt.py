@@ -81,8 +81,6 @@ VARIANTS = {
     "whole": {},
     "boosted": {"use_boost": True},
     "normed": {"use_event_norm": True},
-    "with habits": {"use_habit": True},
-    "with habits, blind": {"use_habit": True, "use_time": False, "use_place": False},
     "blind": {"use_time": False, "use_place": False, "use_sequel": False},
     "bare": {
         "use_gate": False,

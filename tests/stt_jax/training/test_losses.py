@@ -44,7 +44,6 @@ def prediction(num_pointers=2, V=V, distances=True, boosts=None):
         scorer,
         jax.nn.log_softmax(normal(B, R, 1 + num_pointers)),
         jnp.log(jnp.asarray(rng.random((B, R, num_pointers)), jnp.float32)),
-        jnp.zeros((B, R, 0)),
         boosts,
     )
 
@@ -208,7 +207,7 @@ def temporary_bytes(num_items, softmax, *, num_requests=512, width=8):
         is_item = jnp.arange(num_items) > 0
         scorer = ItemScorer(vectors, bias, is_item, categories, coords, table, num_items - 1)
         sure = jnp.zeros((1, num_requests, 1))
-        p = Prediction(queries, places, scorer, sure, sure[..., 1:], sure[..., 1:], None)
+        p = Prediction(queries, places, scorer, sure, sure[..., 1:], None)
         return mixture_loss(p, targets, label_smoothing=0.1, softmax=softmax)[0]
 
     compiled = (
