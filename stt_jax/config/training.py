@@ -177,7 +177,7 @@ class TrainingConfig:
     )
     hide_domain_rate: float = option(
         0.2,
-        "With domains: fraction of training windows whose history lacks one of them, drawn at "
+        "With domains: fraction of training windows whose history lacks one of its own, drawn at "
         "random: what is asked there has to be known from the others, as of people new to it.",
     )
     balance_domains: float = option(
@@ -186,7 +186,7 @@ class TrainingConfig:
     )
     cold_rate: float = option(
         0.0,
-        "Fraction of people's first training requests (fewer than 20 events before them) that see "
+        "Fraction of people's first training requests (fewer than 10 events before them) that see "
         "neither history nor who asks: what is known of a person besides, and of the moment, "
         "learns to do alone, as it has to for new people.",
     )
@@ -197,14 +197,6 @@ class TrainingConfig:
     )
     stale_events: float = option(
         2.0, "With --stale_rate: how many events such a request does not see, on average; from 1."
-    )
-    gap_rate: float = option(
-        0.0,
-        "Fraction of training windows that lack a stretch of events, as where the last days of a "
-        "person are not known yet, or all but the latest trajectory.",
-    )
-    gap_events: float = option(
-        20.0, "With --gap_rate: how many events such a stretch has, on average; from 1."
     )
     validation_every: float = option(1.0, "Epochs between validations.")
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
@@ -245,11 +237,9 @@ class TrainingConfig:
             "balance_domains",
             "cold_rate",
             "stale_rate",
-            "gap_rate",
         ):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
-        for name in ("stale_events", "gap_events"):
-            check(getattr(self, name) >= 1, f"--{name}={getattr(self, name)} must be at least 1")
+        check(self.stale_events >= 1, f"--stale_events={self.stale_events} must be at least 1")
         check(self.generate_weight >= 0, "--generate_weight must not be negative")
         check(self.validation_every > 0, "--validation_every must be positive")
         check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")

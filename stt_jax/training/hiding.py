@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from stt_jax.batch import History, Requests
 from stt_jax.config import DOMAIN, TrainingConfig
 
-COLD_EVENTS = 20  # of a person: whose history may be hidden has fewer
+COLD_EVENTS = 10  # of a person: whose history may be hidden has fewer
 
 
 def hide(
@@ -29,14 +29,6 @@ def hide(
             jax.random.fold_in(key, 5),
             rate=config.hide_domain_rate,
             num_domains=requests.domains.shape[-1],
-        )
-    if config.gap_rate:
-        history, requests = hide_stretches(
-            history,
-            requests,
-            jax.random.fold_in(key, 7),
-            rate=config.gap_rate,
-            mean_events=config.gap_events,
         )
     if config.cold_rate:
         requests = hide_people(history, requests, jax.random.fold_in(key, 3), config.cold_rate)
@@ -134,7 +126,7 @@ def hide_domains(
 
     Args:
       history, requests: a batch.
-      key: draws the windows, and of each which domain.
+      key: draws the windows, and of each which of its domains.
       rate: fraction of the windows.
       num_domains: D.
 
@@ -144,54 +136,16 @@ def hide_domains(
     """
     num_rows, num_tokens = history.items.shape
     chosen_key, domain_key = jax.random.split(key)
-    drawn = jax.random.randint(domain_key, (num_rows, num_tokens + 1), 1, num_domains + 1)
-    chosen = jax.random.bernoulli(chosen_key, rate, drawn.shape)
-    hidden = jnp.where(chosen, drawn, 0)  # of each segment of each row, 0 = none
-    of_tokens = jnp.take_along_axis(hidden, history.segment_ids, axis=1)
-    return _without(
-        history, requests, (of_tokens > 0) & (history.traits[DOMAIN][..., 0] == of_tokens)
-    )
-
-
-def hide_stretches(
-    history: History, requests: Requests, key: jax.Array, *, rate: float, mean_events: float
-) -> tuple[History, Requests]:
-    """Takes a stretch of events out of some windows, as if nobody had recorded them.
-
-    A request within it sees what was before it, a later one what came since, too: so it is where
-    a state is some days behind, or where the last trajectory is known and those before it are not.
-
-    Args:
-      history, requests: a batch.
-      key: draws the windows, and of each where the stretch ends and how long it is.
-      rate: fraction of the windows.
-      mean_events: of the stretch, geometric; the first event of a window stays.
-
-    Returns:
-      (history, requests), as of `hide_domains`.
-    """
-    num_rows, num_tokens = history.items.shape
-    chosen_key, end_key, length_key = jax.random.split(key, 3)
     shape = (num_rows, num_tokens + 1)  # one a segment
-    chosen = jax.random.bernoulli(chosen_key, rate, shape)
-    lengths = jax.random.geometric(length_key, 1 / mean_events, shape, jnp.int32)
-    places = jnp.arange(num_tokens, dtype=jnp.int32)[None]
-    starts = jax.lax.cummax(jnp.where(_first_tokens(history), places, 0), axis=1)
-    own = places - starts  # of its window
-    sizes = jax.vmap(lambda ids: jnp.bincount(ids, length=num_tokens + 1))(history.segment_ids)
-    ends = (jax.random.uniform(end_key, shape) * (sizes + 1)).astype(jnp.int32)
-
-    def of_tokens(values: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(values, history.segment_ids, axis=1)
-
-    inside = (own < of_tokens(ends)) & (own >= of_tokens(ends - lengths)) & (own > 0)
-    return _without(history, requests, of_tokens(chosen) & inside)
-
-
-def _without(
-    history: History, requests: Requests, gone: jax.Array
-) -> tuple[History, Requests]:
-    """The batch without the events where `gone`, bool [B, S], is true."""
+    of_domain = history.traits[DOMAIN][..., 0]
+    has = jnp.zeros((*shape, num_domains + 1), bool)
+    has = has.at[jnp.arange(num_rows)[:, None], history.segment_ids, of_domain].set(True)
+    # One of those that a window has: a person of one domain is new as often as one of several.
+    lots = jax.random.uniform(domain_key, (*shape, num_domains))
+    drawn = 1 + jnp.argmax(jnp.where(has[..., 1:], lots, -1.0), axis=-1).astype(jnp.int32)
+    hidden = jnp.where(jax.random.bernoulli(chosen_key, rate, shape), drawn, 0)  # 0 = none
+    of_tokens = jnp.take_along_axis(hidden, history.segment_ids, axis=1)
+    gone = (of_tokens > 0) & (of_domain == of_tokens)
     stays = ~gone & (history.segment_ids > 0)
     order = jnp.argsort(~stays, axis=1, stable=True)
     moved: History = jax.tree.map(

@@ -156,6 +156,33 @@ def test_a_hidden_domain_leaves_a_history_as_if_it_had_never_been():
         np.testing.assert_array_equal(getattr(asked, name), getattr(requests, name))
 
 
+def test_a_window_of_one_domain_loses_it_as_often_as_one_of_two_loses_one():
+    log = random_log(num_users=60, max_events=6, has_domains=True)
+    source = TrainingBatches(log, window=32, requests=16, batch_rows=16, seed=0)
+    history, requests = jax.tree.map(jax.numpy.asarray, source[0])
+    segments, domains = (
+        np.asarray(history.segment_ids),
+        np.asarray(history.traits["domain"])[..., 0],
+    )
+    after = hide_domains(history, requests, jax.random.key(0), rate=1.0, num_domains=2)
+    found, asked = jax.device_get(after)
+    num_one = 0
+    for row in range(16):
+        for segment in range(1, segments[row].max() + 1):
+            has = set(domains[row, segments[row] == segment].tolist()) - {0}
+            kept = found.traits["domain"][row, found.segment_ids[row] == segment, 0]
+            assert len(has) - len(set(kept.tolist()) - {0}) == min(len(has), 1)
+            num_one += len(has) == 1
+    assert num_one > 3
+    last, now = np.asarray(requests.last_tokens), np.asarray(asked.last_tokens)
+    for row, request in np.argwhere((last >= 0) & (now >= 0)):
+        earlier_s = int(
+            history.times[row, last[row, request]] - found.times[row, now[row, request]]
+        )
+        hours = int(requests.last_hours[row, request] - asked.last_hours[row, request])
+        assert earlier_s / 3600 <= hours < earlier_s / 3600 + 1
+
+
 def test_without_domains_or_at_rate_zero_histories_stay():
     for log, rate in ((random_log(), 0.5), (random_log(has_domains=True), 0.0)):
         source = TrainingBatches(log, window=32, requests=16, batch_rows=2, seed=0)
