@@ -97,7 +97,8 @@ def test_a_stale_request_sees_less_of_the_same_history_and_knows_no_later_hour()
         assert gone_s / 3600 <= least < gone_s / 3600 + 1
     assert abs(len(hidden) / possible - 0.5) < 0.05
     # Cut where a history has fewer events than were drawn.
-    assert 1.5 < np.mean(hidden) <= 3.2 and max(hidden) > 6
+    assert 1.5 < np.mean(hidden) <= 3.2
+    assert max(hidden) > 6
 
 
 def test_a_hidden_domain_is_any_and_a_shown_one_is_that_of_the_target():
