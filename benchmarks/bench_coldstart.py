@@ -64,14 +64,14 @@ class Suite:
 SUITES = {
     "ml100k": Suite(
         "configs/ml100k.flags",
-        {"epochs": 10.0, "cold_rate": 0.5},
+        {"cold_rate": 0.5, "stale_rate": 0.6, "stale_events": 5.0, "calibrate": False},
         {"id_dropout": 0.1, "use_popularity": True},
         True,
         "known",
     ),
     "nyc": Suite(
         "configs/nyc.flags",
-        {"cold_rate": 0.5},
+        {"cold_rate": 0.5, "stale_rate": 0.6, "stale_events": 5.0},
         {"id_dropout": 0.1, "use_popularity": True, "use_crowd": True},
         False,
         "known",
@@ -81,6 +81,7 @@ SUITES = {
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "whole model": ({}, {}),
     "without cold requests": ({}, {"cold_rate": 0.0}),
+    "without stale requests": ({}, {"stale_rate": 0.0}),
     "without popularity": ({"use_popularity": False}, {}),
     "without id dropout": ({"id_dropout": 0.0}, {}),
     "without id dropout and traits": ({"id_dropout": 0.0, "use_traits": False}, {}),
