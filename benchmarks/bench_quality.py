@@ -62,7 +62,9 @@ class Suite:
 
 
 def _log_suite(name: str) -> Suite:
-    return Suite((Row("whole model", f"configs/{name}.flags"),))
+    return Suite(
+        (Row("whole model", f"configs/{name}.flags"),), together=name.startswith("amazon")
+    )
 
 
 _PLAIN = ("ml100k", "ml1m", "amazon_beauty", "amazon_sports", "amazon_toys", "gowalla", "calgary",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable
@@ -141,21 +142,22 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
     ]
     for path in paths:
         results = json.loads(path.read_text())
-        row = results["rows"][0]
-        for key, mode in _modes(row["metrics"]).items():
+        rows = [results["rows"][0], *([results["together"]] if "together" in results else [])]
+        for row, (key, mode) in itertools.product(rows, _modes(rows[0]["metrics"]).items()):
             context, metrics = key.split("/")[0], row["metrics"][key]
             others = {k: v for k, v in results["baselines"][key].items() if k != "best possible"}
             best_name = max(others, key=lambda k: others[k]["mrr"])
             best, chosen = others[best_name], ("accuracy@1", "hr@10", "mrr")
             ours = {m: metrics[m]["mean"] for m in chosen}
             gains = [f"{ours[m] / best[m] - 1:+.0%}" if best[m] else "" for m in chosen[:2]]
+            seeds = row.get("seeds", "") if row is rows[0] else row["name"]
             lines.append(
                 f"| {path.stem}{', strict' if context == 'strict' else ''} | "
                 f"{results['num_targets']['known']:,} | {mode} | {best_name}: "
                 + " / ".join(f"{best[m]:.4f}" for m in chosen)
                 + " | "
                 + " / ".join(f"{ours[m]:.4f}" for m in chosen)
-                + f" | {row.get('seeds', '')} | {', '.join(gains)} |"
+                + f" | {seeds} | {', '.join(gains)} |"
             )
     return "\n".join(lines)
 

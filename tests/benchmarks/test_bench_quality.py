@@ -38,6 +38,22 @@ def test_a_log_without_times_has_one_line_in_the_overview(tmp_path, known, shown
     assert lines[-1][-1].startswith(f"{known / 0.125 - 1:+.0%}")
 
 
+def test_the_overview_names_seeds_that_were_asked_as_one(tmp_path):
+    results = {
+        "num_targets": {"known": 7}, "rows": [row("whole model", 0.25, 2)],
+        "together": row("2 seeds of it together", 0.375, 1),
+        "baselines": {"all/known": {"mix": dict.fromkeys(METRICS, 0.125)}},
+    }  # fmt: skip
+    results["rows"][0]["seeds"] = 2
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(results))
+    lines = [line.split(" | ")[4:] for line in quality_overview([path]).splitlines()[2:]]
+    assert lines == [
+        ["0.2500 / 0.2500 / 0.2500", "2", "+100%, +100% |"],
+        ["0.3750 / 0.3750 / 0.3750", "2 seeds of it together", "+200%, +200% |"],
+    ]
+
+
 def test_a_summary_shows_the_best_baseline_ours_and_the_limit(tmp_path):
     baselines = {
         name: dict.fromkeys(METRICS, value)
