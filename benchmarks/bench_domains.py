@@ -69,6 +69,7 @@ class DomainsConfig:
     width: int = option(48, "Width of the models.")
     balance_domains: float = option(0.5, "Of the models of several domains.")
     hide_domain_rate: float = option(0.3, "Of all models.")
+    known_domain_rate: float = option(1.0, "Of all models: requests are asked with their domain.")
     generate_weight: float = option(0.3, "Of all models.")
     dropout: float = option(0.3, "Of all models.")
     use_event_norm: bool = option(False, "Of all models.")
@@ -102,6 +103,7 @@ def bench(domains: DomainsConfig) -> None:
             "width",
             "balance_domains",
             "hide_domain_rate",
+            "known_domain_rate",
             "generate_weight",
             "dropout",
             "use_event_norm",
@@ -232,6 +234,7 @@ def _train(log: PreparedLog, domains: DomainsConfig, run: pathlib.Path) -> tuple
             loss="chunked",
             balance_domains=domains.balance_domains,
             hide_domain_rate=domains.hide_domain_rate,
+            known_domain_rate=domains.known_domain_rate,
             generate_weight=domains.generate_weight,
             validation_every=domains.epochs / 4,
             validation_targets=1000,

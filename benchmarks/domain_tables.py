@@ -49,7 +49,9 @@ def _made_by(found: dict[str, Any]) -> str:
     return (
         f"split `{found['split_hash'][:16]}`, {options['epochs']:g} epochs at "
         f"{options['learning_rate']:g}, width {options['width']}, "
-        f"{options['hide_domain_rate']:.0%} of histories without a domain, seed "
+        f"{options['hide_domain_rate']:.0%} of histories without a domain, dropout "
+        f"{options.get('dropout', 0.3):g}{', event norm' * options.get('use_event_norm', False)}, "
+        f"seed "
         f"{options['seed']}, jax {found['jax']}"
     )
 
