@@ -62,9 +62,7 @@ class Suite:
 
 
 def _log_suite(name: str) -> Suite:
-    return Suite(
-        (Row("whole model", f"configs/{name}.flags"),), together=name.startswith("amazon")
-    )
+    return Suite((Row("whole model", f"configs/{name}.flags"),), together=name.startswith("amazon"))
 
 
 _PLAIN = ("ml100k", "ml1m", "amazon_beauty", "amazon_sports", "amazon_toys", "gowalla", "calgary",
