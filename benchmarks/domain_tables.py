@@ -51,8 +51,7 @@ def _made_by(found: dict[str, Any]) -> str:
         f"{options['learning_rate']:g}, width {options['width']}, "
         f"{options['hide_domain_rate']:.0%} of histories without a domain, dropout "
         f"{options.get('dropout', 0.3):g}{', event norm' * options.get('use_event_norm', False)}, "
-        f"seed "
-        f"{options['seed']}, jax {found['jax']}"
+        f"seed {options['seed']}, jax {found['jax']}"
     )
 
 
