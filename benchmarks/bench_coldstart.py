@@ -174,7 +174,7 @@ def _model(run: Run, logs: ColdLogs, suite: Suite) -> dict[str, Any]:
             log,
             targets,
             modes=(suite.mode,),
-            window=run.training.window,
+            window=run.training.asked_tokens,
             leave_out_seen=suite.leave_out_seen,
         )[suite.mode]
 

@@ -261,7 +261,7 @@ def _ranks(run: Run, log: PreparedLog, targets: Targets) -> np.ndarray:
         log,
         targets,
         modes=("known",),
-        window=run.training.window,
+        window=run.training.asked_tokens,
         name_domains=True,
     )["known"]
 

@@ -276,7 +276,7 @@ def _ranks(
     ranker = make_ranker(run.model)
     items = model_catalogue(log, run.model_config, live_trends=trends == "live")
     items = jax.tree.map(jax.numpy.asarray, items)
-    window = run.training.window
+    window = run.training.asked_tokens
     return [
         model_ranks(
             ranker, run.params, items, log, frozen(log, targets, lag_s),

@@ -82,7 +82,7 @@ def evaluate_model(
             ),
             log,
             everything,
-            window=run.training.window,
+            window=run.training.asked_tokens,
             others=[
                 placement.put_whole(other.params, placement.params(other.params))
                 for other in others
@@ -150,7 +150,7 @@ def _check_alike(run: Run, other: Run) -> None:
     if other.info.data_hash != run.info.data_hash:
         raise ValueError(f"{other.directory} and {run.directory} were trained on different logs")
     ours, theirs = (
-        dataclasses.asdict(one.model_config) | {"window": one.training.window}
+        dataclasses.asdict(one.model_config) | {"window": one.training.asked_tokens}
         for one in (run, other)
     )
     for name, value in ours.items():

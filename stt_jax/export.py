@@ -76,7 +76,7 @@ def flat_functions(run: Run, log: PreparedLog, num_items_listed: int) -> Exporte
     config = dataclasses.replace(run.model_config, attention="reference")
     model = SpatiotemporalTransformer(config, run.info.sizes)
     weights = (jax.device_get(run.params), model_catalogue(log, config, live_trends=True))
-    window = run.training.window
+    window = run.training.asked_tokens
     nothing = Tokens(log_events(log, 0, 0), None, Anchor(0, np.zeros(3), False))
     events = history_rows([nothing], 1, window, has_times=log.meta.has_times)
     event = history_rows([nothing], 1, 1, has_times=log.meta.has_times)
@@ -192,7 +192,7 @@ def _manifest(exported: Exported, run: Run) -> dict[str, Any]:
 
     return {
         "format_version": 1,
-        "window": run.training.window,
+        "window": run.training.asked_tokens,
         "hop": session.window_hop(run.training),
         "functions": {
             name: {
@@ -206,7 +206,7 @@ def _manifest(exported: Exported, run: Run) -> dict[str, Any]:
 
 def model_card(run: Run, log: PreparedLog, num_items_listed: int) -> str:
     """What is exported, what it was made from, what it tells of people, and how to call it."""
-    sizes, window = run.info.sizes, run.training.window
+    sizes, window = run.info.sizes, run.training.asked_tokens
     hop = session.window_hop(run.training)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
     return f"""# Spatiotemporal recommender, exported

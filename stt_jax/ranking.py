@@ -210,7 +210,7 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
     if time_s is not None:
         end = first + int(np.searchsorted(log.times[first:end], time_s, side="right"))
     start = first + session.window_start(
-        end - first, run.training.window, session.window_hop(run.training)
+        end - first, run.training.asked_tokens, session.window_hop(run.training)
     )
     encoded = log_events(log, start, end)
     place_e7 = _place_e7(request)
@@ -315,10 +315,10 @@ def _ask(
     allowed: np.ndarray | None,
     log: PreparedLog,
 ) -> Best:
-    cache = session.new_cache(run.model, 1, run.training.window)
+    cache = session.new_cache(run.model, 1, run.training.asked_tokens)
     rows = np.zeros(1, np.int32)
     if len(tokens.events):
-        history = history_rows([tokens], 1, run.training.window, has_times=log.meta.has_times)
+        history = history_rows([tokens], 1, run.training.asked_tokens, has_times=log.meta.has_times)
         cache = session.start(run.model, run.params, cache, rows, history)
     requests = request_rows([question], 1)
     mask = None if allowed is None else allowed[None]

@@ -12,7 +12,8 @@ people and of events to a few sizes (`size_bucket`).
 
 What a state equals. A model was trained on windows: a request for event n saw the events from
 `window_start(n)` on and never an earlier one, not even through a deeper layer. So the state of a
-person with n events is the encoding of their events `window_start(n)..n`, no more and no less.
+person with n events is the encoding of their events `window_start(n)..n`, no more and no less; the
+window is the one of training, or `--asked_window`, with which the model was validated.
 While nothing is cut off that is the whole history, and appending is all there is to do. The window
 moves in hops: when the next event would not fit, the state is started again from the events that
 stay, one encoding every `hop` events. Like this a state never depends on how it came about: kept
@@ -46,7 +47,7 @@ def window_hop(training: TrainingConfig) -> int:
     Training cuts a person's events every `requests`; the same here where that leaves at least half
     of the window.
     """
-    return max(1, min(training.requests, training.window // 2))
+    return max(1, min(training.requests, training.asked_tokens // 2))
 
 
 def window_start(num_events: int, window: int, hop: int) -> int:

@@ -35,6 +35,12 @@ class ModelConfig:
     use_sequel: bool = option(
         True, "With --use_pointer: point also at what followed the last item earlier, alone."
     )
+    habit_share: float = option(
+        0.0,
+        "With --use_pointer: share of the answer that is the person's own history, counted by hour "
+        "and by what was last, in [0, 1); training does not see it. For people who do for years "
+        "what they do, as at places.",
+    )
     use_crowd: bool = option(
         True,
         "Mix in what the crowd did: what followed the last items, what goes together, what was "
@@ -93,7 +99,7 @@ class ModelConfig:
             self.num_heads > 0 and self.width % self.num_heads == 0,
             f"--num_heads={self.num_heads} must divide --width={self.width}",
         )
-        for name in ("dropout", "id_dropout"):
+        for name in ("dropout", "id_dropout", "habit_share"):
             rate = getattr(self, name)
             check(0 <= rate < 1, f"--{name}={rate} must be in [0, 1)")
         check(
@@ -128,7 +134,12 @@ class TrainingConfig:
     )
     seed: int = option(0, "Seed of initialisation, shuffling, dropout and hiding.")
     epochs: float = option(10.0, "Passes over the training events.")
-    window: int = option(128, "Tokens in a row: the longest history that a request sees.")
+    window: int = option(
+        128, "Tokens in a row: the longest history that a request sees in training."
+    )
+    asked_window: int = option(
+        0, "The longest history that a request sees when the model is asked; 0 = as --window."
+    )
     requests: int = option(
         64, "Requests in a row, at most --window; fewer gives each a longer past at a price."
     )
@@ -200,11 +211,17 @@ class TrainingConfig:
     )
     validation_every: float = option(1.0, "Epochs between validations.")
     validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
-    patience: int = option(5, "Validations without a better MRR before stopping; 0 = never stop.")
+    patience: int = option(5, "Validations without a better one before stopping; 0 = never stop.")
+    select_by: str = option(
+        "mrr",
+        "What the validation part is judged by, mean of both request modes: which step is the "
+        "best, when --patience ends, what --calibrate looks for.",
+        choices=("mrr", "accuracy@1", "hr@10", "ndcg@10"),
+    )
     calibrate: bool = option(
         False,
         "When training has ended, move the weights of the mixture's sources, a number each, to "
-        "what ranks best on the validation part; kept if its MRR is better.",
+        "what ranks best on the validation part; kept if it is better by --select_by.",
     )
     dp_epsilon: float = option(
         0.0,
@@ -225,6 +242,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(0 < self.requests <= self.window, "--requests must be in 1..--window")
+        check(self.asked_window >= 0, f"--asked_window={self.asked_window} must not be negative")
         check(self.batch_rows > 0 and self.epochs > 0, "--batch_rows and --epochs must be positive")
         check(self.learning_rate > 0, "--learning_rate must be positive")
         check(0 <= self.warmup < 1, f"--warmup={self.warmup} must be in [0, 1)")
@@ -258,6 +276,11 @@ class TrainingConfig:
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
         for name in ("loss_chunk_items", "num_negatives"):
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+
+    @property
+    def asked_tokens(self) -> int:
+        """Of a history, the most that a request sees when the model is asked."""
+        return self.asked_window or self.window
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from stt_jax.model.geometry import (
     request_places,
     self_geometry,
 )
+from stt_jax.model.habits import habit_mass
 from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
 from stt_jax.model.mixture import Answer, Prediction
 from stt_jax.model.precision import exact_products
@@ -66,9 +67,10 @@ class _Asked:
 
     Attributes:
       queries: [B, R, E], what the catalogue is compared with.
-      log_gates: float32 [B, R, 1 + M].
+      log_gates: float32 [B, R, 1 + M], without habits; their exponentials sum to what habits leave.
       pointed: float32 [B, R, S] of every pointer, its mass on each event.
       named: (items, shares), [B, R, F] of every source of the crowd.
+      habits: float32 [B, R, S], share of the answer on each event by habit; None = no habits.
       boosts: of generating; None = nothing.
     """
 
@@ -76,6 +78,7 @@ class _Asked:
     log_gates: jax.Array
     pointed: list[jax.Array]
     named: list[tuple[jax.Array, jax.Array]]
+    habits: jax.Array | None
     boosts: crowd.Boosts | None
 
 
@@ -211,8 +214,9 @@ class SpatiotemporalTransformer(nn.Module):
         """`item_probabilities` before the mixture's sources are summed, whatever domain is named.
 
         Returns:
-          (log_gates, masses), float32 [B, R, 1 + M] and [B, R, 1 + M, rows]: the weights of
-          generating and of every other source, and how probable each item is by it.
+          (log_gates, masses), float32 [B, R, N] and [B, R, N, rows]: the weights of the sources,
+          and how probable each item is by it. Those with a gate of their own come first, as they
+          lie in the gate: generating, the pointers, the crowd. Then habits, if there are any.
         """
         memory = self.decoder.memory(states)
         keys = self.pointer_keys(states) if self.config.use_pointer else None
@@ -226,8 +230,14 @@ class SpatiotemporalTransformer(nn.Module):
             masses.append(item_mass(pointed, items, logits.shape[-1]))
         for items, shares in asked.named:
             masses.append(item_mass(shares, items, logits.shape[-1]))
+        log_gates = asked.log_gates
+        if asked.habits is not None:
+            items = jnp.broadcast_to(history.items[:, None], asked.habits.shape)
+            share = jnp.maximum(asked.habits.sum(axis=-1, keepdims=True), _TINY)
+            masses.append(item_mass(asked.habits / share, items, logits.shape[-1]))
+            log_gates = jnp.concatenate([log_gates, jnp.log(share)], axis=-1)
         is_item = catalogue.is_item[None, None, None]
-        return asked.log_gates, jnp.where(is_item, jnp.stack(masses, axis=2), 0.0)
+        return log_gates, jnp.where(is_item, jnp.stack(masses, axis=2), 0.0)
 
     @exact_products
     def encode(
@@ -387,7 +397,7 @@ class SpatiotemporalTransformer(nn.Module):
         batch = asked.queries.shape[:2]
         items, masses = [jnp.zeros((*batch, 0), jnp.int32)], [jnp.zeros((*batch, 0))]
         if asked.pointed:
-            mass = jnp.zeros_like(asked.pointed[0])
+            mass = jnp.zeros_like(asked.pointed[0]) if asked.habits is None else asked.habits
             for number, pointed in enumerate(asked.pointed, start=1):
                 mass = mass + gates[..., number, None] * pointed
             items.append(jnp.broadcast_to(history.items[:, None], mass.shape))
@@ -424,11 +434,19 @@ class SpatiotemporalTransformer(nn.Module):
                 self.pointers[name].event_mass(hidden, pointer_keys, geometries[name])
                 for name in self._pointers
             ]
+        log_gates = self.mixer(queries, _stack(counts, queries))
+        habits = None
+        if self.config.use_pointer and self.config.habit_share:
+            weights = habit_mass(history, requests, use_time=self.config.use_time)
+            habits = self.config.habit_share * weights
+            # Who has no habits yet is answered by the others alone.
+            log_gates = log_gates + jnp.log1p(-habits.sum(axis=-1, keepdims=True))
         return _Asked(
             queries,
-            self.mixer(queries, _stack(counts, queries)),
+            log_gates,
             pointed,
             crowd.candidates(rows),
+            habits,
             self._boosts(queries, rows, held_out=False),
         )
 

@@ -113,7 +113,7 @@ class LiveStates:
           batch_sizes: of people, rising.
         """
         self._served, self._store = served, store
-        self.window = served.run.training.window
+        self.window = served.run.training.asked_tokens
         self.counts = counts
         self._hop = session.window_hop(served.run.training)
         self._has_times = served.log.meta.has_times

@@ -3,9 +3,9 @@
 Training asks at a time when everything is fresh, and for likelihood. A model is asked later, when
 articles have aged and what the crowd did is old, and for a list: then the sources are worth
 something else than what their gate learned. One number a source, added to the gate's logits, is
-found on the validation part by coordinate search for the best MRR, as the weights of the counting
-mix are (`stt_jax.baselines`). The likelihood of a bias fitted by gradient was better only where the
-two moments differ (`benchmarks/NOTES.md`).
+found on the validation part by coordinate search for the metric that the run is selected by, as the
+weights of the counting mix are (`stt_jax.baselines`). The likelihood of a bias fitted by gradient
+was better only where the two moments differ (`benchmarks/NOTES.md`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from jax.experimental import multihost_utils
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import PreparedLog
+from stt_jax.metrics import ranking_metrics
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.training.ranks import MODES, asked_batches, in_mode
 from stt_jax.training.sharding import Placement
 
-_MAX_TARGETS = 4000  # drawn by a fixed seed
+_MAX_TARGETS = 8000  # drawn by a fixed seed
 _TOGETHER = 100  # candidates of a target: the best of the mixture,
 _EACH = 30  # and of every source
 _MAX_ROUNDS = 4
@@ -44,18 +45,20 @@ def fit_gates(
     leave_out_seen: bool,
     name_domains: bool,
     placement: Placement,
+    metric: str = "mrr",
 ) -> Any:
     """The parameters with the mixture's gate fitted to some targets, in both request modes.
 
     Args:
       model, params, catalogue: the model's.
       log, targets, window, leave_out_seen, name_domains, placement: as in `ranks.model_ranks`.
+      metric: what is best, as of `find_biases`.
 
     Returns:
       As `params`; what is not the gate's bias is the same.
     """
     gate = params["mixer"]["gate"]
-    num_sources = gate["bias"].shape[0]
+    num_sources = gate["bias"].shape[0] + bool(model.config.habit_share)
     asked = asked_batches(
         log,
         targets.sample(_MAX_TARGETS, seed=0),
@@ -92,7 +95,8 @@ def fit_gates(
         for of_mode in ask(params, catalogue, history, requests, allowed):
             whole = multihost_utils.process_allgather(of_mode, tiled=True)
             parts.append([np.asarray(array)[index >= 0] for array in whole])
-    added = find_biases(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    log_gates, masses, counted = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    added = find_biases(log_gates, masses, counted, gate["bias"].shape[0], metric)
     moved = jax.device_put(gate["bias"] + added, gate["bias"].sharding)
     return {**params, "mixer": {**params["mixer"], "gate": {**gate, "bias": moved}}}
 
@@ -127,27 +131,40 @@ def find_candidates(
     return found, counted & (items != targets[..., None]) & (items > 0)
 
 
-def find_biases(log_gates: np.ndarray, masses: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """What to add to the gate's logits for the best MRR, float32 [1 + M].
+def find_biases(
+    log_gates: np.ndarray,
+    masses: np.ndarray,
+    counted: np.ndarray,
+    num_gated: int,
+    metric: str = "mrr",
+) -> np.ndarray:
+    """What to add to the gate's logits for the best `metric`, float32 [num_gated].
 
     Args:
       log_gates: float32 [N, 1 + M], log-weights of the sources for every target.
       masses, counted: [N, 1 + M, C] and [N, C], of `find_candidates`.
+      num_gated: sources that are weighed by the gate; those after them keep their share.
+      metric: of `stt_jax.metrics.ranking_metrics`.
     """
+    gates = np.exp(log_gates)
+    gated, fixed = gates[:, :num_gated], gates[:, num_gated:]
+    shared_out = gated.sum(axis=1, keepdims=True)
 
-    def mrr(added: np.ndarray) -> float:
-        scores = np.einsum("nm,nmc->nc", np.exp(log_gates + added), masses)
+    def quality(added: np.ndarray) -> float:
+        moved = gated * np.exp(added)
+        moved *= shared_out / moved.sum(axis=1, keepdims=True)
+        scores = np.einsum("nm,nmc->nc", np.concatenate([moved, fixed], axis=1), masses)
         ahead = counted & (scores >= scores[:, :1])  # ties against
-        return float(np.mean(1 / (1 + ahead.sum(axis=1))))
+        return ranking_metrics(1 + ahead.sum(axis=1), (1, 10))[metric]
 
-    added = np.zeros(log_gates.shape[1], np.float32)
-    best = mrr(added)
+    added = np.zeros(num_gated, np.float32)
+    best = quality(added)
     for _ in range(_MAX_ROUNDS):
         before = best
         for source, move in itertools.product(range(len(added)), _MOVES):
             moved = added.copy()
             moved[source] += move
-            if (found := mrr(moved)) > best:
+            if (found := quality(moved)) > best:
                 best, added = found, moved
         if best == before:
             break

@@ -32,14 +32,14 @@ class Progress:
 
     Attributes:
       finished: nothing is left to do.
-      best_mrr, best_step: of the best validation.
+      best, best_step: of the best validation, by `--select_by`.
       validations_since_best: how many were no better.
       epsilon: privacy spent so far, in a private training.
       calibrated: the gates were fitted, or found not to need it.
     """
 
     finished: bool = False
-    best_mrr: float = -1.0
+    best: float = -1.0
     best_step: int = 0
     validations_since_best: int = 0
     epsilon: float | None = None
@@ -49,7 +49,7 @@ class Progress:
 def open_manager(
     directory: pathlib.Path, keep: int, *, read_only: bool = False
 ) -> ocp.CheckpointManager:
-    """Keeps the latest `keep` checkpoints and the one with the best validation MRR.
+    """Keeps the latest `keep` checkpoints and the one with the best validation.
 
     A reader says `read_only`, so that it does not clear away what a training run is writing.
 
@@ -88,16 +88,20 @@ def _options(keep: int, read_only: bool) -> ocp.CheckpointManagerOptions:
             [
                 checkpoint_managers.LatestN(max(1, keep)),
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["mrr"],
+                    get_metric_fn=_quality,
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 ),
             ]
         ),
-        best_fn=lambda metrics: metrics["mrr"],
+        best_fn=_quality,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
     )
+
+
+def _quality(metrics: dict[str, float]) -> float:
+    return metrics["quality"] if "quality" in metrics else metrics["mrr"]  # of older runs
 
 
 def save(
@@ -106,7 +110,7 @@ def save(
     state: TrainState,
     data_state: Any,
     progress: Progress,
-    mrr: float | None,
+    quality: float | None,
 ) -> None:
     """Starts writing a checkpoint; `manager.wait_until_finished` waits for it.
 
@@ -116,7 +120,7 @@ def save(
       state: to be kept.
       data_state: position of the data iterator, JSON.
       progress: how far the run is.
-      mrr: of the validation at this step; None = there was none.
+      quality: of the validation at this step, by `--select_by`; None = there was none.
 
     Raises:
       OSError: the disk is full or refuses; an earlier background write may be the one that failed.
@@ -142,7 +146,7 @@ def save(
                 record=ocp.args.JsonSave(record),
             ),
             # Never the best unless it is the only one.
-            metrics={"mrr": -1.0 if mrr is None else mrr},
+            metrics={"quality": -1.0 if quality is None else quality},
         )
     except Exception as error:
         raise write_error(manager, error) from error
@@ -244,7 +248,10 @@ def _restore_step(
         count(bad_steps, shapes.bad_steps),
         count(in_a_row, shapes.bad_steps_in_a_row),
     )
-    return state, Progress(**record["progress"]), record["data"]
+    progress = dict(record["progress"])
+    if "best_mrr" in progress:  # of older runs, as in `_quality`
+        progress["best"] = progress.pop("best_mrr")
+    return state, Progress(**progress), record["data"]
 
 
 def restore_params(manager: ocp.CheckpointManager, owner: str) -> tuple[Any, int]:

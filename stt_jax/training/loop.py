@@ -149,21 +149,21 @@ def _train(
             validates = step % validate_every == 0 or last
             saves = validates or (config.checkpoint_every and step % config.checkpoint_every == 0)
             stops = _agree(stop.is_set(), step) and not last
-            mrr = None
+            quality = None
             if validates:
-                mrr = _validate(setup, ranker, state, reporter, step)
-                progress = _next_progress(progress, mrr, step, config)
+                quality = _validate(setup, ranker, state, reporter, step)
+                progress = _next_progress(progress, quality, step, config)
                 progress = dataclasses.replace(progress, finished=progress.finished or last)
             if saves or stops:
                 if setup.account is not None:
                     progress = _spend(setup.account, progress, step, reporter)
-                keep(state, data.get_state(), progress, mrr)
+                keep(state, data.get_state(), progress, quality)
                 meter.restart()
             if stops and not progress.finished:
                 reporter.line(f"stopped at step {step}; the same command goes on from here")
                 raise KeyboardInterrupt
     if progress.best_step:
-        reporter.line(f"best validation MRR {progress.best_mrr:.4f} at step {progress.best_step}")
+        reporter.line(_best(config, progress))
 
 
 def _calibrate(setup: Training, manager: Any, owner: str, reporter: Reporter) -> None:
@@ -179,21 +179,22 @@ def _calibrate(setup: Training, manager: Any, owner: str, reporter: Reporter) ->
         setup.asked_items,
         setup.log,
         setup.targets,
-        window=setup.config.window,
+        window=setup.config.asked_tokens,
         leave_out_seen=setup.protocol.seen == "leave_out",
         name_domains=setup.protocol.domains == "named",
         placement=setup.placement,
+        metric=setup.config.select_by,
     )
     step = int(state.step) + 1
     reporter.line(f"step {step}: the gates are fitted to the validation part")
     candidate = dataclasses.replace(state, step=state.step + 1, params=fitted)
-    mrr = _validate(setup, make_ranker(setup.model), candidate, reporter, step)
-    assert mrr is not None
+    quality = _validate(setup, make_ranker(setup.model), candidate, reporter, step)
+    assert quality is not None
     progress = dataclasses.replace(progress, calibrated=True)
-    if mrr > progress.best_mrr:
-        progress = dataclasses.replace(progress, best_mrr=mrr, best_step=step)
-    reporter.line(f"best validation MRR {progress.best_mrr:.4f} at step {progress.best_step}")
-    checkpoint.save(manager, owner, candidate, position, progress, mrr)
+    if quality > progress.best:
+        progress = dataclasses.replace(progress, best=quality, best_step=step)
+    reporter.line(_best(setup.config, progress))
+    checkpoint.save(manager, owner, candidate, position, progress, quality)
     checkpoint.wait(manager)
 
 
@@ -266,7 +267,7 @@ def _check_bad_steps(setup: Training, step: int, in_a_row: jax.Array) -> None:
 def _validate(
     setup: Training, ranker: Any, state: TrainState, reporter: Reporter, step: int
 ) -> float | None:
-    """The mean MRR over both request modes, on people and items that training knows."""
+    """`--select_by`, mean over both request modes, on people and items that training knows."""
     if len(setup.targets) == 0:
         return None
     ranks = model_ranks(
@@ -275,7 +276,7 @@ def _validate(
         setup.asked_items,
         setup.log,
         setup.targets,
-        window=setup.config.window,
+        window=setup.config.asked_tokens,
         leave_out_seen=setup.protocol.seen == "leave_out",
         name_domains=setup.protocol.domains == "named",
         placement=setup.placement,
@@ -291,7 +292,7 @@ def _validate(
         for mode, values in by_mode.items()
     )
     reporter.line(f"step {step}: validation with {modes}")
-    return metrics["mrr"]
+    return metrics[setup.config.select_by]
 
 
 def _spend(account: privacy.Account, progress: Progress, step: int, reporter: Reporter) -> Progress:
@@ -303,15 +304,20 @@ def _spend(account: privacy.Account, progress: Progress, step: int, reporter: Re
 
 
 def _next_progress(
-    progress: Progress, mrr: float | None, step: int, training: TrainingConfig
+    progress: Progress, quality: float | None, step: int, training: TrainingConfig
 ) -> Progress:
-    if mrr is None:
+    if quality is None:
         return progress
-    if mrr > progress.best_mrr:
-        return dataclasses.replace(progress, best_mrr=mrr, best_step=step, validations_since_best=0)
+    if quality > progress.best:
+        return dataclasses.replace(progress, best=quality, best_step=step, validations_since_best=0)
     since = progress.validations_since_best + 1
     finished = 0 < training.patience <= since
     return dataclasses.replace(progress, validations_since_best=since, finished=finished)
+
+
+def _best(config: TrainingConfig, progress: Progress) -> str:
+    name = config.select_by.upper().replace("ACCURACY", "accuracy")
+    return f"best validation {name} {progress.best:.4f} at step {progress.best_step}"
 
 
 def _report(

@@ -46,7 +46,7 @@ def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
     log = open_with_items(tmp_path / "prepared", str(new))
     run = load_run(directory, log)
     people = [0, 1, 3][:num_people]
-    window, count = run.training.window, 6
+    window, count = run.training.asked_tokens, 6
     firsts = [int(log.user_offsets[user]) for user in people]
     events = [log_events(log, first, first + count) for first in firsts]
     anchors = [anchor(one) for one in events]

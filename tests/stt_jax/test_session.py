@@ -21,7 +21,9 @@ from tests.stt_jax.tiny_logs import random_log
 LOG = random_log(num_users=6, seed=5, has_numbers=True)
 USERS = range(4)
 WINDOW, HOP = 16, 8
-WHOLE = ModelConfig(width=16, num_heads=2, num_layers=2, attention="reference", use_boost=True)
+WHOLE = ModelConfig(
+    width=16, num_heads=2, num_layers=2, attention="reference", use_boost=True, habit_share=0.3
+)
 BARE = dataclasses.replace(
     WHOLE,
     use_time=False,
@@ -246,6 +248,7 @@ def test_windows_are_cut_as_in_training():
                 shown = windows.starts[w] - first
                 assert start == shown if whole else start >= shown
     assert session.window_hop(TrainingConfig(window=64, requests=64)) == 32
+    assert session.window_hop(TrainingConfig(window=64, requests=64, asked_window=128)) == 64
     held = [n - session.window_start(n, 64, 32) for n in range(400)]
     assert held[:64] == list(range(64))
     assert min(held[64:]) == 33

@@ -25,8 +25,9 @@ from stt_jax.training.sharding import make_placement
 from stt_jax.training.step import TrainState
 from tests.stt_jax.tiny_logs import random_log
 
-MODEL = ModelConfig(width=8, num_heads=1, num_layers=1, attention="reference", use_sequel=False)
-
+MODEL = ModelConfig(
+    width=8, num_heads=1, num_layers=1, attention="reference", use_sequel=False, habit_share=0.1
+)
 
 SEED = 5  # of the log of `write_run`
 
@@ -44,7 +45,11 @@ def write_run(
     log = dataclasses.replace(log, directory=folder / "prepared", **changes)
     write_log(log, "")
     training = TrainingConfig(
-        data=str(folder / "prepared"), run=str(folder / "run"), window=16, requests=8
+        data=str(folder / "prepared"),
+        run=str(folder / "run"),
+        window=12,
+        requests=8,
+        asked_window=16,
     )
     log = open_log(folder / "prepared")
     directory = folder / "run"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.metrics import ranking_metrics, target_ranks
 from stt_jax.training import loop
 from stt_jax.training.calibration import find_biases, find_candidates, fit_gates
 from stt_jax.training.loop import train_model
@@ -18,7 +19,9 @@ from stt_jax.training.setup import set_up
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=12, seed=6)
-MODEL = ModelConfig(width=8, num_heads=2, num_layers=1, attention="reference", use_boost=True)
+MODEL = ModelConfig(
+    width=8, num_heads=2, num_layers=1, attention="reference", use_boost=True, habit_share=0.2
+)
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=4, epochs=2, learning_rate=1e-2)
 
 
@@ -45,7 +48,7 @@ def test_the_more_reliable_source_gets_more_weight_and_the_list_gets_better():
     masses, targets = made_sources(3000, 50, (0.2, 0.6, 0.4), seed=0)
     log_gates = np.log(np.full((3000, 3), 1 / 3, np.float32))
     found, counted = find_candidates(log_gates[None], masses[None], targets[None])
-    added = find_biases(log_gates, np.asarray(found[0]), np.asarray(counted[0]))
+    added = find_biases(log_gates, np.asarray(found[0]), np.asarray(counted[0]), 3)
     assert added[1] > added[2] > added[0]
     before, after = (
         mean_reciprocal_rank(log_gates, masses, targets, move) for move in (0 * added, added)
@@ -57,6 +60,54 @@ def test_the_more_reliable_source_gets_more_weight_and_the_list_gets_better():
         mean_reciprocal_rank(log_gates, masses, targets, move) for move in (0 * added, added)
     )
     assert after > before + 0.02
+
+
+def test_it_looks_for_the_metric_that_is_asked_for():
+    """One source has a third of the targets first, the other all of them among ten."""
+    rng = np.random.default_rng(0)
+    num_targets, num_items = 2000, 50
+    targets = np.ones(num_targets, np.int32)
+    masses = np.zeros((num_targets, 2, num_items + 1), np.float32)
+    masses[:, :, 1:] = 1e-3 * rng.random((num_targets, 2, num_items))
+    right = rng.random(num_targets) < 1 / 3
+    masses[np.arange(num_targets), 0, np.where(right, 1, 40)] = 0.9
+    masses[:, 1, 2:9] = 0.11  # seven others before the target
+    masses[:, 1, 1] = 0.1
+    masses[:, 0, 20:32] += 0.02  # twelve that the first source would rather have
+    log_gates = np.log(np.full((num_targets, 2), 0.5, np.float32))
+    found, counted = find_candidates(log_gates[None], masses[None], targets[None])
+    found, counted = np.asarray(found[0]), np.asarray(counted[0])
+
+    def quality(metric, added):
+        scores = np.einsum("nm,nmv->nv", np.exp(log_gates + added), masses)
+        scores[:, 0] = -np.inf
+        return ranking_metrics(target_ranks(scores, targets), (1, 10))[metric]
+
+    metrics = ("mrr", "hr@10", "ndcg@10", "accuracy@1")
+    fitted = {name: find_biases(log_gates, found, counted, 2, name) for name in metrics}
+    for name in metrics:
+        assert quality(name, fitted[name]) == max(quality(name, one) for one in fitted.values())
+    assert quality("hr@10", fitted["hr@10"]) == 1
+    assert quality("accuracy@1", fitted["accuracy@1"]) > 0.3
+
+
+def test_a_source_without_a_gate_keeps_its_share():
+    masses, targets = made_sources(3000, 50, (0.2, 0.6, 0.4), seed=0)
+    gates = np.tile(np.array([0.35, 0.35, 0.3], np.float32), (3000, 1))
+    found, counted = find_candidates(np.log(gates)[None], masses[None], targets[None])
+    added = find_biases(np.log(gates), np.asarray(found[0]), np.asarray(counted[0]), 2)
+    assert added.shape == (2,)
+    assert added[1] > added[0]
+
+    def quality(first):
+        """Where the first source has so much of the 70 % that the gate shares out."""
+        log_gates = np.log(np.tile([first, 0.7 - first, 0.3], (3000, 1)))
+        return mean_reciprocal_rank(log_gates, masses, targets, np.zeros(3))
+
+    odds = np.exp(added[0] - added[1])
+    best = max(quality(first) for first in np.linspace(0.01, 0.69, 69))
+    assert quality(0.35) + 0.02 < quality(0.7 * odds / (1 + odds))
+    np.testing.assert_allclose(quality(0.7 * odds / (1 + odds)), best, atol=0.005)
 
 
 @pytest.mark.parametrize("added", [np.zeros(3), np.array([2.0, -1.0, 0.5])])

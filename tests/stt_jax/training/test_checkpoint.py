@@ -151,9 +151,23 @@ def test_swapped_and_foreign_checkpoints_are_refused(directory, setup):
         restore(directory, setup, owner="another")
 
 
+def test_a_run_that_named_its_quality_mrr_is_read(directory, setup):
+    folder = directory / "checkpoints/30"
+    (folder / "metrics/metrics").write_text(json.dumps({"mrr": 0.9}))
+    path = folder / "record/metadata"
+    record = json.loads(path.read_text())
+    del record["progress"]["best"]
+    record["progress"]["best_mrr"] = 0.9
+    path.write_text(json.dumps(record))
+    _, progress, _ = restore(directory, setup)
+    assert progress == Progress(best=0.9, best_step=30)
+    with checkpoint.open_manager(directory, keep=5) as manager:
+        assert manager.best_step() == 30
+
+
 def test_a_damaged_metric_says_which_folder_to_remove(directory):
     path = directory / "checkpoints/30/metrics/metrics"
-    assert json.loads(path.read_text()) == {"mrr": 0.3}
+    assert json.loads(path.read_text()) == {"quality": 0.3}
     truncate(path)
     with pytest.raises(ValueError, match="holds a damaged checkpoint"):
         checkpoint.open_manager(directory, keep=5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig, WatchConfig
-from stt_jax.training import setup
+from stt_jax.training import loop, setup
 from stt_jax.training.loop import train_model
 from stt_jax.training.run import load_run
 from tests.stt_jax.person_logs import make_log, split_by_position
@@ -122,6 +122,27 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     assert len(validations) < 50
     best = max(range(len(validations)), key=lambda i: validations[i]["mrr"])
     assert len(validations) == best + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("select_by", "best"), [("mrr", 1), ("accuracy@1", 1), ("hr@10", 2), ("ndcg@10", 2)]
+)
+def test_the_best_step_is_the_best_by_what_was_asked_for(tmp_path, monkeypatch, select_by, best):
+    """First a third of the answers is right and the rest is nowhere, then all are among ten."""
+    found = iter([[1, 500, 500], [4, 4, 5], [600, 600, 600]])
+
+    def ranks_in_turn(*_, **__):
+        return {"unknown": np.array(next(found))}
+
+    monkeypatch.setattr(loop, "model_ranks", ranks_in_turn)
+    config = options(tmp_path, epochs=3, patience=0, select_by=select_by)
+    run = train_model(LOG, config, MODEL)
+    assert run.step == best * whole_epoch(run)
+
+
+def whole_epoch(run):
+    """Steps of one."""
+    return max(line["step"] for line in metric_lines(run.directory)) // 3
 
 
 @pytest.mark.parametrize(
