@@ -74,6 +74,7 @@ _ABLATIONS = {
     "without time and place": _BLIND,
     "without the gate": {"use_gate": False},
     "without the decoder": {"use_decoder": False},
+    "without habits": {"habit_share": 0.0},
     "without the sequel": {"use_sequel": False},
     "without pointing": {"use_pointer": False},
 }
