@@ -2,11 +2,13 @@
 
     python -m benchmarks.bench_coldstart --suite=ml100k --data=prepared/ml100k_cold
     python -m benchmarks.bench_coldstart --suite=nyc --data=prepared/nyc
+    python -m benchmarks.bench_coldstart --suite=globo --data=prepared/globo
 
 A fifth of the people and a fifth of the items are held out entirely. Of each held-out person the
 first 0, 1, 2, 3, 5, 10 or 20 events are known and the next ten are predicted, among all items of
 training. Held-out items are added by a table, as `--items` does, and the events of the other people
-at them are predicted among all items and among the held-out ones alone. Ranking is over the whole
+at them are predicted among all items and among the held-out ones alone; where nothing is known of
+items but their ids, as of the news, that is left out. Ranking is over the whole
 catalogue with ties against the model; baselines choose their options on the targets that are
 reported, in their favour. Adds the suite to benchmarks/results/coldstart.json.
 """
@@ -52,13 +54,21 @@ _COUNTING = ("popularity", "recent_popularity", "markov", "item_knn")
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """A log with its flagfile, what is other than there, and whether items come once."""
+    """A log with its flagfile, what is other than there, and whether items come once.
+
+    `most_targets` of each number of known events are drawn by a fixed seed; 0 = all are asked.
+    """
 
     flagfile: str
     training: dict[str, Any]
     model: dict[str, Any]
     leave_out_seen: bool
     mode: str
+    most_targets: int = 0
+
+    def people_targets(self, logs: ColdLogs, num_known: int) -> Targets:
+        """What is asked of people of whom so many events are known."""
+        return people_targets(logs, num_known, NUM_NEXT).sample(self.most_targets, seed=0)
 
 
 SUITES = {
@@ -75,6 +85,14 @@ SUITES = {
         {"id_dropout": 0.1, "use_popularity": True, "use_crowd": True},
         False,
         "known",
+    ),
+    "globo": Suite(
+        "configs/globo.flags",
+        {"cold_rate": 0.5, "calibrate": False},
+        {"use_popularity": True},
+        True,
+        "known",
+        most_targets=3000,
     ),
 }
 # Name -> what is other than in the whole model: options of the model, and of its training.
@@ -126,18 +144,20 @@ def bench(cold: ColdConfig) -> None:
         "cold_items": logs.num_cold_items,
         "train_users": logs.train.num_train_users,
         "train_items": logs.train.num_items,
+        "most_targets": suite.most_targets,
         "flagfile": suite.flagfile,
         "changes": suite.training | suite.model,
     }
+    configs = command.from_flagfile(suite.flagfile, FLAG_GROUPS)
+    half_lives_h = configs["model"].half_lives_h
     rows = of_suite.setdefault("rows", {})
     if "popularity" not in rows:
-        rows |= _baselines(logs, suite)
+        rows |= _baselines(logs, suite, half_lives_h)
     _write(results, path)
     for number, (name, (model, training_changes)) in enumerate(VARIANTS.items()):
         wanted = not cold.variants or str(number) in cold.variants
         if not wanted or ("use_traits" in model and not logs.train.item_traits):
             continue
-        configs = command.from_flagfile(suite.flagfile, FLAG_GROUPS)
         training = dataclasses.replace(
             configs["training"],
             **(suite.training | training_changes),
@@ -178,36 +198,50 @@ def _model(run: Run, logs: ColdLogs, suite: Suite) -> dict[str, Any]:
             leave_out_seen=suite.leave_out_seen,
         )[suite.mode]
 
-    of_people = {str(n): people_targets(logs, n, NUM_NEXT) for n in NUM_KNOWN}
-    found = ranks(logs.people, join_targets(list(of_people.values())))
+    of_people = {str(n): suite.people_targets(logs, n) for n in NUM_KNOWN}
+    all_ranks = ranks(logs.people, join_targets(list(of_people.values())))
     cuts = np.cumsum([len(targets) for targets in of_people.values()])[:-1]
     people = {
         name: _measures(of_name, targets)
-        for (name, targets), of_name in zip(of_people.items(), np.split(found, cuts), strict=True)
+        for (name, targets), of_name in zip(
+            of_people.items(), np.split(all_ranks, cuts), strict=True
+        )
     }
     print(run.directory.name, people, flush=True)
-    targets = item_targets(logs).sample(NUM_ITEM_TARGETS, seed=0)
-    items = {
-        "among_all": _measures(ranks(logs.items, targets), targets),
-        "among_cold": _measures(ranks(logs.items, targets, logs.train.num_items), targets),
-    }
+    found: dict[str, Any] = {"people": people}
+    if has_content(logs.items):
+        targets = item_targets(logs).sample(NUM_ITEM_TARGETS, seed=0)
+        found["items"] = {
+            "among_all": _measures(ranks(logs.items, targets), targets),
+            "among_cold": _measures(ranks(logs.items, targets, logs.train.num_items), targets),
+        }
     seen = "leave_out" if suite.leave_out_seen else "keep"
     config = EvaluationConfig(targets="last", context="all", seen=seen, baselines=False)
     warm = evaluate_model(run, logs.train, config)["modes"][suite.mode]["model"]
-    print(run.directory.name, items, {name: warm[name] for name in _METRICS}, flush=True)
-    return {"people": people, "items": items, "warm": {name: warm[name] for name in _METRICS}}
+    found["warm"] = {name: warm[name] for name in _METRICS}
+    print(run.directory.name, found.get("items"), found["warm"], flush=True)
+    return found
 
 
-def _baselines(logs: ColdLogs, suite: Suite) -> dict[str, Any]:
+def has_content(log: PreparedLog) -> bool:
+    """Whether more is known of items than their ids."""
+    return bool(log.item_traits) or log.meta.has_places or bool(log.item_categories.any())
+
+
+def _baselines(logs: ColdLogs, suite: Suite, half_lives_h: Sequence[float]) -> dict[str, Any]:
     """Name -> measures, laid out as those of a model."""
     cold = ColdBaselines(
-        logs.people, leave_out_seen=suite.leave_out_seen, num_warm_items=logs.train.num_items
+        logs.people,
+        leave_out_seen=suite.leave_out_seen,
+        num_warm_items=logs.train.num_items,
+        half_lives_h=half_lives_h,
     )
-    names = ["popularity_lately", "content_knn"]
+    names = ["popularity_lately"]
+    names += ["content_knn"] if has_content(logs.people) else []
     names += ["popularity_of_group"] if logs.people.user_traits else []
     rows: dict[str, Any] = {name: {"people": {}} for name in ("popularity", *_COUNTING[1:], *names)}
     for num_known in NUM_KNOWN:
-        targets = people_targets(logs, num_known, NUM_NEXT)
+        targets = suite.people_targets(logs, num_known)
         counting = evaluate_baselines(
             logs.people, targets, targets, modes=(suite.mode,), names=_COUNTING
         )[suite.mode]
@@ -220,6 +254,8 @@ def _baselines(logs: ColdLogs, suite: Suite) -> dict[str, Any]:
             name: round(row["people"][str(num_known)]["ndcg@10"], 4) for name, row in rows.items()
         }
         print("baselines, NDCG@10", num_known, shown, flush=True)
+    if not has_content(logs.items):
+        return rows
     targets = item_targets(logs).sample(NUM_ITEM_TARGETS, seed=0)
     cold = ColdBaselines(
         logs.items, leave_out_seen=suite.leave_out_seen, num_warm_items=logs.train.num_items

@@ -68,7 +68,7 @@ def _log_suite(name: str) -> Suite:
 _PLAIN = ("ml100k", "ml1m", "amazon_beauty", "amazon_sports", "amazon_toys", "gowalla", "calgary",
           "online_retail")  # fmt: skip
 _BLIND = {"use_time": False, "use_place": False}
-_ABLATIONS = {
+_ABLATIONS: dict[str, dict[str, Any]] = {
     "without time": {"use_time": False},
     "without place": {"use_place": False},
     "without time and place": _BLIND,

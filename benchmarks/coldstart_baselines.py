@@ -5,8 +5,9 @@ All give dense scores; options are chosen on the very targets that are reported,
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -27,11 +28,19 @@ _NUM_LIKE = 20  # items by whose popularity that of an item without events is gu
 class ColdBaselines:
     """Baselines on one view of a log, see `ColdLogs`; they count its training part."""
 
-    def __init__(self, log: PreparedLog, *, leave_out_seen: bool, num_warm_items: int) -> None:
+    def __init__(
+        self,
+        log: PreparedLog,
+        *,
+        leave_out_seen: bool,
+        num_warm_items: int,
+        half_lives_h: Sequence[float] = (24.0,),
+    ) -> None:
+        """`half_lives_h`: of what was popular lately, to choose from."""
         self.log = log
         self._leave_out_seen = leave_out_seen
+        self._half_lives_h = half_lives_h
         self._counts = TrainingCounts(log)
-        self._likeness = _likeness(log)
         coords = earth_coords(log.item_latitudes_e7, log.item_longitudes_e7)
         self._near = np.nan_to_num(_near(coords)) if log.meta.has_places else None
         popularity = self._counts.popularity.copy()
@@ -39,6 +48,10 @@ class ColdBaselines:
             like = np.argsort(-self._likeness[item, 1 : num_warm_items + 1])[:_NUM_LIKE] + 1
             popularity[item] = popularity[like].mean()
         self._popularity = popularity
+
+    @functools.cached_property
+    def _likeness(self) -> np.ndarray:
+        return _likeness(self.log)
 
     def best(self, name: str, targets: Targets, *, num_left_out: int = 0) -> np.ndarray:
         """Ranks among the last items, with the options of the best NDCG@10."""
@@ -48,17 +61,17 @@ class ColdBaselines:
         return max(found, key=lambda ranks: ranking_metrics(ranks)["ndcg@10"])
 
     def popularity_lately(self, targets: Targets) -> Iterator[np.ndarray]:
-        """Shares of the events before the last one known, halved every day; then all events."""
-        trends = find_trends(self.log, self._counts.events, (24.0,))
-        (lately,) = trends.relations
+        """Shares of the events before the request, or the last one known; then all events."""
+        trends = find_trends(self.log, self._counts.events, self._half_lives_h)
         last = np.where(
             targets.history_ends > targets.history_starts, targets.history_ends - 1, targets.events
         )
-        rows = np.searchsorted(trends.start_hours, self.log.times[last] // 3600, side="right")
-        scores = np.tile(1e-6 * self._popularity, (len(targets), 1))
-        for target, row in enumerate(rows):
-            scores[target, lately.items[row]] += lately.shares[row]
-        yield scores
+        for lately, now in itertools.product(trends.relations, (targets.events, last)):
+            rows = np.searchsorted(trends.start_hours, self.log.times[now] // 3600, side="right")
+            scores = np.tile(1e-6 * self._popularity, (len(targets), 1))
+            for target, row in enumerate(rows):
+                scores[target, lately.items[row]] += lately.shares[row]
+            yield scores
 
     def popularity_of_group(self, targets: Targets) -> Iterator[np.ndarray]:
         """P(item | value of a trait), filled up with the crowd's: each trait, then their mean."""

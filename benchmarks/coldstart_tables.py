@@ -17,7 +17,7 @@ def coldstart_table(path: pathlib.Path) -> str:
             f"{suite}: {results['cold_users']:,} people and {results['cold_items']:,} items held "
             f"out, {results['train_users']:,} and {results['train_items']:,} in training; split "
             f"`{results['split_hash'][:16]}`, seed {results['seed']}, request time "
-            f"{results['mode']}. NDCG@10 ± s.e. by number of known events:",
+            f"{results['mode']}{_drawn(results)}. NDCG@10 ± s.e. by number of known events:",
             "",
             f"| | {' | '.join(counts)} |",
             "|---|" + "---|" * len(counts),
@@ -34,13 +34,18 @@ def coldstart_table(path: pathlib.Path) -> str:
             for name in items
         )
         warm = "; ".join(f"{name} {rows[name]['warm']['ndcg@10']:.4f}" for name in models)
+        of_items = f"Held-out items, recall@10 among them alone and among all items: {shown}. "
         lines += [
             "",
-            f"Held-out items, recall@10 among them alone and among all items: {shown}. "
-            f"People and items of training, NDCG@10: {warm}.",
+            f"{of_items if items else ''}People and items of training, NDCG@10: {warm}.",
             "",
         ]
     return "\n".join(lines).rstrip()
+
+
+def _drawn(results: dict[str, Any]) -> str:
+    most = results.get("most_targets", 0)
+    return f", at most {most:,} targets drawn for each number" if most else ""
 
 
 def _with_error(measures: dict[str, Any], name: str) -> str:

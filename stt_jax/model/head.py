@@ -9,6 +9,8 @@ at events that followed an event with the last item: what came next the last tim
 crowd's sources c are in `stt_jax.model.crowd`. n is how many events a pointer has to point at, or
 how many observations a source has; one that has none is left out.
 
+An answer may give a fixed share to habits, too (`stt_jax.model.habits`); training does not.
+
 Training needs a pointer's mass on one item a request (`pointer_log_mass`, linear memory);
 serving spreads it over the catalogue.
 

@@ -1,8 +1,11 @@
 """What is held out is nowhere in training, and what is asked has the context that it claims."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from benchmarks.bench_coldstart import has_content
 from benchmarks.coldstart_baselines import ColdBaselines
 from benchmarks.coldstart_split import hold_out, item_targets, join_targets, people_targets
 from stt_jax.data.store import TRAIN
@@ -70,3 +73,41 @@ def test_targets_of_held_out_items_are_ranked_among_them(logs):
     ranks = baselines.best("content_knn", targets, num_left_out=logs.train.num_items)
     assert ranks.min() >= 1
     assert ranks.max() <= logs.num_cold_items
+
+
+def test_what_was_popular_lately_is_asked_at_the_request_and_at_the_last_event(logs):
+    log = logs.people
+    baselines = ColdBaselines(
+        log,
+        leave_out_seen=False,
+        num_warm_items=logs.train.num_items,
+        half_lives_h=(1.0, 24.0, 168.0),
+    )
+    targets = people_targets(logs, 2, 4)
+    found = list(baselines.popularity_lately(targets))
+    assert len(found) == 3 * 2
+    train = np.flatnonzero(log.parts == TRAIN)
+    hours = log.times // 3600
+    for at, now in ((2, targets.events), (3, targets.history_ends - 1)):
+        for target in range(len(targets)):
+            before = train[hours[train] < hours[now[target]]]
+            ages_h = hours[now[target]] - hours[before]
+            weights = np.exp2(-ages_h / 24)
+            shares = np.bincount(log.items[before], weights, minlength=log.num_items + 1)
+            shares[0] = 0
+            found[at][target, 0] = 0
+            expected = shares / max(weights.sum(), 1e-300)
+            np.testing.assert_allclose(found[at][target], expected, atol=2e-6)
+
+
+def test_ids_alone_are_no_content(logs):
+    assert has_content(logs.items)
+    bare = dataclasses.replace(
+        logs.items,
+        item_traits={},
+        item_categories=np.zeros_like(logs.items.item_categories),
+        meta=dataclasses.replace(logs.items.meta, has_places=False),
+    )
+    assert not has_content(bare)
+    for change in ({"item_traits": logs.items.item_traits}, {"meta": logs.items.meta}):
+        assert has_content(dataclasses.replace(bare, **change))
