@@ -18,6 +18,7 @@ from stt_jax.config import DeviceConfig, EvaluationConfig
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import TEST, VALIDATION, PreparedLog
 from stt_jax.metrics import grouped_metrics, length_groups, ranking_metrics, standard_errors
+from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
 from stt_jax.training.ranks import MODES, make_ranker, model_ranks
 from stt_jax.training.run import Run
@@ -56,6 +57,7 @@ def evaluate_model(
         _check_alike(run, other)
     if len({one.directory.resolve() for one in (run, *others)}) <= len(others):
         raise ValueError(f"{run.directory} and the runs together with it: one is named twice")
+    run = _asked_as(run, config)
     context = run.protocol.context if config.context == "as_run" else config.context
     kind = run.protocol.targets if config.targets == "as_run" else config.targets
     part = TEST if config.part == "test" else VALIDATION
@@ -101,6 +103,8 @@ def evaluate_model(
         "seen": seen,
         "trends": trends,
         "domains": domains if log.domain_values else None,
+        "asked_window": run.training.asked_tokens,
+        "habit_share": run.model_config.habit_share,
         "data_hash": log.meta.data_hash,
         "split_hash": log.meta.split_hash,
         "versions": run.info.versions,
@@ -146,11 +150,23 @@ def evaluate_model(
     return report
 
 
+def _asked_as(run: Run, config: EvaluationConfig) -> Run:
+    """The run with what the evaluation changes of how it is asked; nothing of it is learned."""
+    training, model_config = run.training, run.model_config
+    if config.asked_window:
+        training = dataclasses.replace(training, asked_window=config.asked_window)
+    if config.habit_share >= 0:
+        model_config = dataclasses.replace(model_config, habit_share=config.habit_share)
+    model = SpatiotemporalTransformer(model_config, run.model.sizes)
+    return dataclasses.replace(run, training=training, model_config=model_config, model=model)
+
+
 def _check_alike(run: Run, other: Run) -> None:
     if other.info.data_hash != run.info.data_hash:
         raise ValueError(f"{other.directory} and {run.directory} were trained on different logs")
     ours, theirs = (
-        dataclasses.asdict(one.model_config) | {"window": one.training.asked_tokens}
+        dataclasses.asdict(one.model_config)
+        | {name: getattr(one.training, name) for name in ("window", "asked_window")}
         for one in (run, other)
     )
     for name, value in ours.items():

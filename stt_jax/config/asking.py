@@ -79,6 +79,12 @@ class EvaluationConfig:
         "validation.",
         choices=("as_run", "named", "any"),
     )
+    asked_window: int = option(
+        0, "The longest history that a request sees; 0 = as the run. To try before a training."
+    )
+    habit_share: float = option(
+        -1.0, "Share of habits in the answer, in [0, 1); -1 = as the run. To try before a training."
+    )
     max_targets: int = option(20_000, "Most targets, drawn by a fixed seed; 0 = all of them.")
     baselines: bool = option(True, "Tune and show the counting baselines beside the model.")
     optimum: str = option("", "File of best possible metrics, written by stt_jax.generate.")
@@ -86,6 +92,11 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check(self.max_targets >= 0, "--max_targets must not be negative")
+        check(self.asked_window >= 0, f"--asked_window={self.asked_window} must not be negative")
+        check(
+            self.habit_share == -1 or 0 <= self.habit_share < 1,
+            f"--habit_share={self.habit_share} must be in [0, 1), or -1 for that of the run",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

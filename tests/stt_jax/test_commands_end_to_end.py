@@ -15,6 +15,7 @@ from stt_jax import command, evaluate, recommend, train
 from stt_jax.config import EvaluationConfig, RequestConfig
 from stt_jax.data.store import TEST, open_log
 from stt_jax.evaluation import evaluate_model
+from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.ranking import recommend_items
 from stt_jax.training.run import load_run
 
@@ -104,6 +105,35 @@ def test_evaluation_is_the_same_to_the_last_digit(inside):
     config = EvaluationConfig(run="runs/x", baselines=False, max_targets=50)
     reports = [evaluate_model(load_run("runs/x", log), log, config) for _ in range(2)]
     assert reports[0] == reports[1]
+
+
+def test_how_a_run_is_asked_can_be_tried_before_it_is_trained_so(inside, capsys):
+    """Other habits and a longer history than the run's own, as if it had been trained with them."""
+    log = open_log("prepared")
+    config = EvaluationConfig(baselines=False, max_targets=50)
+    run = load_run("runs/x", log)
+    model_config = dataclasses.replace(run.model_config, habit_share=0.3)
+    so = dataclasses.replace(
+        run,
+        training=dataclasses.replace(run.training, asked_window=16),
+        model_config=model_config,
+        model=SpatiotemporalTransformer(model_config, run.model.sizes),
+    )
+    tried = dataclasses.replace(config, habit_share=0.3, asked_window=16)
+    reports = [
+        evaluate_model(one, log, c) for one, c in ((run, config), (run, tried), (so, config))
+    ]
+    assert reports[0]["modes"] != reports[1]["modes"] == reports[2]["modes"]
+    asked = [(report["asked_window"], report["habit_share"]) for report in reports]
+    assert asked == [(64, 0.0), (16, 0.3), (16, 0.3)]
+    for one in ("--habit_share=0.3", "--asked_window=16"):
+        flags = ("--run=runs/x", "--baselines=false", "--max_targets=50", "--output=tried.json")
+        code, output = call(evaluate, capsys, *flags, one)
+        assert code == 0, output.err
+        assert json.loads((inside / "tried.json").read_text())["modes"] != reports[0]["modes"]
+    code, output = call(evaluate, capsys, "--run=runs/x", "--habit_share=1")
+    assert code == 2
+    assert "--habit_share=1.0 must be in [0, 1), or -1 for that of the run" in output.err
 
 
 def test_runs_that_are_alike_are_evaluated_together(inside):
