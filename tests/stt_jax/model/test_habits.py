@@ -20,7 +20,7 @@ from stt_jax.training.run import model_sizes
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=8, seed=5)
-HISTORY, REQUESTS = TrainingBatches(LOG, window=16, requests=8, batch_rows=3, seed=0)[0]
+HISTORY, REQUESTS = TrainingBatches(LOG, window=64, requests=64, batch_rows=3, seed=0)[0]
 REQUESTS.last_tokens[:, 0] = -1  # these see no event
 
 
