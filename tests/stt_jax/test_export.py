@@ -94,6 +94,7 @@ def test_artifacts_answer_without_the_model_code(tmp_path, num_people):
     np.testing.assert_array_equal(answer["items"], expected.items)
     np.testing.assert_allclose(answer["probabilities"], expected.probabilities, atol=1e-5)
     manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["window"] == window != run.training.window
     names = [one["name"] for one in manifest["functions"]["score"]["arguments"]["request"]]
     assert names == sorted(names, key=names.index)
     assert "users" in names

@@ -131,11 +131,12 @@ def test_the_best_step_is_the_best_by_what_was_asked_for(tmp_path, monkeypatch, 
     """First a third of the answers is right and the rest is nowhere, then all are among ten."""
     found = iter([[1, 500, 500], [4, 4, 5], [600, 600, 600]])
 
-    def ranks_in_turn(*_, **__):
+    def ranks_in_turn(*_, **asked):
+        assert asked["window"] == 24
         return {"unknown": np.array(next(found))}
 
     monkeypatch.setattr(loop, "model_ranks", ranks_in_turn)
-    config = options(tmp_path, epochs=3, patience=0, select_by=select_by)
+    config = options(tmp_path, epochs=3, patience=0, select_by=select_by, asked_window=24)
     run = train_model(LOG, config, MODEL)
     steps = [line["step"] for line in metric_lines(tmp_path) if line["kind"] == "validation"]
     assert run.step == steps[best - 1]
