@@ -287,8 +287,9 @@ def _validate(
         for name in ("mrr", "accuracy@1", "hr@10", "ndcg@10")
     }
     reporter.write(step, "validation", metrics)
+    shown = dict.fromkeys(("accuracy@1", "mrr", setup.config.select_by))
     modes = ", ".join(
-        f"{mode} time: accuracy {values['accuracy@1']:.4f}, MRR {values['mrr']:.4f}"
+        f"{mode} time: " + ", ".join(f"{_title(name)} {values[name]:.4f}" for name in shown)
         for mode, values in by_mode.items()
     )
     reporter.line(f"step {step}: validation with {modes}")
@@ -316,8 +317,12 @@ def _next_progress(
 
 
 def _best(config: TrainingConfig, progress: Progress) -> str:
-    name = config.select_by.upper().replace("ACCURACY", "accuracy")
+    name = _title(config.select_by)
     return f"best validation {name} {progress.best:.4f} at step {progress.best_step}"
+
+
+def _title(metric: str) -> str:
+    return "accuracy" if metric == "accuracy@1" else metric.upper()
 
 
 def _report(

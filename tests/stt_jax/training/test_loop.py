@@ -127,7 +127,9 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
 @pytest.mark.parametrize(
     ("select_by", "best"), [("mrr", 1), ("accuracy@1", 1), ("hr@10", 2), ("ndcg@10", 2)]
 )
-def test_the_best_step_is_the_best_by_what_was_asked_for(tmp_path, monkeypatch, select_by, best):
+def test_the_best_step_is_the_best_by_what_was_asked_for(
+    tmp_path, monkeypatch, capsys, select_by, best
+):
     """First a third of the answers is right and the rest is nowhere, then all are among ten."""
     found = iter([[1, 500, 500], [4, 4, 5], [600, 600, 600]])
 
@@ -140,6 +142,9 @@ def test_the_best_step_is_the_best_by_what_was_asked_for(tmp_path, monkeypatch, 
     run = train_model(LOG, config, MODEL)
     steps = [line["step"] for line in metric_lines(tmp_path) if line["kind"] == "validation"]
     assert run.step == steps[best - 1]
+    printed = capsys.readouterr()
+    title = {"mrr": "MRR", "accuracy@1": "accuracy"}.get(select_by, select_by.upper())
+    assert (printed.err + printed.out).count(f"{title} ") == 3 + 1, "each validation, the best"
 
 
 @pytest.mark.parametrize(
