@@ -94,6 +94,14 @@ def request_geometry(config: ModelConfig, history: History, requests: Requests) 
     )
 
 
+def seen_events(history: History, requests: Requests) -> jax.Array:
+    """Which events of the history each request sees, bool [B, R, S]."""
+    tokens = jnp.arange(history.items.shape[1], dtype=jnp.int32)[None, None]
+    return (history.segment_ids[:, None] == requests.segment_ids[:, :, None]) & (
+        tokens <= requests.last_tokens[:, :, None]
+    )
+
+
 def request_places(history: History, requests: Requests) -> jax.Array:
     """Where a request is, or else its last event: float32 [B, R, 3] earth-centred, NaN unknown."""
     return _coords(history, requests) + requests.origins

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from stt_jax.batch import History, Requests
+from stt_jax.model.geometry import seen_events
 from stt_jax.model.recurrence import at_tokens
 
 _WIDTH_H = 2.0
@@ -37,12 +38,7 @@ def habit_mass(history: History, requests: Requests, *, use_time: bool) -> jax.A
       history, requests: what is asked; hours of the week are their `phases`, items their `items`.
       use_time: False = as if every hour were unknown.
     """
-    tokens = jnp.arange(history.items.shape[1], dtype=jnp.int32)[None, None]
-    counted = (
-        (history.segment_ids[:, None] == requests.segment_ids[:, :, None])
-        & (tokens <= requests.last_tokens[:, :, None])
-        & (history.items > 0)[:, None]
-    )
+    counted = seen_events(history, requests) & (history.items > 0)[:, None]
     weights = jnp.where(_follows_last(history, requests), 1.0, _SEQUENCE_FLOOR)
     if use_time:
         asked = jnp.where(requests.time_known, requests.phases, -1)

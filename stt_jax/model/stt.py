@@ -27,6 +27,7 @@ from stt_jax.model.geometry import (
     event_geometry,
     request_geometry,
     request_places,
+    seen_events,
     self_geometry,
 )
 from stt_jax.model.habits import habit_mass
@@ -465,11 +466,7 @@ class SpatiotemporalTransformer(nn.Module):
         geometries = {"pointer": geometry}
         counts = []
         if self.config.use_pointer:
-            tokens = jnp.arange(history.items.shape[1], dtype=jnp.int32)[None, None]
-            visible = (history.segment_ids[:, None] == requests.segment_ids[:, :, None]) & (
-                tokens <= requests.last_tokens[:, :, None]
-            )
-            counts.append(visible.sum(axis=-1, dtype=jnp.int32))
+            counts.append(seen_events(history, requests).sum(axis=-1, dtype=jnp.int32))
         if "sequel" in self._pointers:
             if requests.last_tokens.shape[1] == 1:  # as in service
                 found = find_recurrence(history.items, history.segment_ids, requests.last_tokens)
