@@ -175,6 +175,11 @@ class SplitOptions:
     test_days: float = option(0.0, "split=time: test on the last days, instead of a fraction.")
     validation_from: str = option("", "split=time: validate from this UTC time (ISO 8601) on.")
     test_from: str = option("", "split=time: test from this UTC time (ISO 8601) on.")
+    validation_users: float = option(
+        1.0,
+        "split=leave_one_out: share of the users whose event before the last validates; that of "
+        "the others trains, too.",
+    )
 
     def __post_init__(self) -> None:
         """Refuses impossible or doubly given cuts."""
@@ -186,6 +191,14 @@ class SplitOptions:
                 not (days and getattr(self, f"{part}_from")),
                 f"give one of --{part}_days and --{part}_from",
             )
+        check(
+            0 <= self.validation_users <= 1,
+            f"--validation_users must be in [0, 1]; got {self.validation_users}",
+        )
+        check(
+            self.validation_users == 1 or self.split == "leave_one_out",
+            "--validation_users needs --split=leave_one_out",
+        )
         total = self.validation_fraction + self.test_fraction
         check(
             total < 1,

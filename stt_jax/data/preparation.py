@@ -280,7 +280,7 @@ def _split(steps: Steps, config: PrepareConfig) -> split.Cuts | None:
         cuts = split.find_cuts(table, config, steps.engine)
         table = split.by_time(table, cuts)
     elif config.split == "leave_one_out":
-        table = split.leave_one_out(table)
+        table = split.leave_one_out(table, config.validation_users)
     steps.replace(f"split: {config.split}", table, {})
     if config.session_gap_h:
         steps.table = features.sessions_by_gap(steps.table, config.session_gap_h)

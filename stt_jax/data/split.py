@@ -99,8 +99,14 @@ def by_time(table: ir.Table, cuts: Cuts) -> ir.Table:
     return table.mutate(part=part.cast("int8"))
 
 
-def leave_one_out(table: ir.Table) -> ir.Table:
-    """Sets `part`: a user's last event is test, the one before validation, if there are 3."""
+def leave_one_out(table: ir.Table, validation_users: float = 1.0) -> ir.Table:
+    """Sets `part`: a user's last event is test, the one before validation, if there are 3.
+
+    Args:
+      table: with user, time_s, time_us, source_row.
+      validation_users: share of the users with 3 events whose event before the last validates;
+        that of the others trains. Drawn evenly from the order of their ids.
+    """
     latest_first = ibis.row_number().over(
         group_by="user",
         order_by=[
@@ -110,10 +116,19 @@ def leave_one_out(table: ir.Table) -> ir.Table:
         ],
     )
     table = table.mutate(latest=latest_first, size=table.count().over(group_by="user"))
+    validates = table.latest == 1
+    if validation_users < 1:
+        users = table.filter(table.latest == 2).select("user")  # once each who has 3 events
+        place = ibis.row_number().over(order_by="user").cast("float64")
+        drawn = ((place + 1) * validation_users).floor() > (place * validation_users).floor()
+        users = users.mutate(drawn=drawn)
+        table = table.left_join(users.filter(users.drawn), "user").drop("user_right")
+        validates = (table.latest == 1) & table.drawn.fill_null(False)
     part = ibis.cases(
         (table["size"] < 3, TRAIN),
         (table.latest == 0, TEST),
-        (table.latest == 1, VALIDATION),
+        (validates, VALIDATION),
         else_=TRAIN,
     )
-    return table.mutate(part=part.cast("int8")).drop("latest", "size")
+    helpers = [name for name in ("latest", "size", "drawn") if name in table.columns]
+    return table.mutate(part=part.cast("int8")).drop(*helpers)
