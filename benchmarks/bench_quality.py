@@ -40,10 +40,14 @@ _METRICS = ("accuracy@1", "recall@10", "f1@10", "hr@5", "hr@10", "hr@20", "ndcg@
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table: a flagfile and what is changed in its model and in what is asked."""
+    """One line of a table: a flagfile and what is changed in its model and in what is asked.
+
+    `data` names another prepared log of the same test events, of which training sees more.
+    """
 
     name: str
     flagfile: str
+    data: str = ""
     model_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     protocol_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -62,7 +66,11 @@ class Suite:
 
 
 def _log_suite(name: str) -> Suite:
-    return Suite((Row("whole model", f"configs/{name}.flags"),), together=name.startswith("amazon"))
+    flagfile = f"configs/{name}.flags"
+    if name.startswith("amazon"):
+        more = Row("trained on most of the validation part, too", flagfile, f"{name}_more")
+        return Suite((Row("whole model", flagfile), more), together=True)
+    return Suite((Row("whole model", flagfile),))
 
 
 _PLAIN = ("ml100k", "ml1m", "amazon_beauty", "amazon_sports", "amazon_toys", "gowalla", "calgary",
@@ -82,7 +90,7 @@ SUITES = {
     "city": Suite(
         (
             Row("whole model", "configs/city.flags"),
-            Row("blind to time and place", "configs/city.flags", _BLIND),
+            Row("blind to time and place", "configs/city.flags", model_changes=_BLIND),
         ),
         optimum="city/optimum.arrow",
         together=True,
@@ -90,7 +98,11 @@ SUITES = {
     "nyc": Suite(
         (
             Row("whole model", "configs/nyc.flags"),
-            *(Row(name, "configs/nyc.flags", changes) for name, changes in _ABLATIONS.items()),
+            *(
+                Row(name, "configs/nyc.flags", model_changes=changes)
+                for name, changes in _ABLATIONS.items()
+            ),
+            Row("trained on the validation part, too", "configs/nyc.flags", "nyc_more"),
         ),
         ("strict", "all"),
         together=True,
@@ -136,7 +148,7 @@ def bench(quality: QualityConfig) -> None:
         if quality.rows and number not in map(int, quality.rows):
             continue
         configs = command.from_flagfile(row.flagfile, FLAG_GROUPS)
-        log = _open(quality, configs["training"].data)
+        log = _open(quality, row.data or configs["training"].data)
         runs, reports = [], []
         for seed in range(quality.seeds):
             run, minutes = _train(quality, row, configs, log, seed, number)
@@ -146,12 +158,15 @@ def bench(quality: QualityConfig) -> None:
                 | {"minutes": minutes}
             )
             print(f"{row.name}, seed {seed}: {json.dumps(reports[-1]['metrics'])}", flush=True)
-        results["split_hash"], results["data_hash"] = log.meta.split_hash, log.meta.data_hash
         summary = {"name": row.name, "flagfile": row.flagfile, **_where(), **_summary(reports)}
+        if row.data:
+            summary |= {"data": row.data, "split_hash": log.meta.split_hash}
+            summary["num_targets"] = reports[0]["num_targets"]
         others = [other for other in results["rows"] if other["name"] != row.name]
         names = [known.name for known in suite.rows]
         results["rows"] = sorted([*others, summary], key=lambda one: names.index(one["name"]))
         if number == 0:
+            results["split_hash"], results["data_hash"] = log.meta.split_hash, log.meta.data_hash
             results["baselines"] = with_others(before, log.meta.split_hash, reports[0])
             results.pop("together", None)
             results |= {name: reports[0][name] for name in ("num_targets", "groups", "curves")}

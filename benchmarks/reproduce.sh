@@ -9,14 +9,15 @@ raw=${2:?folder of the raw logs}
 shift 2
 python=${PYTHON:-python}
 export PYTHONPATH=$PWD:$PWD/kernels
-if [ ! -e "prepared/$name/meta.json" ]; then
-    if [ "$name" = city ]; then
-        [ -e city/log.csv.gz ] || "$python" -m stt_jax.generate --output=city
-        "$python" -m stt_jax.prepare --flagfile=configs/prepare/city.flags
-    else
-        "$python" -m stt_jax.prepare --flagfile="configs/prepare/$name.flags" \
-            --data_root="$raw" --output="prepared/$name"
-    fi
+if [ "$name" = city ] && [ ! -e city/log.csv.gz ]; then
+    "$python" -m stt_jax.generate --output=city
 fi
+for log in "$name" "${name}_more"; do # the second of rows that train on validation events, too
+    flags=configs/prepare/$log.flags
+    if [ -e "$flags" ] && [ ! -e "prepared/$log/meta.json" ]; then
+        [ "$name" = city ] || set_root=--data_root=$raw
+        "$python" -m stt_jax.prepare --flagfile="$flags" ${set_root:+"$set_root"} --output="prepared/$log"
+    fi
+done
 "$python" -m benchmarks.bench_quality --suite="$name" --data_root=prepared "$@"
 "$python" -m benchmarks.tables
