@@ -61,8 +61,9 @@ def quality_table(path: pathlib.Path) -> str:
             cells = [_mean(row["metrics"][key][m]) for m in _COLUMNS]
             cells = [f"**{cell}**" for cell in cells] if row is results["rows"][0] else cells
             of_row = len(row["metrics"][key]["mrr"]["values"])
-            differs = of_row != seeds and row is not results.get("together")
-            name_of_row = f"{row['name']} ({of_row} seed)" if differs else row["name"]
+            name_of_row = _name(row)
+            if of_row != seeds and row is not results.get("together"):
+                name_of_row += f" ({of_row} seed{'s' * (of_row > 1)})"
             lines.append(
                 _line(name_of_row, cells, f"{row['parameters']:,}", f"{row['minutes']:.1f}")
             )
@@ -70,6 +71,13 @@ def quality_table(path: pathlib.Path) -> str:
             cells = [number(best.get(m)) for m in _COLUMNS]
             lines.append(_line("best possible", cells, "", ""))
     return "\n".join(lines)
+
+
+def _name(row: dict[str, Any]) -> str:
+    """A row's name, with how many targets it is of where these are its own."""
+    if "num_targets" not in row:
+        return str(row["name"])
+    return f"{row['name']}; {row['num_targets']['known']:,} targets"
 
 
 def _with_together(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,7 +100,7 @@ def quality_summary(path: pathlib.Path) -> str:
         cells = [(f"best baseline: {best}", [number(others[best].get(m)) for m in chosen])]
         for row in _with_together(results):
             if not row["name"].startswith(_ABLATED):
-                cells.append((row["name"], [_mean(row["metrics"][key][m]) for m in chosen]))
+                cells.append((_name(row), [_mean(row["metrics"][key][m]) for m in chosen]))
         if limit:
             cells.append(("best possible", [number(limit.get(m)) for m in chosen]))
         lines += [f"| {mode}, {context} | {name} | {' | '.join(row)} |" for name, row in cells]
@@ -142,7 +150,8 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
     ]
     for path in paths:
         results = json.loads(path.read_text())
-        rows = [results["rows"][0], *([results["together"]] if "together" in results else [])]
+        # Of the others those that train on more.
+        rows = [one for one in _with_together(results) if _compared(one, results)]
         for row, (key, mode) in itertools.product(rows, _modes(rows[0]["metrics"]).items()):
             context, metrics = key.split("/")[0], row["metrics"][key]
             others = {k: v for k, v in results["baselines"][key].items() if k != "best possible"}
@@ -150,16 +159,23 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
             best, chosen = others[best_name], ("accuracy@1", "hr@10", "mrr")
             ours = {m: metrics[m]["mean"] for m in chosen}
             gains = [f"{ours[m] / best[m] - 1:+.0%}" if best[m] else "" for m in chosen[:2]]
+            baseline = f"{best_name}: " + " / ".join(f"{best[m]:.4f}" for m in chosen)
             seeds = row.get("seeds", "") if row is rows[0] else row["name"]
+            if "data" in row:  # the baselines did not see as much
+                baseline, gains, seeds = "", [], f"{row['seeds']}, {row['name']}"
+            targets = row.get("num_targets", results["num_targets"])["known"]
             lines.append(
-                f"| {path.stem}{', strict' if context == 'strict' else ''} | "
-                f"{results['num_targets']['known']:,} | {mode} | {best_name}: "
-                + " / ".join(f"{best[m]:.4f}" for m in chosen)
-                + " | "
+                f"| {path.stem}{', strict' if context == 'strict' else ''} | {targets:,} | {mode} "
+                f"| {baseline} | "
                 + " / ".join(f"{ours[m]:.4f}" for m in chosen)
                 + f" | {seeds} | {', '.join(gains)} |"
             )
     return "\n".join(lines)
+
+
+def _compared(row: dict[str, Any], results: dict[str, Any]) -> bool:
+    """Whether the overview has a line for a row."""
+    return row is results["rows"][0] or row is results.get("together") or "data" in row
 
 
 def _modes(settings: dict[str, Any]) -> dict[str, str]:

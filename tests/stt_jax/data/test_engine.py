@@ -7,6 +7,7 @@ import random
 import shutil
 import warnings
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -14,7 +15,7 @@ from stt_jax import command
 from stt_jax.config import PrepareConfig
 from stt_jax.data.engine import DuckEngine, _java_pattern, open_engine
 from stt_jax.data.preparation import prepare_log
-from stt_jax.data.store import open_log
+from stt_jax.data.store import VALIDATION, open_log
 from stt_jax.prepare import GROUPS
 from tests.stt_jax.data.test_preparation import DATA_ROOT, ROOT, needs_data
 from tests.stt_jax.data.test_values import EVERYTHING, make_config, random_events
@@ -94,7 +95,7 @@ def test_every_step_gives_the_same_bytes_on_both(tmp_path, spark):
 
 
 @needs_spark
-def test_times_by_pattern_domains_and_traits_are_read_alike(tmp_path, spark):
+def test_times_by_pattern_domains_traits_and_a_drawn_validation_are_alike(tmp_path, spark):
     lines = [
         f"u{i % 3},p{i % 5},{1 + i % 28}/4/2012 9:{i % 60:02}:07,{'news' if i % 2 else 'shop'},"
         f"{'red;big' if i % 5 else 'blue'},{20 + i % 3}"
@@ -115,10 +116,13 @@ def test_times_by_pattern_domains_and_traits_are_read_alike(tmp_path, spark):
         domain="shelf",
         item_traits=("looks",),
         user_traits=("age",),
+        split="leave_one_out",
+        validation_users=0.6,
     )
     assert duck == other
     log = open_log(tmp_path / "spark")
     assert log.domain_values[1:] == ["news", "shop"]
+    assert np.sum(log.parts == VALIDATION) == 1  # of three people, floor(3 * .6)
     assert {one.partition("/")[0] for one in log.item_ids[1:]} == {"news", "shop"}
 
 

@@ -111,4 +111,5 @@ def test_a_share_of_the_users_validates_and_the_others_train_on_that_event():
     ]
     assert parts == expected
     none = split.leave_one_out(table, 0.0).to_pyarrow()["part"].to_pylist()
-    assert none.count(VALIDATION) == 0 and none.count(TEST) == 6
+    assert none.count(VALIDATION) == 0
+    assert none.count(TEST) == 6
