@@ -148,20 +148,23 @@ def bench(quality: QualityConfig) -> None:
         if quality.rows and number not in map(int, quality.rows):
             continue
         configs = command.from_flagfile(row.flagfile, FLAG_GROUPS)
-        log = _open(quality, row.data or configs["training"].data)
+        log = open_log(_path(quality, row.data or configs["training"].data))
         runs, reports = [], []
         for seed in range(quality.seeds):
             run, minutes = _train(quality, row, configs, log, seed, number)
             runs.append(run)
-            reports.append(
-                _evaluate(quality, suite, log, run, baselines=number == 0 and seed == 0)
-                | {"minutes": minutes}
+            asked = EvaluationConfig(
+                optimum=suite.optimum,
+                max_targets=quality.max_targets,
+                baselines=number == 0 and seed == 0,
+                # The same targets, whatever else the row's log knows.
+                known_in=str(_path(quality, configs["training"].data)) if row.data else "",
             )
+            reports.append(_evaluate(suite, log, run, asked) | {"minutes": minutes})
             print(f"{row.name}, seed {seed}: {json.dumps(reports[-1]['metrics'])}", flush=True)
         summary = {"name": row.name, "flagfile": row.flagfile, **_where(), **_summary(reports)}
         if row.data:
             summary |= {"data": row.data, "split_hash": log.meta.split_hash}
-            summary["num_targets"] = reports[0]["num_targets"]
         others = [other for other in results["rows"] if other["name"] != row.name]
         names = [known.name for known in suite.rows]
         results["rows"] = sorted([*others, summary], key=lambda one: names.index(one["name"]))
@@ -171,7 +174,8 @@ def bench(quality: QualityConfig) -> None:
             results.pop("together", None)
             results |= {name: reports[0][name] for name in ("num_targets", "groups", "curves")}
             if suite.together and len(runs) > 1:
-                of_all = _evaluate(quality, suite, log, runs[0], others=runs[1:])
+                asked = dataclasses.replace(asked, baselines=False)
+                of_all = _evaluate(suite, log, runs[0], asked, others=runs[1:])
                 of_all["minutes"] = sum(report["minutes"] for report in reports)
                 name = f"{len(runs)} seeds of it together"
                 results["together"] = {"name": name, **_where(), **_summary([of_all])}
@@ -209,9 +213,10 @@ def _where() -> dict[str, Any]:
     }
 
 
-def _open(quality: QualityConfig, data: str) -> PreparedLog:
+def _path(quality: QualityConfig, data: str) -> pathlib.Path:
+    """Where a prepared log lies."""
     path = pathlib.Path(data)
-    return open_log(pathlib.Path(quality.data_root) / path.name if quality.data_root else path)
+    return pathlib.Path(quality.data_root) / path.name if quality.data_root else path
 
 
 def _train(
@@ -239,15 +244,9 @@ def _train(
 
 
 def _evaluate(
-    quality: QualityConfig,
-    suite: Suite,
-    log: PreparedLog,
-    run: Run,
-    *,
-    others: Sequence[Run] = (),
-    baselines: bool = False,
+    suite: Suite, log: PreparedLog, run: Run, asked: EvaluationConfig, others: Sequence[Run] = ()
 ) -> dict[str, Any]:
-    """What a row says of a run, or of several together."""
+    """What a row says of a run, or of several together, in each of the suite's contexts."""
     out: dict[str, Any] = {
         "versions": run.info.versions,
         "parameters": sum(
@@ -258,12 +257,7 @@ def _evaluate(
         "curves": _curves(run),
     }
     for context in suite.contexts:
-        config = EvaluationConfig(
-            context=context,
-            optimum=suite.optimum,
-            max_targets=quality.max_targets,
-            baselines=baselines,
-        )
+        config = dataclasses.replace(asked, context=context)
         report = evaluate_model(run, log, config, others=others)
         out["num_targets"] = report["num_targets"]
         out.setdefault("groups", {})

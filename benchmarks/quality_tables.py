@@ -61,7 +61,7 @@ def quality_table(path: pathlib.Path) -> str:
             cells = [_mean(row["metrics"][key][m]) for m in _COLUMNS]
             cells = [f"**{cell}**" for cell in cells] if row is results["rows"][0] else cells
             of_row = len(row["metrics"][key]["mrr"]["values"])
-            name_of_row = _name(row)
+            name_of_row = row["name"]
             if of_row != seeds and row is not results.get("together"):
                 name_of_row += f" ({of_row} seed{'s' * (of_row > 1)})"
             lines.append(
@@ -71,13 +71,6 @@ def quality_table(path: pathlib.Path) -> str:
             cells = [number(best.get(m)) for m in _COLUMNS]
             lines.append(_line("best possible", cells, "", ""))
     return "\n".join(lines)
-
-
-def _name(row: dict[str, Any]) -> str:
-    """A row's name, with how many targets it is of where these are its own."""
-    if "num_targets" not in row:
-        return str(row["name"])
-    return f"{row['name']}; {row['num_targets']['known']:,} targets"
 
 
 def _with_together(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -100,7 +93,7 @@ def quality_summary(path: pathlib.Path) -> str:
         cells = [(f"best baseline: {best}", [number(others[best].get(m)) for m in chosen])]
         for row in _with_together(results):
             if not row["name"].startswith(_ABLATED):
-                cells.append((_name(row), [_mean(row["metrics"][key][m]) for m in chosen]))
+                cells.append((row["name"], [_mean(row["metrics"][key][m]) for m in chosen]))
         if limit:
             cells.append(("best possible", [number(limit.get(m)) for m in chosen]))
         lines += [f"| {mode}, {context} | {name} | {' | '.join(row)} |" for name, row in cells]
@@ -163,10 +156,9 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
             seeds = row.get("seeds", "") if row is rows[0] else row["name"]
             if "data" in row:  # the baselines did not see as much
                 baseline, gains, seeds = "", [], f"{row['seeds']}, {row['name']}"
-            targets = row.get("num_targets", results["num_targets"])["known"]
             lines.append(
-                f"| {path.stem}{', strict' if context == 'strict' else ''} | {targets:,} | {mode} "
-                f"| {baseline} | "
+                f"| {path.stem}{', strict' if context == 'strict' else ''} | "
+                f"{results['num_targets']['known']:,} | {mode} | {baseline} | "
                 + " / ".join(f"{ours[m]:.4f}" for m in chosen)
                 + f" | {seeds} | {', '.join(gains)} |"
             )

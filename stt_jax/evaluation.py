@@ -16,7 +16,7 @@ import pyarrow as pa
 from stt_jax.baselines import evaluate_baselines
 from stt_jax.config import DeviceConfig, EvaluationConfig
 from stt_jax.data.protocol import Targets, find_targets
-from stt_jax.data.store import TEST, VALIDATION, PreparedLog
+from stt_jax.data.store import TEST, VALIDATION, PreparedLog, open_log
 from stt_jax.metrics import grouped_metrics, length_groups, ranking_metrics, standard_errors
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
@@ -46,7 +46,7 @@ def evaluate_model(
     Returns:
       A report that `json.dumps` takes: the protocol and the split's hash; counts of targets; by
       request mode the metrics of the model, of the baselines and the best possible on targets
-      whose person and item occur in training ("known"); the model's standard errors over people,
+      whose person and item occur in training ("known", and in that of `known_in`); the model's standard errors over people,
       its metrics with unseen people and items as they come ("all"), and by groups.
 
     Raises:
@@ -67,6 +67,8 @@ def evaluate_model(
     every = find_targets(log, part, targets=kind, context=context)
     everything = every.sample(config.max_targets, seed=0)
     known = everything.known(log)
+    if config.known_in:
+        known &= everything.known_in(log, open_log(config.known_in))
     targets = everything[known]
     if len(targets) == 0:
         raise ValueError(
@@ -105,6 +107,7 @@ def evaluate_model(
         "domains": domains if log.domain_values else None,
         "asked_window": run.training.asked_tokens,
         "habit_share": run.model_config.habit_share,
+        "known_in": config.known_in or None,
         "data_hash": log.meta.data_hash,
         "split_hash": log.meta.split_hash,
         "versions": run.info.versions,

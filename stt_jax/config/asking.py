@@ -86,6 +86,11 @@ class EvaluationConfig:
         -1.0, "Share of habits in the answer, in [0, 1); -1 = as the run. To try before a training."
     )
     max_targets: int = option(20_000, "Most targets, drawn by a fixed seed; 0 = all of them.")
+    known_in: str = option(
+        "",
+        "Prepared log of the same events: only targets whose person and item its training part "
+        "has, too, are counted. To compare runs that train on more with those that do on less.",
+    )
     baselines: bool = option(True, "Tune and show the counting baselines beside the model.")
     optimum: str = option("", "File of best possible metrics, written by stt_jax.generate.")
     output: str = option("", "JSON report; empty = evaluation-PART.json in the run directory.")

@@ -56,6 +56,19 @@ class Targets:
         """bool [T], True where both the person and the item occur in the training part."""
         return (self.users < log.num_train_users) & (log.items[self.events] > 0)
 
+    def known_in(self, log: PreparedLog, other: PreparedLog) -> np.ndarray:
+        """bool [T], True where the training part of another log has person and item, by id.
+
+        Args:
+          log: the log that the targets are of.
+          other: the other one.
+        """
+        people = set(other.user_ids[: other.num_train_users])
+        items = set(other.item_ids[1:])
+        has_person = np.array([person in people for person in log.user_ids], bool)
+        has_item = np.array([False, *(item in items for item in log.item_ids[1:])], bool)
+        return has_person[self.users] & has_item[log.items[self.events]]
+
     def sample(self, max_targets: int, seed: int) -> Targets:
         """At most `max_targets` of the targets, drawn without replacement, in log order."""
         if max_targets <= 0 or len(self) <= max_targets:

@@ -105,6 +105,10 @@ def test_evaluation_is_the_same_to_the_last_digit(inside):
     config = EvaluationConfig(run="runs/x", baselines=False, max_targets=50)
     reports = [evaluate_model(load_run("runs/x", log), log, config) for _ in range(2)]
     assert reports[0] == reports[1]
+    same = evaluate_model(
+        load_run("runs/x", log), log, dataclasses.replace(config, known_in="prepared")
+    )
+    assert same == reports[0] | {"known_in": "prepared"}
 
 
 def test_how_a_run_is_asked_can_be_tried_before_it_is_trained_so(inside, capsys):

@@ -1,4 +1,5 @@
 import datetime
+import types
 
 import numpy as np
 
@@ -17,6 +18,21 @@ def test_targets_are_grouped_by_their_local_hour():
         for event in targets.events
     ]
     np.testing.assert_array_equal(_groups(log, targets)["hour_of_day"], expected)
+
+
+def test_what_another_log_knows_is_told_by_ids():
+    log = random_log(seed=2)
+    targets = find_targets(log, TEST)
+    # Numbered in another order, without the last item and the last two people of training.
+    other = types.SimpleNamespace(
+        user_ids=[*log.user_ids[: log.num_train_users - 2][::-1], *log.user_ids[-2:]],
+        num_train_users=log.num_train_users - 2,
+        item_ids=[log.item_ids[0], *log.item_ids[1:-1][::-1]],
+    )
+    expected = (targets.users < log.num_train_users - 2) & (log.items[targets.events] > 0)
+    expected &= log.items[targets.events] < log.num_items
+    assert 0 < expected.sum() < targets.known(log).sum()
+    np.testing.assert_array_equal(targets.known_in(log, other), expected)
 
 
 def test_targets_are_grouped_by_domain_where_there_are_any():
