@@ -46,8 +46,9 @@ def evaluate_model(
     Returns:
       A report that `json.dumps` takes: the protocol and the split's hash; counts of targets; by
       request mode the metrics of the model, of the baselines and the best possible on targets
-      whose person and item occur in training ("known", and in that of `known_in`); the model's standard errors over people,
-      its metrics with unseen people and items as they come ("all"), and by groups.
+      whose person and item occur in training ("known"; in that of `known_in`, too); the model's
+      standard errors over people, its metrics with unseen people and items as they come ("all"),
+      and by groups.
 
     Raises:
       ValueError: no target in that part, an optimum file of another log, or runs that are not

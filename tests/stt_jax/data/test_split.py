@@ -96,14 +96,14 @@ def test_leave_one_out_takes_the_last_two_of_each_user():
 
 
 def test_a_share_of_the_users_validates_and_the_others_train_on_that_event():
-    users = [name for name in "fbdaec" for _ in range(3)] + ["z", "z"]
+    users = [name for name in "fbdaec" for _ in range(3)] + ["aa", "aa"]
     table = make_log([1, 2, 3] * 6 + [1, 2], users)
     whole = split.leave_one_out(table).order_by("source_row").to_pyarrow()["part"].to_pylist()
     third = split.leave_one_out(table, 1 / 3).order_by("source_row")
     assert third.columns == table.columns
     parts = third.to_pyarrow()["part"].to_pylist()
     validating = {user for user, part in zip(users, parts, strict=True) if part == VALIDATION}
-    # Of a to f in the order of their ids every third; z is too short to be drawn.
+    # Of a to f in the order of their ids every third; aa is too short to be drawn.
     assert validating == {"c", "f"}
     expected = [
         part if user in validating or part != VALIDATION else TRAIN
