@@ -23,15 +23,19 @@ def test_targets_are_grouped_by_their_local_hour():
 def test_what_another_log_knows_is_told_by_ids():
     log = random_log(seed=2)
     targets = find_targets(log, TEST)
-    # Numbered in another order, without the last item and the last two people of training.
+    # Numbered in another order, without half of the items and the last two people of training.
+    num_people, num_items = log.num_train_users - 2, log.num_items // 2
     other = types.SimpleNamespace(
-        user_ids=[*log.user_ids[: log.num_train_users - 2][::-1], *log.user_ids[-2:]],
-        num_train_users=log.num_train_users - 2,
-        item_ids=[log.item_ids[0], *log.item_ids[1:-1][::-1]],
+        user_ids=[*log.user_ids[:num_people][::-1], *log.user_ids[num_people:]],
+        num_train_users=num_people,
+        item_ids=[log.item_ids[0], *log.item_ids[1 : num_items + 1][::-1]],
     )
-    expected = (targets.users < log.num_train_users - 2) & (log.items[targets.events] > 0)
-    expected &= log.items[targets.events] < log.num_items
-    assert 0 < expected.sum() < targets.known(log).sum()
+    items = log.items[targets.events]
+    has_person, has_item = targets.users < num_people, (items > 0) & (items <= num_items)
+    assert (has_person & ~has_item).any()
+    assert (has_item & ~has_person).any()
+    expected = has_person & has_item
+    assert expected.any()
     np.testing.assert_array_equal(targets.known_in(log, other), expected)
 
 
