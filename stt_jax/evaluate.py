@@ -63,6 +63,8 @@ def print_report(report: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if report.get("baselines_tuned_on") == 0:
+        console.print("no target to validate on: the baselines have default options")
     for mode, results in report["modes"].items():
         table = rich.table.Table(
             title=f"request time {mode}", title_justify="left", box=rich.box.SIMPLE

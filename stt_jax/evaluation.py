@@ -72,9 +72,10 @@ def evaluate_model(
         known &= everything.known_in(log, open_log(config.known_in))
     targets = everything[known]
     if len(targets) == 0:
+        elsewhere = f" and in that of --known_in={config.known_in}" if config.known_in else ""
         raise ValueError(
-            f"{log.directory} has no {config.part} target whose person and item occur in training; "
-            "prepare it with another --split, or evaluate another --part"
+            f"{log.directory} has no {config.part} target whose person and item occur in training"
+            f"{elsewhere}; prepare it with another --split, or evaluate another --part"
         )
     placement = make_placement(devices or DeviceConfig())
     with jax.set_mesh(placement.mesh):
@@ -135,6 +136,7 @@ def evaluate_model(
     if config.baselines:
         tuning = find_targets(log, VALIDATION, targets=kind, context=context)
         tuning = tuning[tuning.known(log)]
+        report["baselines_tuned_on"] = len(tuning)
         compared = evaluate_baselines(
             log,
             tuning,

@@ -2,9 +2,11 @@ import datetime
 import types
 
 import numpy as np
+import pytest
 
 from stt_jax.data.protocol import find_targets
 from stt_jax.data.store import TEST
+from stt_jax.evaluate import print_report
 from stt_jax.evaluation import _groups
 from tests.stt_jax.tiny_logs import random_log
 
@@ -51,3 +53,19 @@ def test_targets_are_grouped_by_domain_where_there_are_any():
 def test_a_log_without_times_has_no_hours():
     log = random_log(seed=2, has_times=False)
     assert "hour_of_day" not in _groups(log, find_targets(log, TEST))
+
+
+@pytest.mark.parametrize(("tuned_on", "says"), [(0, True), (7, False)])
+def test_untuned_baselines_are_named_so(capsys, tuned_on, says):
+    counts = ("known", "unseen_person", "unseen_item", "in_part", "evaluated")
+    report = {
+        "part": "test",
+        "targets": "every",
+        "context": "all",
+        "split_hash": "0",
+        "num_targets": dict.fromkeys(counts, 1),
+        "baselines_tuned_on": tuned_on,
+        "modes": {},
+    }
+    print_report(report)
+    assert ("default options" in capsys.readouterr().out) == says
