@@ -67,7 +67,7 @@ class ColdBaselines:
             targets.history_ends > targets.history_starts, targets.history_ends - 1, targets.events
         )
         for lately, now in itertools.product(trends.relations, (targets.events, last)):
-            rows = np.searchsorted(trends.start_hours, self.log.times[now] // 3600, side="right")
+            rows = np.searchsorted(trends.start_minutes, self.log.times[now] // 60, side="right")
             scores = np.tile(1e-6 * self._popularity, (len(targets), 1))
             for target, row in enumerate(rows):
                 scores[target, lately.items[row]] += lately.shares[row]

@@ -6,9 +6,11 @@ tuned on validation targets alone, by coordinate search for the best MRR.
     popularity         shares of the training events
     recent_popularity  the same, halved every `half_life_days` before the end of training
     trending           with live trends only: shares of everybody's events, of all parts, before the
-                       hour of the request, halved every `half_life_h`; if the request time is
-                       unknown, before the hour of the last event
+                       hour of the request, or the `step_min` minutes, halved every `half_life_h`;
+                       if the request time is unknown, before those of the last event
     markov             what followed the last item in training, for anybody
+    recent_markov      with live trends only: the same in all parts before the minute of the request
+                       or else the last event, the last 128 times, halved every `half_life_h`
     item_knn           items that co-occur in people's histories (cosine), summed over the context
     own_frequency      counts in the context
     own_recency        the same, weighted by how long ago: days, events, or a power of events
@@ -18,7 +20,7 @@ tuned on validation targets alone, by coordinate search for the best MRR.
     own_hour_sequence  the product of the last two
     mix                a weighted sum of all of these
 
-Items without a score of their own are ordered by popularity. The first five may leave out items of
+Items without a score of their own are ordered by popularity. The first six may leave out items of
 the context, as is usual for films; validation decides. Ranks are those of `metrics.target_ranks`.
 """
 
@@ -172,8 +174,8 @@ def score_popularity(counts: TrainingCounts, asked: Questions, options: Options)
 
 def score_trending(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
     """Shares of everybody's events before the hour of the question."""
-    trends = counts.live_trends(options["half_life_h"])
-    moments = np.searchsorted(trends.start_hours, asked.now_h, side="right")
+    trends = counts.live_trends(options["half_life_h"], options["step_min"])
+    moments = np.searchsorted(np.asarray(trends.start_minutes), asked.now_min, side="right")
     found, shares = (
         table[moments] for table in (trends.relations[0].items, trends.relations[0].shares)
     )
@@ -192,6 +194,21 @@ def score_markov(counts: TrainingCounts, asked: Questions, options: Options) -> 
     cells = Cells.of(rows * counts.num_columns + followers.indices, counts.num_columns)
     fallback = options["fallback"] * counts.popularity
     return _treat_seen(Scores(cells, followers.data, fallback), asked, options)
+
+
+def score_recent_markov(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
+    """Shares of what followed the last item of the context lately."""
+    rows, items, ages = counts.latest_followers(asked.last_items, asked.now_min)
+    keys = rows * counts.num_columns + items
+    cells = Cells.of(distinct(keys), counts.num_columns)
+    sums = np.bincount(
+        np.searchsorted(cells.keys, keys),
+        _decay(ages, 60 * options["half_life_h"]),
+        minlength=len(cells.keys),
+    )
+    values = scale_rows(cells.rows, sums, len(asked.target_items))
+    fallback = options["fallback"] * counts.popularity
+    return _treat_seen(Scores(cells, values, fallback), asked, options)
 
 
 def score_item_knn(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
@@ -273,12 +290,23 @@ BASELINES: dict[str, Baseline] = {
     ),
     "trending": Baseline(
         score_trending,
-        {"half_life_h": (24.0, 168.0, 720.0, 6.0, 1.0, 0.25), "seen": _SEEN},
+        {
+            "half_life_h": (24.0, 168.0, 720.0, 6.0, 1.0, 0.25),
+            "step_min": (60, 5),
+            "seen": _SEEN,
+        },
         uses_request_time=True,
         needs_times=True,
         needs_live_trends=True,
     ),
     "markov": Baseline(score_markov, {"fallback": _FALLBACK, "seen": _SEEN}),
+    "recent_markov": Baseline(
+        score_recent_markov,
+        {"half_life_h": (1.0, 24.0, 720.0, 0.25), "fallback": _FALLBACK, "seen": _SEEN},
+        uses_request_time=True,
+        needs_times=True,
+        needs_live_trends=True,
+    ),
     "item_knn": Baseline(
         score_item_knn,
         {"half_life_events": (30.0, None, 100.0, 10.0, 3.0, 1.0, 0.3), "seen": _SEEN},
@@ -375,8 +403,9 @@ def _tune_mix(
 ) -> tuple[_Mix, float]:
     """The mix of the best MRR, one weight changed at a time until no change helps."""
     begins = [np.array([1.0 if name.startswith("own") else 0.1 for name in part_options])]
-    if "trending" in part_options:  # where it is what counts, no step from there leads to it
-        begins.append(np.array([1.0 if name == "trending" else 0.05 for name in part_options]))
+    lively = ("trending", "recent_markov")
+    if lively[0] in part_options:  # where they are what counts, no step from there leads to them
+        begins.append(np.array([1.0 if name in lively else 0.05 for name in part_options]))
     mix = _Mix(part_options, begins[0], "keep")
     if not tuning:
         return mix, float("nan")

@@ -12,6 +12,7 @@ from typing import Any
 from flax import struct
 
 HOURS_PER_WEEK = 168
+NUM_LATEST = 128  # times that something followed an item which a request looks at
 _ROW_MULTIPLE = 128  # whole vector registers, and any mesh of up to 128 devices can split it
 
 Array = Any  # numpy on the host, jax.Array on the device
@@ -61,9 +62,9 @@ class Requests:
       coords: float32 [B, R, 3], same origin as the history's coords; NaN = place unknown.
       origins: float32 [B, R, 3], as in `History`.
       last_tokens: int32, row index of the last event that the request sees; -1 = none.
-      hours: int32, hours since 1970 at the request; meaningless where not `time_known`.
-      last_hours: int32, the same at the last event that the request sees, or at the request itself
-        where it sees none: what is known of "now" even if the time is hidden.
+      minutes: int32, minutes since 1970 at the request; meaningless where not `time_known`.
+      last_minutes: int32, the same at the last event that the request sees, or at the request
+        itself where it sees none: what is known of "now" even if the time is hidden.
       segment_ids: int32, 0 = padding.
       targets: int32, the item that came; 0 = unknown or none, not learned from.
       domains: bool [B, R, D], which domains the answer may be of; None where the log has none.
@@ -77,8 +78,8 @@ class Requests:
     coords: Array
     origins: Array
     last_tokens: Array
-    hours: Array
-    last_hours: Array
+    minutes: Array
+    last_minutes: Array
     segment_ids: Array
     targets: Array
     domains: Array = None
@@ -110,11 +111,29 @@ class Trends:
 
     Attributes:
       relations: one a half-life, a row a moment, from 1.
-      start_hours: int32 [N], hours since 1970 from which rows 1..N hold, ascending.
+      start_minutes: int32 [N], minutes since 1970 from which rows 1..N hold, ascending.
     """
 
     relations: tuple[Relation, ...]
-    start_hours: Array
+    start_minutes: Array
+
+
+@struct.dataclass
+class Successions:
+    """Every time that an item came right after another, for anybody.
+
+    Attributes:
+      starts: int32 [rows + 1]; what followed row r of the catalogue is starts[r]:starts[r + 1].
+      items: int32 [E], what followed.
+      minutes: int32 [E], minutes since 1970 of the event that followed, ascending within a row's
+        stretch; the largest int32 at its end where it has room left.
+      newest: int32 [], the latest of the minutes.
+    """
+
+    starts: Array
+    items: Array
+    minutes: Array
+    newest: Array
 
 
 @struct.dataclass
@@ -130,6 +149,7 @@ class Catalogue:
       traits: int32 [rows, M] by name, values that the item has, 0 = no further one.
       relations: what the crowd did, by name, a row an item; empty where the model does not look.
       trends: what was popular when; None where the model does not look.
+      successions: what followed what when; None where the model does not look.
       log_popularity: float32 [rows], log of each item's share of the training events; the mean for
         the unknown item and those without any. None where the model does not look.
       target_weights: float32 [rows], what a training request whose answer is the item counts; None
@@ -142,6 +162,7 @@ class Catalogue:
     traits: dict[str, Array] = struct.field(default_factory=dict)
     relations: dict[str, Relation] = struct.field(default_factory=dict)
     trends: Trends | None = None
+    successions: Successions | None = None
     log_popularity: Array | None = None
     target_weights: Array | None = None
 

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse
 
-from stt_jax.batch import Trends
+from stt_jax.batch import NUM_LATEST, Successions, Trends
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import TRAIN, PreparedLog
 from stt_jax.metrics import MISS
+from stt_jax.successions import find_successions
 from stt_jax.trends import LiveTrends
 
 HOURS_PER_WEEK = 168
+_MOST_MINUTES = 1 << 32  # more than have passed since 1970
 MAX_CONTEXT = 2000  # most recent events of a context that are counted
 NUM_NEIGHBOURS = 50  # of an item, by cosine
 
@@ -56,9 +58,34 @@ class TrainingCounts:
         return counts / max(counts.sum(), 1e-300)
 
     @functools.cache  # noqa: B019 (a TrainingCounts lives as long as an evaluation)
-    def live_trends(self, half_life_h: float) -> Trends:
+    def live_trends(self, half_life_h: float, step_min: int) -> Trends:
         """What was popular when, counted in all parts of the log."""
-        return LiveTrends(self.log, (half_life_h,)).trends()
+        return LiveTrends(self.log, (half_life_h,), step_min).trends()
+
+    @functools.cached_property
+    def live_successions(self) -> Successions:
+        """What followed what when, in all parts of the log."""
+        return find_successions(self.log, np.arange(self.log.num_events))
+
+    def latest_followers(
+        self, items: np.ndarray, now_min: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The last `NUM_LATEST` times that something followed each of some items before a minute.
+
+        Args:
+          items: int64 [n].
+          now_min: int64 [n], minutes since 1970.
+
+        Returns:
+          (rows, followed, ages): int64 [P] each, which of the n, what followed, minutes before.
+        """
+        known = self.live_successions
+        befores = np.repeat(np.arange(len(known.starts) - 1), np.diff(known.starts))
+        times = befores * _MOST_MINUTES + known.minutes[: len(befores)]
+        ends = np.searchsorted(times, items * _MOST_MINUTES + now_min)
+        lengths = np.minimum(ends - known.starts[items], NUM_LATEST)
+        at, rows = _ranges(ends - lengths, lengths), np.repeat(np.arange(len(items)), lengths)
+        return rows, known.items[at].astype(np.int64), now_min[rows] - known.minutes[at]
 
     @functools.cached_property
     def transition_counts(self) -> scipy.sparse.csr_array:
@@ -212,8 +239,8 @@ class Questions:
       request_known: whether that is the hour of the request.
       follows_last: bool [P]. Whether the event before had the same item as the context's last one.
       last_items: int64 [n], 0 if the context is empty or its last item unknown.
-      now_h: int64 [n], hours since 1970 at the request, or at the last event of the context if its
-        time is unknown; at the request also where there is no context, as for the model.
+      now_min: int64 [n], minutes since 1970 at the request, or at the last event of the context if
+        its time is unknown; at the request also where there is no context, as for the model.
     """
 
     target_items: np.ndarray
@@ -225,7 +252,7 @@ class Questions:
     request_known: bool
     follows_last: np.ndarray
     last_items: np.ndarray
-    now_h: np.ndarray
+    now_min: np.ndarray
 
     def sum_by_item(self, weights: np.ndarray) -> np.ndarray:
         """Sums the weights [P] of context events by cell, each target scaled to one: [Z]."""
@@ -278,7 +305,7 @@ def _gather(counts: TrainingCounts, targets: Targets, request_known: bool) -> Qu
         request_known=request_known,
         follows_last=follows_last,
         last_items=last_items,
-        now_h=log.times[now_events] // 3600,
+        now_min=log.times[now_events] // 60,
     )
 
 

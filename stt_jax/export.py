@@ -237,11 +237,11 @@ first encoded event, gaps seconds since the event before (-1 = none), phases the
 week (Monday 00:00 is 0, -1 = unknown). Coordinates are metres on a sphere of radius 6,371,008.8 m
 (x, y, z) minus `origins`, the person's first known place; NaN = unknown. `segment_ids` is 1 for an
 event and 0 for padding. A request's `last_tokens` is the number of events - 1; `time_known` false
-hides its time, NaN its place; `hours` are those since 1970 at the request, `last_hours` what stands
-for them where its time is hidden (2**30 = now): what was popular then is known of the exported
-log alone, as `relations` of the trends in `weights.npz`. Where the log has domains, `domains` is
-true for those that are wanted, all or some, in the order of the trait `domain` from row 1
-on.{_numbers(run)}
+hides its time, NaN its place; `minutes` are those since 1970 at the request, `last_minutes` what
+stands for them where its time is hidden (2**30 = now): what was popular then, and what followed
+what, is known of the exported log alone, as the trends and successions in `weights.npz`. Where the
+log has domains, `domains` is true for those that are wanted, all or some, in the order of the trait
+`domain` from row 1 on.{_numbers(run)}
 
 A person's events are encoded from number max(0, (n // {hop} + 1) * {hop} - 1 - {window}) on, n
 being how many there are: when the next would not fit, encode again from there.

@@ -17,7 +17,7 @@ from stt_jax.data.pipeline import earth_coords, hour_of_week
 from stt_jax.data.store import UNKNOWN_E7, PreparedLog
 
 _INT32_MAX = 2**31 - 1
-_NOW_H = 2**30  # after all that was counted, whatever is subtracted from it
+_NOW_MIN = 2**30  # after all that was counted, whatever is subtracted from it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +239,8 @@ def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
         coords=put(coords, np.float32, np.nan),
         origins=put(origins, np.float32),
         last_tokens=put([q.num_events - 1 for q in questions], np.int32, -1),
-        hours=put(times // 3600, np.int32),
-        last_hours=put(np.full(count, _NOW_H), np.int32),
+        minutes=put(times // 60, np.int32),
+        last_minutes=put(np.full(count, _NOW_MIN), np.int32),
         segment_ids=put(np.ones(count), np.int32),
         targets=put(np.zeros(count), np.int32),
         domains=None if domains[0] is None else put(np.stack(domains), np.bool_),

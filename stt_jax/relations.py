@@ -3,6 +3,7 @@
     followers    n(i, j) / n(i): how often event j came right after event i, for anybody
     neighbours   cosine of the people who had i and j, a row scaled to one (item-kNN)
     trends       what was popular at a time, see `stt_jax.trends`
+    successions  what followed what at a time, see `stt_jax.successions`
 
 Each row keeps its largest entries. The held-out version of an entry lacks one observation: one
 succession, one person.
@@ -14,11 +15,12 @@ import dataclasses
 
 import numpy as np
 
-from stt_jax.batch import Catalogue, Relation, table_rows
+from stt_jax.batch import Catalogue, Relation, Successions, Trends, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.counting import TrainingCounts, largest_per_row
 from stt_jax.data.pipeline import catalogue
 from stt_jax.data.store import PreparedLog
+from stt_jax.successions import find_successions
 from stt_jax.trends import LiveTrends, find_trends
 
 
@@ -30,8 +32,8 @@ def model_catalogue(
     Args:
       log: whose training part is counted.
       config: of the model.
-      live_trends: what was popular is counted in all parts of the log, each hour's for the hours
-        after it, as a service does while events come in.
+      live_trends: what was popular, and what followed what lately, is counted in all parts of the
+        log, each hour's for the hours after it, as a service does while events come in.
     """
     items = catalogue(log)
     if config.use_popularity:
@@ -43,15 +45,26 @@ def model_catalogue(
         "followers": followers(counts, config.num_related),
         "neighbours": neighbours(counts, config.num_related),
     }
-    trends = None
-    if config.use_time and log.meta.has_times:
-        half_lives_h = config.half_lives_h
-        trends = (
-            LiveTrends(log, half_lives_h).trends()
-            if live_trends
-            else find_trends(log, counts.events, half_lives_h)
+    items = dataclasses.replace(items, relations=relations)
+    if not config.use_time or not log.meta.has_times:
+        return items
+    trends, successions = (
+        live_crowd(log, config)
+        if live_trends
+        else (
+            find_trends(log, counts.events, config.half_lives_h, config.trend_step_min),
+            find_successions(log, counts.events) if config.succession_half_lives else None,
         )
-    return dataclasses.replace(items, relations=relations, trends=trends)
+    )
+    return dataclasses.replace(items, trends=trends, successions=successions)
+
+
+def live_crowd(log: PreparedLog, config: ModelConfig) -> tuple[Trends, Successions | None]:
+    """What was popular and what followed what, counted in all parts of the log."""
+    trends = LiveTrends(log, config.half_lives_h, config.trend_step_min).trends()
+    if not config.succession_half_lives:
+        return trends, None
+    return trends, find_successions(log, np.arange(log.num_events))
 
 
 def log_popularity(log: PreparedLog) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""What was popular when: shares of the events before an hour, faded by one or more half-lives.
+"""What was popular when: shares of the events before a moment, faded by one or more half-lives.
 
-`find_trends` counts a part of a log once; `LiveTrends` goes on counting as events come in. A row of
-a table holds from an hour on and knows nothing of that hour: what was counted ended before it. So
-an event is never among what its own prediction goes by, and no version without it is needed.
+`find_trends` counts a part of a log once; `LiveTrends` goes on counting as events come in. Time
+goes in steps of some minutes, an hour if nobody says otherwise. A row of a table holds from a step
+on and knows nothing of that step: what was counted ended before it. So an event is never among what
+its own prediction goes by, and no version without it is needed.
 """
 
 from __future__ import annotations
@@ -16,93 +17,100 @@ from stt_jax.batch import Relation, Trends
 from stt_jax.data.store import PreparedLog
 
 NUM_TRENDING = 256  # items of a row
-_MAX_STRETCHES = 1000
-_NUM_LIVE = 64  # hours with events that get a row each as they come in
-_NEVER_H = 2**31 - 1
+_MAX_STRETCHES = 1000  # of hours; of shorter steps as many more as they are shorter
+_NUM_LIVE = 64  # steps with events that get a row each as they come in
+_NEVER_MIN = 2**31 - 1
 
 
-def find_trends(log: PreparedLog, events: np.ndarray, half_lives_h: Sequence[float]) -> Trends:
+def find_trends(
+    log: PreparedLog, events: np.ndarray, half_lives_h: Sequence[float], step_min: int = 60
+) -> Trends:
     """What was popular at the end of each stretch of some events.
 
-    A stretch is an hour that has events, or several in a row that together have about as many as
+    A stretch is a step that has events, or several in a row that together have about as many as
     any other: a log may be quiet for years, or hold several that were years apart.
 
     Args:
       log: whose items and times they are.
       events: int [N], rows of the log's events.
       half_lives_h: hours after which an event counts half, one a table.
+      step_min: minutes of a step.
     """
-    hours, of_hour = np.unique(log.times[events] // 3600, return_inverse=True)
-    of_hour = of_hour.astype(np.int64)
-    num_events = np.bincount(of_hour, minlength=len(hours))
-    shares_before = (np.cumsum(num_events) - num_events) * _MAX_STRETCHES // max(1, len(of_hour))
-    stretches = np.arange(len(hours))
-    if len(hours) > _MAX_STRETCHES:
+    steps, of_step = np.unique(log.times[events] // (60 * step_min), return_inverse=True)
+    of_step = of_step.astype(np.int64)
+    num_events = np.bincount(of_step, minlength=len(steps))
+    most_stretches = _MAX_STRETCHES * 60 // step_min
+    shares_before = (np.cumsum(num_events) - num_events) * most_stretches // max(1, len(of_step))
+    stretches = np.arange(len(steps))
+    if len(steps) > most_stretches:
         stretches = np.unique(shares_before, return_inverse=True)[1].astype(np.int64)
-    last_hours = hours[np.diff(stretches, append=len(hours)) > 0]
-    starts = np.concatenate([hours[:1], last_hours + 1])
-    ages_h = (last_hours + 1)[stretches[of_hour]] - hours[of_hour]
+    last_steps = steps[np.diff(stretches, append=len(steps)) > 0]
+    starts = np.concatenate([steps[:1], last_steps + 1])
+    ages = (last_steps + 1)[stretches[of_step]] - steps[of_step]
     relations = []
-    for half_life_h in half_lives_h:
+    for half_life in _in_steps(half_lives_h, step_min):
         by_stretch = scipy.sparse.csr_array(
-            (_fading(ages_h, half_life_h), (stretches[of_hour], log.items[events])),
-            shape=(len(last_hours), log.num_items + 1),
+            (_fading(ages, half_life), (stretches[of_step], log.items[events])),
+            shape=(len(last_steps), log.num_items + 1),
         )
         table = _Table(len(starts), log.num_items)
         masses = np.zeros(log.num_items + 1)
-        for stretch in range(len(last_hours)):
+        for stretch in range(len(last_steps)):
             begin, end = by_stretch.indptr[stretch : stretch + 2]
-            masses *= _fading(starts[stretch + 1] - starts[stretch], half_life_h)
+            masses *= _fading(starts[stretch + 1] - starts[stretch], half_life)
             masses[by_stretch.indices[begin:end]] += by_stretch.data[begin:end]
             table.write(stretch + 2, masses)
         relations.append(table.relation())
-    return Trends(tuple(relations), starts.astype(np.int32))
+    return Trends(tuple(relations), (starts * step_min).astype(np.int32))
 
 
 class LiveTrends:
     """The trends of a whole log that go on as events come in, always in tables of one shape.
 
-    The last hours that have events are counted apart and have a row each; as further hours come,
+    The last steps that have events are counted apart and have a row each; as further ones come,
     the oldest of them join what came before. An event that comes late counts from then on.
     """
 
-    def __init__(self, log: PreparedLog, half_lives_h: Sequence[float]) -> None:
-        """Counts the log, all parts of it."""
-        hours = log.times // 3600
-        recent = np.unique(hours)[-_NUM_LIVE:]
-        self._half_lives_h = half_lives_h
+    def __init__(self, log: PreparedLog, half_lives_h: Sequence[float], step_min: int = 60) -> None:
+        """Counts the log, all parts of it; the arguments are those of `find_trends`."""
+        steps = log.times // (60 * step_min)
+        recent = np.unique(steps)[-_NUM_LIVE:]
+        self._step_min = step_min
+        self._half_lives = _in_steps(half_lives_h, step_min)
         self._start = int(recent[0]) if len(recent) else 0
-        before = np.flatnonzero(hours < self._start)
-        base = find_trends(log, before, half_lives_h)
-        self._base_starts = base.start_hours
+        before = np.flatnonzero(steps < self._start)
+        base = find_trends(log, before, half_lives_h, step_min)
+        self._base_starts = base.start_minutes
         self._items: dict[int, list[np.ndarray]] = {}
         self._changed_from = self._start
         self._masses, self._tables = [], []
-        for half_life_h, relation in zip(half_lives_h, base.relations, strict=True):
-            weights = _fading(self._start - hours[before], half_life_h)
+        for half_life, relation in zip(self._half_lives, base.relations, strict=True):
+            weights = _fading(self._start - steps[before], half_life)
             self._masses.append(np.bincount(log.items[before], weights, log.num_items + 1))
-            table = _Table(len(base.start_hours) + 1 + _NUM_LIVE, log.num_items)
+            table = _Table(len(base.start_minutes) + 1 + _NUM_LIVE, log.num_items)
             table.copy(relation)
             self._tables.append(table)
-        later = np.flatnonzero(hours >= self._start)
-        self.add(log.items[later], hours[later])
+        later = np.flatnonzero(steps >= self._start)
+        self.add(log.items[later], log.times[later] // 60)
 
-    def add(self, items: np.ndarray, hours: np.ndarray) -> None:
+    def add(self, items: np.ndarray, minutes: np.ndarray) -> None:
         """Counts further events.
 
         Args:
-          items: int [N], rows of the catalogue; 0 = unknown, counts as an event of its hour alone.
-          hours: int [N], hours since 1970.
+          items: int32 [N], rows of the catalogue; 0 = unknown, counts as an event of its step
+            alone.
+          minutes: int [N], minutes since 1970.
         """
-        late = hours < self._start
+        steps = minutes // self._step_min
+        late = steps < self._start
         if late.any():
-            ages_h = self._start - hours[late]
-            for masses, half_life_h in zip(self._masses, self._half_lives_h, strict=True):
-                np.add.at(masses, items[late], _fading(ages_h, half_life_h))
+            ages = self._start - steps[late]
+            for masses, half_life in zip(self._masses, self._half_lives, strict=True):
+                np.add.at(masses, items[late], _fading(ages, half_life))
             self._changed_from = self._start
-        for hour in np.unique(hours[~late]).tolist():
-            self._items.setdefault(hour, []).append(items[hours == hour])
-            self._changed_from = min(self._changed_from, hour)
+        for step in np.unique(steps[~late]).tolist():
+            self._items.setdefault(step, []).append(items[steps == step])
+            self._changed_from = min(self._changed_from, step)
         while len(self._items) > _NUM_LIVE:
             oldest = min(self._items)
             self._masses = self._after(self._masses, self._start, oldest)
@@ -114,31 +122,32 @@ class LiveTrends:
     def trends(self) -> Trends:
         """The tables as they are now; the arrays are new ones."""
         num_base = len(self._base_starts)
-        starts = np.full(num_base + 1 + _NUM_LIVE, _NEVER_H, np.int32)
+        starts = np.full(num_base + 1 + _NUM_LIVE, _NEVER_MIN, np.int32)
         starts[:num_base] = self._base_starts
-        starts[num_base] = self._start
+        starts[num_base] = self._start * self._step_min
         masses, at = self._masses, self._start
         if self._changed_from <= self._start:
             self._write(num_base + 1, masses)
-        for row, hour in enumerate(sorted(self._items), start=num_base + 1):
-            masses = self._after(masses, at, hour)
-            at = starts[row] = hour + 1
-            if hour >= self._changed_from:
+        for row, step in enumerate(sorted(self._items), start=num_base + 1):
+            masses = self._after(masses, at, step)
+            at = step + 1
+            starts[row] = at * self._step_min
+            if step >= self._changed_from:
                 self._write(row + 1, masses)
-        self._changed_from = _NEVER_H
+        self._changed_from = _NEVER_MIN
         return Trends(tuple(table.relation() for table in self._tables), starts)
 
     def _write(self, row: int, masses: list[np.ndarray]) -> None:
         for table, mine in zip(self._tables, masses, strict=True):
             table.write(row, mine)
 
-    def _after(self, masses: list[np.ndarray], start: int, hour: int) -> list[np.ndarray]:
-        """What counts after an hour: what counted at `start`, and the events of the hour."""
+    def _after(self, masses: list[np.ndarray], start: int, step: int) -> list[np.ndarray]:
+        """What counts after a step: what counted at `start`, and the events of the step."""
         grown = []
-        for before, half_life_h in zip(masses, self._half_lives_h, strict=True):
-            after = before * _fading(hour + 1 - start, half_life_h)
-            for items in self._items[hour]:
-                np.add.at(after, items, _fading(1, half_life_h))
+        for before, half_life in zip(masses, self._half_lives, strict=True):
+            after = before * _fading(step + 1 - start, half_life)
+            for items in self._items[step]:
+                np.add.at(after, items, _fading(1, half_life))
             grown.append(after)
         return grown
 
@@ -184,6 +193,10 @@ class _Table:
         return Relation(items, shares, shares, totals, totals)
 
 
-def _fading(ages_h: np.ndarray | int, half_life_h: float) -> np.ndarray:
-    """What an event counts that many hours later."""
-    return np.asarray(0.5 ** (np.asarray(ages_h) / half_life_h))
+def _in_steps(half_lives_h: Sequence[float], step_min: int) -> list[float]:
+    return [half_life_h * 60 / step_min for half_life_h in half_lives_h]
+
+
+def _fading(ages: np.ndarray | int, half_life: float) -> np.ndarray:
+    """What an event counts that many steps later."""
+    return np.asarray(0.5 ** (np.asarray(ages) / half_life))

@@ -66,6 +66,15 @@ class ModelConfig:
         "With --use_crowd: hours after which an event counts half for what is popular, a source of "
         "the mixture each; news ages in an hour, shops in days.",
     )
+    trend_step_min: int = option(
+        60,
+        "With --use_crowd: minutes after which it is counted anew what is popular; news wants 5.",
+    )
+    succession_half_lives_h: tuple[str, ...] = option(
+        (),
+        "With --use_crowd: hours after which it counts half that an item came right after another, "
+        "a source of the mixture each: what do people go on to from here lately? None: not asked.",
+    )
     num_related: int = option(50, "With --use_crowd: items that each item is related to, 1..50.")
     use_person: bool = option(True, "Give each person of the training part an embedding.")
     use_traits: bool = option(True, "Let the model see what the log says of items and people.")
@@ -109,9 +118,15 @@ class ModelConfig:
         check(self.use_crowd or not self.use_boost, "--use_boost needs --use_crowd")
         check(self.trend_lag_h >= 0, f"--trend_lag_h={self.trend_lag_h} must be 0 or more")
         check(
-            all(_is_positive(text) for text in self.trend_half_lives_h),
-            f"--trend_half_lives_h={','.join(self.trend_half_lives_h)} must be positive numbers",
+            0 < self.trend_step_min <= 60 and 60 % self.trend_step_min == 0,
+            f"--trend_step_min={self.trend_step_min} must divide 60",
         )
+        for name in ("trend_half_lives_h", "succession_half_lives_h"):
+            texts = getattr(self, name)
+            check(
+                all(_is_positive(text) for text in texts),
+                f"--{name}={','.join(texts)} must be positive numbers",
+            )
         check(1 <= self.num_related <= 50, f"--num_related={self.num_related} must be in 1..50")
         check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
 
@@ -119,6 +134,11 @@ class ModelConfig:
     def half_lives_h(self) -> tuple[float, ...]:
         """Of `trend_half_lives_h`."""
         return tuple(float(text) for text in self.trend_half_lives_h)
+
+    @property
+    def succession_half_lives(self) -> tuple[float, ...]:
+        """Of `succession_half_lives_h`, in hours."""
+        return tuple(float(text) for text in self.succession_half_lives_h)
 
 
 @dataclasses.dataclass(frozen=True)

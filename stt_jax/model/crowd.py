@@ -1,9 +1,9 @@
 """What the crowd did next: counted relations as further sources of the head's mixture.
 
-A source names a row of a table for every request: one of the last items of the person ("what
-followed it, for anybody?", "what do people who had it have besides?"), or the stretch of time
-("what was popular lately?"). The row is a short list of items with probabilities; the mixer
-weighs it by the request's query and by how often the row was observed, so that a source with
+A source names some items for every request, with probabilities: a row of a table, of one of the
+person's last items ("what followed it, for anybody?", "what do people who had it have besides?") or
+of the stretch of time ("what was popular lately?"); or what followed the last item lately. The
+mixer weighs it by the request's query and by how often it was observed, so that a source with
 little evidence gives way to the others, and one without any is left out.
 
 In training a row answers without the observation that is to be predicted (`held_out_shares`).
@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from stt_jax.batch import Catalogue, History, Relation, Requests, Trends
+from stt_jax.batch import (
+    NUM_LATEST,
+    Catalogue,
+    History,
+    Relation,
+    Requests,
+    Successions,
+    Trends,
+)
 from stt_jax.config import ModelConfig
 from stt_jax.model.recurrence import at_tokens
 
@@ -28,73 +36,146 @@ _TINY = 1e-30  # no probability, as a number with a logarithm
 ITEM_SOURCES = (("followers", 0), ("followers", 1), ("neighbours", 0), ("neighbours", 1))
 
 
+@struct.dataclass
+class Named:
+    """What a source names for every request.
+
+    Attributes:
+      items: int32 [B, R, F], each at most once, 0 = none; the most probable first.
+      shares: float32 [B, R, F], the probability of each; at most one in all.
+      counts: float32 [B, R], what that was observed on; 0 = the source has no answer.
+    """
+
+    items: jax.Array
+    shares: jax.Array
+    counts: jax.Array
+
+
 def num_sources(config: ModelConfig) -> int:
     """How many sources the mixture has of the crowd."""
-    num_trends = len(config.trend_half_lives_h) if config.use_time else 0
-    return config.use_crowd * (len(ITEM_SOURCES) + num_trends)
+    num_timed = len(config.half_lives_h) + len(config.succession_half_lives)
+    return config.use_crowd * (len(ITEM_SOURCES) + config.use_time * num_timed)
 
 
-def find_rows(
-    config: ModelConfig, catalogue: Catalogue, history: History, requests: Requests
-) -> list[tuple[Relation, jax.Array]]:
-    """The table and the row of every source for every request, int32 [B, R]; row 0 = no answer."""
+def find_sources(
+    config: ModelConfig,
+    catalogue: Catalogue,
+    history: History,
+    requests: Requests,
+    *,
+    held_out: bool,
+) -> list[Named]:
+    """What every source says to every request.
+
+    Args:
+      config, catalogue, history, requests: what is asked.
+      held_out: whether tables answer without the observation that is to be predicted.
+    """
     if not config.use_crowd:
         return []
-    found = []
-    for name, back in ITEM_SOURCES:
+
+    def last_items(back: int) -> jax.Array:
         tokens = requests.last_tokens - back
         mine = at_tokens(history.segment_ids, tokens) == requests.segment_ids
-        found.append(
-            (catalogue.relations[name], jnp.where(mine, at_tokens(history.items, tokens), 0))
+        return jnp.where(mine, at_tokens(history.items, tokens), 0)
+
+    found = [
+        _row(catalogue.relations[name], last_items(back), held_out=held_out)
+        for name, back in ITEM_SOURCES
+    ]
+    if not config.use_time:
+        return found
+    assert catalogue.trends is not None
+    minutes = jnp.where(requests.time_known, requests.minutes, requests.last_minutes)
+    rows = trend_rows(catalogue.trends, minutes - 60 * config.trend_lag_h)
+    found += [_row(relation, rows, held_out=held_out) for relation in catalogue.trends.relations]
+    if config.succession_half_lives:
+        assert catalogue.successions is not None
+        found += latest_followers(
+            catalogue.successions,
+            last_items(0),
+            minutes,
+            [60 * half_life_h for half_life_h in config.succession_half_lives],
+            size=config.num_related,
         )
-    if config.use_time:
-        assert catalogue.trends is not None
-        hours = jnp.where(requests.time_known, requests.hours, requests.last_hours)
-        rows = trend_rows(catalogue.trends, hours - config.trend_lag_h)
-        found += [(relation, rows) for relation in catalogue.trends.relations]
     return found
 
 
-def trend_rows(trends: Trends, hours: jax.Array) -> jax.Array:
-    """The row that holds at each hour, int32; 0 = before the first."""
-    rows = jnp.searchsorted(jnp.asarray(trends.start_hours), hours, "right", method="compare_all")
-    return rows.astype(jnp.int32)
+def trend_rows(trends: Trends, minutes: jax.Array) -> jax.Array:
+    """The row that holds in each minute, int32; 0 = before the first."""
+    starts = jnp.asarray(trends.start_minutes)
+    return jnp.searchsorted(starts, minutes, "right", method="compare_all").astype(jnp.int32)
 
 
-def evidence(rows: list[tuple[Relation, jax.Array]], *, held_out: bool) -> list[jax.Array]:
-    """Observations of the row of every source, float32 [B, R] each."""
-    return [
-        jnp.asarray(relation.held_out_counts if held_out else relation.counts)[row]
-        for relation, row in rows
-    ]
+def latest_followers(
+    successions: Successions,
+    items: jax.Array,
+    minutes: jax.Array,
+    half_lives_min: list[float],
+    *,
+    size: int,
+) -> list[Named]:
+    """What came right after some items lately, for anybody, one answer a half-life.
+
+    Of the last `NUM_LATEST` times before the minute; a minute after all that was counted is the one
+    after the last.
+
+    Args:
+      successions: what followed what when.
+      items: int32 [B, R], rows of the catalogue.
+      minutes: int32 [B, R], minutes since 1970.
+      half_lives_min: minutes after which one time counts half.
+      size: how many items are named at most.
+    """
+    starts, followed = jnp.asarray(successions.starts), jnp.asarray(successions.items)
+    times = jnp.asarray(successions.minutes)
+    now = jnp.minimum(minutes, jnp.asarray(successions.newest) + 1)
+    first = starts[items]
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        is_before = (low < high) & (times[middle] < now)
+        return jnp.where(is_before, middle + 1, low), jnp.where(is_before, high, middle)
+
+    bounds = (first, starts[items + 1])
+    end, _ = jax.lax.fori_loop(0, len(times).bit_length(), halve, bounds)
+    at = end[..., None] - 1 - jnp.arange(NUM_LATEST, dtype=jnp.int32)
+    is_there = at >= first[..., None]
+    at = jnp.maximum(at, 0)
+    named = jnp.where(is_there, followed[at], 0)
+    ages = jnp.where(is_there, now[..., None] - times[at], 0).astype(jnp.float32)
+    same = (named[..., :, None] == named[..., None, :]) & is_there[..., None, :]
+    is_first = jnp.argmax(same, axis=-1).astype(jnp.int32) == jnp.arange(NUM_LATEST)
+    found = []
+    for half_life_min in half_lives_min:
+        weights = jnp.where(is_there, jnp.exp2(-ages / half_life_min), 0.0)
+        total = weights.sum(axis=-1)
+        merged = jnp.where(same, weights[..., None, :], 0.0).sum(axis=-1)
+        shares = merged / jnp.maximum(total, _TINY)[..., None]
+        shares = jnp.where(is_first & is_there, shares, 0.0)
+        shares, places = jax.lax.top_k(shares, min(size, NUM_LATEST))
+        chosen = jnp.take_along_axis(named, places, axis=-1)
+        found.append(Named(jnp.where(shares > 0, chosen, 0), shares, total))
+    return found
 
 
-def target_log_masses(
-    rows: list[tuple[Relation, jax.Array]], targets: jax.Array
-) -> list[jax.Array]:
-    """Log of every source's held-out share of the target, float32 [B, R] each."""
+def target_log_masses(sources: list[Named], targets: jax.Array) -> list[jax.Array]:
+    """Log of every source's share of the target, float32 [B, R] each."""
     masses = []
-    for relation, row in rows:
-        hit = jnp.asarray(relation.items)[row] == targets[..., None]
-        shares = jnp.where(hit, jnp.asarray(relation.held_out_shares)[row], 0.0)
+    for named in sources:
+        hit = named.items == targets[..., None]
+        shares = jnp.where(hit, named.shares, 0.0)
         masses.append(jnp.log(jnp.maximum(shares.sum(axis=-1), _TINY)))
     return masses
 
 
-def candidates(
-    rows: list[tuple[Relation, jax.Array]],
-    *,
-    held_out: bool = False,
-    size: int | None = None,
-) -> list[tuple[jax.Array, jax.Array]]:
-    """(items int32, shares float32), [B, R, F] of every source, its `size` first ones."""
-    return [
-        (
-            jnp.asarray(relation.items)[row, :size],
-            jnp.asarray(relation.held_out_shares if held_out else relation.shares)[row, :size],
-        )
-        for relation, row in rows
-    ]
+def _row(relation: Relation, row: jax.Array, *, held_out: bool) -> Named:
+    """What rows of a table name; row 0 has no answer."""
+    shares = relation.held_out_shares if held_out else relation.shares
+    counts = relation.held_out_counts if held_out else relation.counts
+    items, shares, counts = jnp.asarray(relation.items), jnp.asarray(shares), jnp.asarray(counts)
+    return Named(items[row], shares[row], counts[row])
 
 
 @struct.dataclass
@@ -147,20 +228,20 @@ class Booster(nn.Module):
     num_sources: int
 
     @nn.compact
-    def __call__(self, queries: jax.Array, named: list[tuple[jax.Array, jax.Array]]) -> Boosts:
+    def __call__(self, queries: jax.Array, sources: list[Named]) -> Boosts:
         """The boosts of every request.
 
         Args:
           queries: [B, R, E].
-          named: of `candidates`.
+          sources: what each names, of which the first `NUM_BOOSTED` count.
         """
         weights = nn.Dense(self.num_sources, name="weights", kernel_init=nn.initializers.zeros)(
             queries.astype(jnp.float32)
         )
-        items = jnp.concatenate([items for items, _ in named], axis=-1)
+        items = jnp.concatenate([named.items[..., :NUM_BOOSTED] for named in sources], axis=-1)
         parts = [
-            weights[..., source, None] * jnp.log1p(SHARPNESS * shares)
-            for source, (_, shares) in enumerate(named)
+            weights[..., number, None] * jnp.log1p(SHARPNESS * named.shares[..., :NUM_BOOSTED])
+            for number, named in enumerate(sources)
         ]
         logits = jnp.concatenate(parts, axis=-1)
         same = items[..., :, None] == items[..., None, :]

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stt_jax.batch import Catalogue, History, Relation, Requests, table_rows
+from stt_jax.batch import Catalogue, History, Requests, table_rows
 from stt_jax.config import DOMAIN, ModelConfig
 from stt_jax.model import crowd
 from stt_jax.model.block import GatedBlock, Memory
@@ -70,7 +70,7 @@ class _Asked:
       queries: [B, R, E], what the catalogue is compared with.
       log_gates: float32 [B, R, 1 + M], without habits; their exponentials sum to what habits leave.
       pointed: float32 [B, R, S] of every pointer, its mass on each event.
-      named: (items, shares), [B, R, F] of every source of the crowd.
+      sources: what the crowd names.
       habits: float32 [B, R, S], share of the answer on each event by habit; None = no habits.
       boosts: of generating; None = nothing.
     """
@@ -78,7 +78,7 @@ class _Asked:
     queries: jax.Array
     log_gates: jax.Array
     pointed: list[jax.Array]
-    named: list[tuple[jax.Array, jax.Array]]
+    sources: list[crowd.Named]
     habits: jax.Array | None
     boosts: crowd.Boosts | None
 
@@ -166,16 +166,16 @@ class SpatiotemporalTransformer(nn.Module):
                 )
                 for name in self._pointers
             ]
-        rows = crowd.find_rows(self.config, catalogue, history, requests)
-        counts += crowd.evidence(rows, held_out=True)
-        masses += crowd.target_log_masses(rows, requests.targets)
+        sources = crowd.find_sources(self.config, catalogue, history, requests, held_out=True)
+        counts += [named.counts for named in sources]
+        masses += crowd.target_log_masses(sources, requests.targets)
         return Prediction(
             queries,
             request_places(history, requests),
             self.item_scorer(catalogue, hidden_ids),
             self.mixer(queries, _stack(counts, queries)),
             _stack(masses, queries),
-            self._boosts(queries, rows, held_out=True),
+            self._boosts(queries, sources),
         )
 
     @exact_products
@@ -229,8 +229,8 @@ class SpatiotemporalTransformer(nn.Module):
         for pointed in asked.pointed:
             items = jnp.broadcast_to(history.items[:, None], pointed.shape)
             masses.append(item_mass(pointed, items, logits.shape[-1]))
-        for items, shares in asked.named:
-            masses.append(item_mass(shares, items, logits.shape[-1]))
+        for named in asked.sources:
+            masses.append(item_mass(named.shares, named.items, logits.shape[-1]))
         log_gates = asked.log_gates
         if asked.habits is not None:
             items = jnp.broadcast_to(history.items[:, None], asked.habits.shape)
@@ -403,9 +403,9 @@ class SpatiotemporalTransformer(nn.Module):
                 mass = mass + gates[..., number, None] * pointed
             items.append(jnp.broadcast_to(history.items[:, None], mass.shape))
             masses.append(mass)
-        for number, (named, shares) in enumerate(asked.named, start=1 + len(asked.pointed)):
-            items.append(named)
-            masses.append(gates[..., number, None] * shares)
+        for number, named in enumerate(asked.sources, start=1 + len(asked.pointed)):
+            items.append(named.items)
+            masses.append(gates[..., number, None] * named.shares)
         return Answer(
             asked.queries,
             request_places(history, requests),
@@ -427,8 +427,8 @@ class SpatiotemporalTransformer(nn.Module):
         hidden, geometry = self._decode(states, memory, history, requests, deterministic=True)
         queries = self.generate(hidden)
         geometries, counts = self._pointed_at(history, requests, geometry)
-        rows = crowd.find_rows(self.config, catalogue, history, requests)
-        counts += crowd.evidence(rows, held_out=False)
+        sources = crowd.find_sources(self.config, catalogue, history, requests, held_out=False)
+        counts += [named.counts for named in sources]
         pointed = []
         if pointer_keys is not None:
             pointed = [
@@ -446,18 +446,13 @@ class SpatiotemporalTransformer(nn.Module):
             queries,
             log_gates,
             pointed,
-            crowd.candidates(rows),
+            sources,
             habits,
-            self._boosts(queries, rows, held_out=False),
+            self._boosts(queries, sources),
         )
 
-    def _boosts(
-        self, queries: jax.Array, rows: list[tuple[Relation, jax.Array]], *, held_out: bool
-    ) -> crowd.Boosts | None:
-        if not self.config.use_boost:
-            return None
-        named = crowd.candidates(rows, held_out=held_out, size=crowd.NUM_BOOSTED)
-        return self.booster(queries, named)
+    def _boosts(self, queries: jax.Array, sources: list[crowd.Named]) -> crowd.Boosts | None:
+        return self.booster(queries, sources) if self.config.use_boost else None
 
     def _pointed_at(
         self, history: History, requests: Requests, geometry: Geometry

@@ -67,7 +67,7 @@ def hide_last_events(
     return dataclasses.replace(
         requests,
         last_tokens=jnp.where(stale, earlier, requests.last_tokens),
-        last_hours=_earlier(requests.last_hours, jnp.where(stale, gone_s, 0)),
+        last_minutes=_earlier(requests.last_minutes, jnp.where(stale, gone_s, 0)),
     )
 
 
@@ -174,13 +174,13 @@ def hide_domains(
     return dataclasses.replace(moved, segment_ids=segment_ids, gaps_s=gaps_s), dataclasses.replace(
         requests,
         last_tokens=jnp.where(sees, last, -1),
-        last_hours=_earlier(requests.last_hours, jnp.where(sees, gone_s, 0)),
+        last_minutes=_earlier(requests.last_minutes, jnp.where(sees, gone_s, 0)),
     )
 
 
-def _earlier(hours: jax.Array, seconds: jax.Array) -> jax.Array:
+def _earlier(minutes: jax.Array, seconds: jax.Array) -> jax.Array:
     """So many seconds earlier, rounded down: never later than the event that is the last now."""
-    return hours - -(-seconds // 3600)
+    return minutes - -(-seconds // 60)
 
 
 def _first_tokens(history: History) -> jax.Array:

@@ -15,12 +15,11 @@ from stt_jax.data.pipeline import PersonBatches, TrainingBatches
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import VALIDATION, PreparedLog
 from stt_jax.model.stt import SpatiotemporalTransformer
-from stt_jax.relations import model_catalogue
+from stt_jax.relations import live_crowd, model_catalogue
 from stt_jax.training import privacy
 from stt_jax.training import run as runs
 from stt_jax.training.sharding import Placement, check_rows, make_placement
 from stt_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
-from stt_jax.trends import LiveTrends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +117,9 @@ def set_up(
     items = placement.put_whole(items, placement.replicated)
     asked_items = items
     if protocol.trends == "live" and items.trends is not None:
-        trends = LiveTrends(log, model.config.half_lives_h).trends()
-        trends = placement.put_whole(trends, placement.replicated)
-        asked_items = dataclasses.replace(items, trends=trends)
+        live = live_crowd(log, model.config)
+        trends, successions = placement.put_whole(live, placement.replicated)
+        asked_items = dataclasses.replace(items, trends=trends, successions=successions)
     history, requests = batches[0]
     shapes = jax.eval_shape(
         lambda: init_state(model, optimizer, items, history, requests, training.seed)
