@@ -140,13 +140,14 @@ def latest_followers(
 
     bounds = (first, starts[items + 1])
     end, _ = jax.lax.fori_loop(0, len(times).bit_length(), halve, bounds)
-    at = end[..., None] - 1 - jnp.arange(NUM_LATEST, dtype=jnp.int32)
+    back = jnp.arange(NUM_LATEST, dtype=jnp.int32)[None, None]
+    at = end[..., None] - 1 - back
     is_there = at >= first[..., None]
     at = jnp.maximum(at, 0)
     named = jnp.where(is_there, followed[at], 0)
     ages = jnp.where(is_there, now[..., None] - times[at], 0).astype(jnp.float32)
     same = (named[..., :, None] == named[..., None, :]) & is_there[..., None, :]
-    is_first = jnp.argmax(same, axis=-1).astype(jnp.int32) == jnp.arange(NUM_LATEST)
+    is_first = jnp.argmax(same, axis=-1).astype(jnp.int32) == back
     found = []
     for half_life_min in half_lives_min:
         weights = jnp.where(is_there, jnp.exp2(-ages / half_life_min), 0.0)

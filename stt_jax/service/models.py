@@ -15,6 +15,7 @@ from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.model.head import ItemScorer
 from stt_jax.ranking import item_coords
 from stt_jax.relations import model_catalogue
+from stt_jax.successions import LiveSuccessions
 from stt_jax.training.checkpoint import whole_steps
 from stt_jax.training.run import Run, load_run, read_run_files
 
@@ -89,6 +90,9 @@ def load_model(directory: pathlib.Path, data: str, items: str = "") -> ServedMod
         log = read_new_items(log, items)
     run = load_run(directory, log)
     items_of_log = model_catalogue(log, run.model_config, live_trends=True)
+    if items_of_log.successions is not None:  # in the shape that they keep as events come in
+        latest = LiveSuccessions(log).successions()
+        items_of_log = dataclasses.replace(items_of_log, successions=latest)
     catalogue = jax.tree.map(jax.numpy.asarray, items_of_log)
     return ServedModel(run, log, session.item_scorer(run.model, run.params, catalogue), identity)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stt_jax import ranking, session
-from stt_jax.batch import Trends
+from stt_jax.batch import Successions, Trends
 from stt_jax.data.pipeline import model_users, traits_of_user
 from stt_jax.histories import Question, request_rows, wanted_domains
 from stt_jax.service.asks import Answer, Ask, Reason
@@ -115,11 +115,13 @@ class LiveTable:
                 answers |= self._answer_pool(pool, mine)
         return [answers[index] for index in range(len(asks))]
 
-    def show(self, trends: Trends) -> None:
-        """What is popular from now on; to be called from any thread."""
+    def show(self, trends: Trends, successions: Successions | None) -> None:
+        """What is popular and what follows what from now on; to be called from any thread."""
         assert self._scorer.catalogue is not None
-        shown = jax.tree.map(jnp.asarray, trends)
-        catalogue = dataclasses.replace(self._scorer.catalogue, trends=shown)
+        trends, successions = jax.tree.map(jnp.asarray, (trends, successions))
+        catalogue = dataclasses.replace(
+            self._scorer.catalogue, trends=trends, successions=successions
+        )
         self._scorer = dataclasses.replace(self._scorer, catalogue=catalogue)
         self.counts["refreshed_trends"] += 1
 

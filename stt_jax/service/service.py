@@ -165,6 +165,8 @@ class Service:
 
     def forget(self, user: str) -> int:
         """Forgets a person: events are deleted, the prepared log's are not used any more."""
+        if self._trending is not None:
+            self._trending.forget(user)
         return self.store.forget(user)
 
     def _answer(self, asks: Sequence[Ask]) -> Sequence[Answer | Exception]:
@@ -205,12 +207,12 @@ class Service:
         if self._trending is None or self._table is None:
             return
         try:
-            trends = self._trending.refresh()
+            shown = self._trending.refresh()
         except StoreError as error:
             _log.warning("trends", extra={"fields": {"outcome": "old", "reason": str(error)}})
             return
-        if trends is not None:
-            self._table.show(trends)
+        if shown is not None:
+            self._table.show(*shown)
 
     def _answer_with(self, served: ServedModel) -> None:
         """Warms a model and puts it in the place of the last one, with what is popular by now."""

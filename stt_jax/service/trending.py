@@ -1,18 +1,21 @@
-"""What is popular now: the prepared log and everything that came to the service since, counted."""
+"""What is popular now, and what people go on to: the log and all that came to the service since."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from stt_jax.batch import Trends
+from stt_jax.batch import Successions, Trends
 from stt_jax.service.models import ServedModel
 from stt_jax.service.store import EventStore, StoredItem, now_s
+from stt_jax.successions import LiveSuccessions
 from stt_jax.trends import LiveTrends
 
 _AT_ONCE = 50_000  # events that are read from the store at a time
 # Of several services that write, one may commit an earlier number after a later one: so many of the
 # last numbers are looked at again.
 _LOOK_BACK = 1000
+# What somebody did last is known for so long, to say what follows it; then it is the log's again.
+_LAST_EVENTS_S = 86_400
 
 
 class Trending:
@@ -21,7 +24,10 @@ class Trending:
     def __init__(self, served: ServedModel, store: EventStore) -> None:
         """Counts the prepared log; what is in the store comes with the first `refresh`."""
         self._served, self._store = served, store
-        self._trends = LiveTrends(served.log, served.run.model_config.half_lives_h)
+        config = served.run.model_config
+        self._trends = LiveTrends(served.log, config.half_lives_h, config.trend_step_min)
+        self._successions = LiveSuccessions(served.log) if config.succession_half_lives else None
+        self._last_events: dict[str, tuple[int, int]] = {}  # person -> (time, item)
         self._last = 0
         self._came = False  # something that no `refresh` has shown yet
         self._looked_at: set[tuple[int, str]] = set()
@@ -32,12 +38,12 @@ class Trending:
         config = served.run.model_config
         return config.use_crowd and config.use_time and served.log.meta.has_times
 
-    def refresh(self) -> Trends | None:
-        """The trends with what came since the last time; None = nothing came.
+    def refresh(self) -> tuple[Trends, Successions | None] | None:
+        """The trends and successions with what came since the last time; None = nothing came.
 
         An event is not counted if the prepared log holds it too, if its item is not in the
         vocabulary, or if its time was yet to come. What a forgotten person did before fades with
-        the rest: it is in sums over everybody alone.
+        the rest: it is in sums over everybody, and in pairs of items that nobody is named with.
 
         Raises:
           StoreError: the store cannot be read; what was read before is shown the next time.
@@ -48,11 +54,43 @@ class Trending:
             new = [row for row in rows if self._is_new(row)]
             self._came |= bool(new)
             items = [self._served.item_rows[row.item] for row in new]
-            hours = [row.time_s // 3600 for row in new]
-            self._trends.add(np.array(items, np.int32), np.array(hours, np.int64))
+            minutes = [row.time_s // 60 for row in new]
+            self._trends.add(np.array(items, np.int32), np.array(minutes, np.int64))
+            if self._successions is not None:
+                for row, item in zip(new, items, strict=True):
+                    self._note_succession(self._successions, row, item)
             self._looked_at = {one for one in self._looked_at if one[0] > self._last - _LOOK_BACK}
+        oldest = now_s() - _LAST_EVENTS_S
+        # A copy: `forget` may come in between.
+        for user, (time_s, _) in list(self._last_events.items()):
+            if time_s < oldest:
+                self._last_events.pop(user, None)
         came, self._came = self._came, False
-        return self._trends.trends() if came else None
+        if not came:
+            return None
+        return self._trends.trends(), self._successions and self._successions.successions()
+
+    def forget(self, user: str) -> None:
+        """Forgets what a person did last; to be called from any thread."""
+        self._last_events.pop(user, None)
+
+    def _note_succession(self, successions: LiveSuccessions, row: StoredItem, item: int) -> None:
+        """What a person did next follows what they did last; what comes late follows nothing."""
+        last = self._last_events.get(row.user) or self._last_of_log(row.user)
+        if last is not None:
+            time_s, before = last
+            if row.time_s < time_s:
+                return
+            if before > 0:
+                successions.add(before, item, row.time_s // 60)
+        self._last_events[row.user] = (row.time_s, item)
+
+    def _last_of_log(self, user: str) -> tuple[int, int] | None:
+        log, person = self._served.log, self._served.user_row(user)
+        if person is None:
+            return None
+        last = log.user_offsets[person + 1] - 1
+        return int(log.times[last]), int(log.items[last])
 
     def _is_new(self, row: StoredItem) -> bool:
         """Whether an event is to be counted; it has been looked at then."""

@@ -168,7 +168,8 @@ def test_what_is_trending_wins_where_everybody_reads_the_same():
     known = results["known"]
     # Not in the first hour of an article.
     assert 0.7 < mrr(known["trending"]) < 0.95
-    assert all(mrr(known[name]) < 0.4 for name in known if name not in ("trending", "mix"))
+    lively = ("trending", "recent_markov", "mix")
+    assert all(mrr(known[name]) < 0.4 for name in known if name not in lively)
     assert mrr(known["mix"]) > 0.6
     assert mrr(results["unknown"]["trending"]) < 0.5  # where the last event was, it is long ago
     for mode, without in evaluate(log)[0].items():
@@ -177,18 +178,45 @@ def test_what_is_trending_wins_where_everybody_reads_the_same():
             if name != "mix":
                 np.testing.assert_array_equal(result.ranks, results[mode][name].ranks)
     # What anybody does in the hour of a target or after it is not counted for it.
-    at = log.times[test.events[7]]
+    assert_blind_to_what_comes(log, test[7:8], "trending")
+
+
+def assert_blind_to_what_comes(log, target, name):
+    """That a target's rank stays if everything else from its time on was another item."""
+    at = log.times[target.events[0]]
     items = np.where(log.times >= at, 1 + log.items % log.num_items, log.items)
-    items[test.events[7]] = log.items[test.events[7]]
+    items[target.events] = log.items[target.events]
     changed = dataclasses.replace(log, items=items)
-    again = baselines.evaluate_baselines(
-        changed, find_targets(log, VALIDATION)[:0], test[7:8], names=["trending"], live_trends=True
-    )
-    before = baselines.evaluate_baselines(
-        log, find_targets(log, VALIDATION)[:0], test[7:8], names=["trending"], live_trends=True
+    before, again = (
+        baselines.evaluate_baselines(
+            one, find_targets(log, VALIDATION)[:0], target, names=[name], live_trends=True
+        )
+        for one in (log, changed)
     )
     for mode in baselines.MODES:
-        assert again[mode]["trending"].ranks == before[mode]["trending"].ranks
+        assert again[mode][name].ranks == before[mode][name].ranks
+
+
+def test_what_followed_lately_wins_where_links_change_by_the_day():
+    rng = np.random.default_rng(4)
+    sequences = []
+    for _ in range(40):
+        events = []
+        for hour in np.sort(rng.choice(24 * 30, 40, replace=False)):
+            page = rng.integers(1, 11)
+            events.append((page, hour * HOUR_S))
+            linked = 11 + (7 * page + 5 * (hour // 24)) % 30
+            events.append((linked, hour * HOUR_S + 120))
+        sequences.append(events)
+    log = person_log(sequences)
+    results, test = evaluate(log, live_trends=True)
+    for mode in baselines.MODES:
+        of_mode = results[mode]
+        assert mrr(of_mode["recent_markov"]) > 0.4
+        assert mrr(of_mode["recent_markov"]) > mrr(of_mode["markov"]) + 0.2
+        assert mrr(of_mode["mix"]) > mrr(of_mode["recent_markov"]) - 0.05
+    linked = np.flatnonzero(log.items[test.events] > 10)[3]
+    assert_blind_to_what_comes(log, test[linked : linked + 1], "recent_markov")
 
 
 def test_log_without_times_leaves_out_what_needs_them():

@@ -41,6 +41,23 @@ def scores_and_targets(draw):
     return counting.Scores(counting.Cells.of(keys, num_columns), values, shared), targets
 
 
+def test_the_latest_followers_are_those_before_the_minute(monkeypatch):
+    monkeypatch.setattr(counting, "NUM_LATEST", 3)
+    log = random_log(seed=4)
+    counts = counting.TrainingCounts(log)
+    known = counts.live_successions
+    times = known.minutes[:-1]
+    items = np.repeat(np.arange(log.num_items + 1), 12)
+    now = np.resize(np.linspace(times.min(), times.max() + 2, 12).astype(np.int64), len(items))
+    rows, followed, ages = counts.latest_followers(items, now)
+    for row, (item, minute) in enumerate(zip(items, now, strict=True)):
+        mine = range(known.starts[item], known.starts[item + 1])
+        before = [at for at in mine if known.minutes[at] < minute][-3:]
+        np.testing.assert_array_equal(followed[rows == row], known.items[before])
+        np.testing.assert_array_equal(ages[rows == row], minute - known.minutes[before])
+    assert np.bincount(rows).max() == 3
+
+
 @given(scores_and_targets())
 def test_sparse_ranks_equal_dense_ranks(case):
     scores, targets = case
@@ -87,7 +104,7 @@ def test_questions_match_a_loop_over_contexts(seed, context, request_known):
         assert asked.target_items[index] == log.items[event]
         assert asked.last_items[index] == last_item
         now = event if request_known or not len(chosen) else chosen[-1]
-        assert asked.now_h[index] == log.times[now] // 3600
+        assert asked.now_min[index] == log.times[now] // 60
         for age, seen in zip(range(len(chosen), 0, -1), chosen, strict=True):
             assert asked.ages[position] == age
             assert asked.ages_days[position] == (log.times[chosen[-1]] - log.times[seen]) / 86_400

@@ -62,7 +62,7 @@ def recompute_inputs(counts):
     history, layout = gather_history(LOG, windows, rows, row_tokens=WINDOW)
     requests = gather_requests(LOG, layout, (len(users), 1))
     # A live state is asked now, after all that was counted, and not as of the last event.
-    return history, requests.replace(last_hours=np.full_like(requests.hours, 2**30)), users
+    return history, requests.replace(last_minutes=np.full_like(requests.minutes, 2**30)), users
 
 
 @functools.partial(jax.jit, static_argnums=0)

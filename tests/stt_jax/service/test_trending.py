@@ -11,6 +11,7 @@ from stt_jax.data.store import open_log
 from stt_jax.service.models import load_model
 from stt_jax.service.store import EventStore, StoredEvent, StoreError
 from stt_jax.service.trending import Trending
+from stt_jax.successions import LiveSuccessions
 from stt_jax.trends import LiveTrends
 from tests.stt_jax.service.served import MODEL, serving, write_run
 
@@ -21,7 +22,12 @@ AFTER = MONDAY + 400 * DAY_S  # the log has ended long before
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    model = dataclasses.replace(MODEL, trend_half_lives_h=("2", "24"))
+    model = dataclasses.replace(
+        MODEL,
+        trend_half_lives_h=("2", "24"),
+        trend_step_min=20,
+        succession_half_lives_h=("0.5",),
+    )
     return write_run(tmp_path_factory.mktemp("served"), model)
 
 
@@ -43,10 +49,10 @@ def stored(user, item, time_s):
 
 def assert_counted(trending, log, events):
     """That nothing but the log and these (item id, time) was counted."""
-    expected = LiveTrends(log, (2.0, 24.0))
+    expected = LiveTrends(log, (2.0, 24.0), 20)
     rows = {item: row for row, item in enumerate(log.item_ids)}
     items = np.array([rows[item] for item, _ in events], np.int32)
-    expected.add(items, np.array([time_s // 3600 for _, time_s in events]))
+    expected.add(items, np.array([time_s // 60 for _, time_s in events]))
     found = trending._trends.trends()
     for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected.trends()), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-6)
@@ -74,6 +80,45 @@ def test_what_the_prepared_log_holds_is_not_counted_again(served, store):
     store.add([stored(log.user_ids[user], item, time_s), stored("new", item, time_s)])
     trending.refresh()
     assert_counted(trending, log, [(item, time_s)])
+
+
+def test_what_somebody_does_next_follows_what_they_did_last(served, store, monkeypatch):
+    monkeypatch.setattr("stt_jax.service.trending.now_s", lambda: AFTER + 600)
+    trending, log = Trending(served, store), served.log
+    user = int(np.flatnonzero(log.items[log.user_offsets[1:] - 1])[0])
+    at_last = log.user_offsets[user + 1] - 1
+    ids = log.item_ids
+    expected = LiveSuccessions(log)
+    store.add(
+        [
+            stored("new", ids[1], AFTER),
+            stored(log.user_ids[user], ids[3], AFTER + 60),  # after what the log has of them
+            stored("new", ids[2], AFTER + 120),
+            stored("other", ids[5], AFTER + 150),
+            stored("new", ids[4], AFTER + 90),  # late: it follows nothing
+        ]
+    )
+    minute = AFTER // 60
+    expected.add(int(log.items[at_last]), 3, minute + 1)
+    expected.add(1, 2, minute + 2)
+    _, found = trending.refresh()
+    jax.tree.map(np.testing.assert_array_equal, found, expected.successions())
+    store.add([stored("new", ids[6], AFTER + 180), stored("other", ids[7], AFTER + 200)])
+    trending.forget("other")
+    expected.add(2, 6, minute + 3)
+    _, found = trending.refresh()
+    jax.tree.map(np.testing.assert_array_equal, found, expected.successions())
+
+
+def test_what_somebody_did_last_is_not_kept_for_long(served, store, monkeypatch):
+    trending, ids = Trending(served, store), served.log.item_ids
+    store.add([stored("new", ids[1], AFTER), stored("newer", ids[1], AFTER + DAY_S)])
+    trending.refresh()
+    assert not trending._last_events, "both are years ago"
+    monkeypatch.setattr("stt_jax.service.trending.now_s", lambda: AFTER + DAY_S + 60)
+    store.add([stored("new", ids[1], AFTER + 30), stored("newer", ids[2], AFTER + DAY_S + 30)])
+    trending.refresh()
+    assert list(trending._last_events) == ["newer"]
 
 
 def test_what_was_read_before_the_store_failed_is_shown_the_next_time(served, store, monkeypatch):

@@ -81,7 +81,7 @@ def test_a_stale_request_sees_less_of_the_same_history_and_knows_no_later_hour()
     config = TrainingConfig(stale_rate=0.5, stale_events=3.0)
     after = hide(history, before, jax.random.key(1), config)[1]
     last, now = np.asarray(before.last_tokens), np.asarray(after.last_tokens)
-    segments_after, hours = np.asarray(after.segment_ids), np.asarray(after.last_hours)
+    segments_after, minutes = np.asarray(after.segment_ids), np.asarray(after.last_minutes)
     np.testing.assert_array_equal(segments_after, before.segment_ids)
     np.testing.assert_array_equal(after.targets, before.targets)
     np.testing.assert_array_equal(now[last < 0], -1)
@@ -93,8 +93,8 @@ def test_a_stale_request_sees_less_of_the_same_history_and_knows_no_later_hour()
         possible += old > first
         hidden += [old - new] if new < old else []
         gone_s = int(times[row, old] - times[row, new])
-        least = int(before.last_hours[row, request]) - hours[row, request]
-        assert gone_s / 3600 <= least < gone_s / 3600 + 1
+        least = int(before.last_minutes[row, request]) - minutes[row, request]
+        assert gone_s / 60 <= least < gone_s / 60 + 1
     assert abs(len(hidden) / possible - 0.5) < 0.05
     # Cut where a history has fewer events than were drawn.
     assert 1.5 < np.mean(hidden) <= 3.2
@@ -180,8 +180,8 @@ def test_a_window_of_one_domain_loses_it_as_often_as_one_of_two_loses_one():
         earlier_s = int(
             history.times[row, last[row, request]] - found.times[row, now[row, request]]
         )
-        hours = int(requests.last_hours[row, request] - asked.last_hours[row, request])
-        assert earlier_s / 3600 <= hours < earlier_s / 3600 + 1
+        minutes = int(requests.last_minutes[row, request] - asked.last_minutes[row, request])
+        assert earlier_s / 60 <= minutes < earlier_s / 60 + 1
 
 
 def test_without_domains_or_at_rate_zero_histories_stay():
