@@ -22,7 +22,13 @@ LOG = random_log(num_users=6, seed=5, has_numbers=True)
 USERS = range(4)
 WINDOW, HOP = 16, 8
 WHOLE = ModelConfig(
-    width=16, num_heads=2, num_layers=2, attention="reference", use_boost=True, habit_share=0.3
+    width=16,
+    num_heads=2,
+    num_layers=2,
+    attention="reference",
+    use_boost=True,
+    habit_share=0.3,
+    succession_half_lives_h=("24",),
 )
 BARE = dataclasses.replace(
     WHOLE,

@@ -23,7 +23,10 @@ LOG = random_log(num_users=8, seed=5, has_numbers=True)
 CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, dropout=0.5, attention="reference")
 # All that any variant looks at.
 ITEMS = jax.tree.map(
-    jnp.asarray, model_catalogue(LOG, dataclasses.replace(CONFIG, use_popularity=True))
+    jnp.asarray,
+    model_catalogue(
+        LOG, dataclasses.replace(CONFIG, use_popularity=True, succession_half_lives_h=("24",))
+    ),
 )
 
 
@@ -79,7 +82,7 @@ def holding_nothing_out(items):
 
 VARIANTS = {
     "whole": {},
-    "boosted": {"use_boost": True},
+    "boosted": {"use_boost": True, "succession_half_lives_h": ("24",)},
     "normed": {"use_event_norm": True},
     "blind": {"use_time": False, "use_place": False, "use_sequel": False},
     "bare": {

@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.data.store import TRAIN
+from stt_jax.successions import find_successions
 from stt_jax.training.setup import set_up, target_weights
 from stt_jax.trends import LiveTrends
 from tests.stt_jax.tiny_logs import random_log
@@ -21,7 +23,14 @@ def test_balanced_domains_count_the_same_in_the_loss():
 
 def test_live_trends_are_what_validations_see_and_training_never_does():
     log = random_log(num_users=20, seed=6)
-    model = ModelConfig(width=8, num_heads=2, num_layers=1, trend_half_lives_h=("3", "24"))
+    model = ModelConfig(
+        width=8,
+        num_heads=2,
+        num_layers=1,
+        trend_half_lives_h=("3", "24"),
+        trend_step_min=30,
+        succession_half_lives_h=("2",),
+    )
     training = TrainingConfig(window=16, requests=8, batch_rows=8)
     frozen, live = (
         set_up(log, training, model, ProtocolConfig(trends=trends), DeviceConfig())
@@ -29,12 +38,23 @@ def test_live_trends_are_what_validations_see_and_training_never_does():
     )
     assert frozen.asked_items is frozen.items
     jax.tree.map(np.testing.assert_array_equal, live.items, frozen.items)
-    expected = LiveTrends(log, (3.0, 24.0)).trends()
+    expected = LiveTrends(log, (3.0, 24.0), 30).trends()
     jax.tree.map(np.testing.assert_array_equal, live.asked_items.trends, expected)
+    train, every = np.flatnonzero(log.parts == TRAIN), np.arange(log.num_events)
+    for items, events in ((live.items, train), (live.asked_items, every)):
+        expected = find_successions(log, events)
+        jax.tree.map(np.testing.assert_array_equal, items.successions, expected)
     assert live.asked_items.relations is live.items.relations
 
 
 @pytest.mark.parametrize("half_lives", [("24", "soon"), ("0",), ("-1",), ("inf",)])
-def test_half_lives_are_positive_numbers(half_lives):
-    with pytest.raises(ValueError, match=r"--trend_half_lives_h=.* must be positive numbers"):
-        ModelConfig(trend_half_lives_h=half_lives)
+@pytest.mark.parametrize("name", ["trend_half_lives_h", "succession_half_lives_h"])
+def test_half_lives_are_positive_numbers(name, half_lives):
+    with pytest.raises(ValueError, match=rf"--{name}=.* must be positive numbers"):
+        ModelConfig(**{name: half_lives})
+
+
+@pytest.mark.parametrize("minutes", [0, -5, 7, 120])
+def test_steps_of_trends_divide_the_hour(minutes):
+    with pytest.raises(ValueError, match=rf"--trend_step_min={minutes} must divide 60"):
+        ModelConfig(trend_step_min=minutes)
