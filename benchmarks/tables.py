@@ -292,7 +292,7 @@ def repair_value_table() -> str:
 
 
 _OVERVIEW = (
-    "ml100k", "gowalla", "calgary", "online_retail",
+    "ml100k", "ml1m", "gowalla", "calgary", "online_retail",
     "amazon_beauty", "amazon_sports", "amazon_toys", "globo",
 )  # fmt: skip
 

@@ -68,7 +68,8 @@ class Trending:
         came, self._came = self._came, False
         if not came:
             return None
-        return self._trends.trends(), self._successions and self._successions.successions()
+        successions = None if self._successions is None else self._successions.successions()
+        return self._trends.trends(), successions
 
     def forget(self, user: str) -> None:
         """Forgets what a person did last; to be called from any thread."""
