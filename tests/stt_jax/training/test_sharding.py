@@ -23,7 +23,7 @@ MODEL_CONFIG = ModelConfig(
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=8, epochs=50, loss_chunk_items=32)
 
 
-def run(data, model, *, fsdp=False, num_steps=50, rank=lambda state: state.params):
+def run(data, model, *, fsdp=False, num_steps=20, rank=lambda state: state.params):
     """Losses of some steps on a mesh, the compiled step's text, the state, and ranks.
 
     Ranks are by the parameters that `rank` gives; None = nobody asks.

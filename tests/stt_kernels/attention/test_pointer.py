@@ -17,7 +17,7 @@ FLOOR = -1e9
 
 @pytest.fixture(params=["xla", "xla blocked", "triton"])
 def backend(request, monkeypatch):
-    quick = request.param == "triton" and not cases.is_native("triton")
+    quick = not cases.is_native(request.param)
     jax.config.update("jax_disable_most_optimizations", quick)
     if request.param == "triton":
         return cases.interpret(monkeypatch, "triton")
