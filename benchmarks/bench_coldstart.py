@@ -35,7 +35,7 @@ from benchmarks.coldstart_split import (
 )
 from stt_jax import command
 from stt_jax.baselines import evaluate_baselines
-from stt_jax.config import EvaluationConfig, option
+from stt_jax.config import EvaluationConfig, ModelConfig, option
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import PreparedLog, open_log
 from stt_jax.evaluation import evaluate_model
@@ -149,10 +149,9 @@ def bench(cold: ColdConfig) -> None:
         "changes": suite.training | suite.model,
     }
     configs = command.from_flagfile(suite.flagfile, FLAG_GROUPS)
-    half_lives_h = configs["model"].half_lives_h
     rows = of_suite.setdefault("rows", {})
     if "popularity" not in rows:
-        rows |= _baselines(logs, suite, half_lives_h)
+        rows |= _baselines(logs, suite, configs["model"])
     _write(results, path)
     for number, (name, (model, training_changes)) in enumerate(VARIANTS.items()):
         wanted = not cold.variants or str(number) in cold.variants
@@ -228,15 +227,16 @@ def has_content(log: PreparedLog) -> bool:
     return bool(log.item_traits) or log.meta.has_places or bool(log.item_categories.any())
 
 
-def _baselines(logs: ColdLogs, suite: Suite, half_lives_h: Sequence[float]) -> dict[str, Any]:
+def _baselines(logs: ColdLogs, suite: Suite, config: ModelConfig) -> dict[str, Any]:
     """Name -> measures, laid out as those of a model."""
     cold = ColdBaselines(
         logs.people,
         leave_out_seen=suite.leave_out_seen,
         num_warm_items=logs.train.num_items,
-        half_lives_h=half_lives_h,
+        config=config,
     )
     names = ["popularity_lately"]
+    names += ["followed_lately"] if config.succession_half_lives else []
     names += ["content_knn"] if has_content(logs.people) else []
     names += ["popularity_of_group"] if logs.people.user_traits else []
     rows: dict[str, Any] = {name: {"people": {}} for name in ("popularity", *_COUNTING[1:], *names)}

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from stt_jax.counting import TrainingCounts
+from stt_jax.config import ModelConfig
+from stt_jax.counting import TrainingCounts, latest_followers
 from stt_jax.data.pipeline import earth_coords
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import TRAIN, PreparedLog
 from stt_jax.metrics import ranking_metrics, target_ranks
+from stt_jax.successions import find_successions
 from stt_jax.trends import find_trends
 
 _SMOOTHING = (10.0, 100.0, 1000.0)  # events of the whole crowd that a group is filled up with
 _POPULARITY = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
+_FOLLOWED = (0.3, 1.0, 3.0)
 _NEAR = (0.0, 0.3, 1.0)
 _NEAR_KM = 1.0
+_USUAL = ModelConfig()
 _NUM_LIKE = 20  # items by whose popularity that of an item without events is guessed
 
 
@@ -34,12 +38,12 @@ class ColdBaselines:
         *,
         leave_out_seen: bool,
         num_warm_items: int,
-        half_lives_h: Sequence[float] = (24.0,),
+        config: ModelConfig = _USUAL,
     ) -> None:
-        """`half_lives_h`: of what was popular lately, to choose from."""
+        """`config`: with the half-lives of what was popular and what followed lately."""
         self.log = log
         self._leave_out_seen = leave_out_seen
-        self._half_lives_h = half_lives_h
+        self._config = config
         self._counts = TrainingCounts(log)
         coords = earth_coords(log.item_latitudes_e7, log.item_longitudes_e7)
         self._near = np.nan_to_num(_near(coords)) if log.meta.has_places else None
@@ -62,16 +66,34 @@ class ColdBaselines:
 
     def popularity_lately(self, targets: Targets) -> Iterator[np.ndarray]:
         """Shares of the events before the request, or the last one known; then all events."""
-        trends = find_trends(self.log, self._counts.events, self._half_lives_h)
-        last = np.where(
-            targets.history_ends > targets.history_starts, targets.history_ends - 1, targets.events
+        trends = find_trends(
+            self.log, self._counts.events, self._config.half_lives_h, self._config.trend_step_min
         )
-        for lately, now in itertools.product(trends.relations, (targets.events, last)):
+        for lately, now in itertools.product(
+            trends.relations, (targets.events, _last_events(targets))
+        ):
             rows = np.searchsorted(trends.start_minutes, self.log.times[now] // 60, side="right")
             scores = np.tile(1e-6 * self._popularity, (len(targets), 1))
             for target, row in enumerate(rows):
                 scores[target, lately.items[row]] += lately.shares[row]
             yield scores
+
+    def followed_lately(self, targets: Targets) -> Iterator[np.ndarray]:
+        """Shares of what came right after the last item lately, and what was popular lately."""
+        known = find_successions(self.log, self._counts.events)
+        last = _last_events(targets)
+        # Who has no events yet has no last item.
+        last_items = np.where(last < targets.events, self.log.items[last], 0).astype(np.int64)
+        minutes = self.log.times[targets.events] // 60
+        rows, items, ages = latest_followers(known, last_items, minutes)
+        for half_life_h, popular in itertools.product(
+            self._config.succession_half_lives, self.popularity_lately(targets)
+        ):
+            followed = np.zeros_like(popular)
+            np.add.at(followed, (rows, items), np.exp2(-ages / (60 * half_life_h)))
+            followed /= np.maximum(followed.sum(axis=1, keepdims=True), 1e-300)
+            for weight in _FOLLOWED:
+                yield popular + weight * followed
 
     def popularity_of_group(self, targets: Targets) -> Iterator[np.ndarray]:
         """P(item | value of a trait), filled up with the crowd's: each trait, then their mean."""
@@ -109,6 +131,12 @@ class ColdBaselines:
                 scores[target, self.log.items[targets.context(target)]] = -np.inf
         scores[:, : num_left_out + 1] = -np.inf
         return np.asarray(target_ranks(scores, self.log.items[targets.events]))
+
+
+def _last_events(targets: Targets) -> np.ndarray:
+    """The last event that each target sees; of who sees none, the target itself."""
+    has_any = targets.history_ends > targets.history_starts
+    return np.where(has_any, targets.history_ends - 1, targets.events)
 
 
 def _likeness(log: PreparedLog) -> np.ndarray:

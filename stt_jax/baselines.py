@@ -44,6 +44,7 @@ from stt_jax.counting import (
     distinct,
     gather_questions,
     largest_per_row,
+    latest_followers,
     scale_rows,
 )
 from stt_jax.data.protocol import Targets
@@ -198,7 +199,8 @@ def score_markov(counts: TrainingCounts, asked: Questions, options: Options) -> 
 
 def score_recent_markov(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
     """Shares of what followed the last item of the context lately."""
-    rows, items, ages = counts.latest_followers(asked.last_items, asked.now_min)
+    known = counts.live_successions
+    rows, items, ages = latest_followers(known, asked.last_items, asked.now_min)
     keys = rows * counts.num_columns + items
     cells = Cells.of(distinct(keys), counts.num_columns)
     sums = np.bincount(

@@ -67,26 +67,6 @@ class TrainingCounts:
         """What followed what when, in all parts of the log."""
         return find_successions(self.log, np.arange(self.log.num_events))
 
-    def latest_followers(
-        self, items: np.ndarray, now_min: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The last `NUM_LATEST` times that something followed each of some items before a minute.
-
-        Args:
-          items: int64 [n].
-          now_min: int64 [n], minutes since 1970.
-
-        Returns:
-          (rows, followed, ages): int64 [P] each, which of the n, what followed, minutes before.
-        """
-        known = self.live_successions
-        befores = np.repeat(np.arange(len(known.starts) - 1), np.diff(known.starts))
-        times = befores * _MOST_MINUTES + known.minutes[: len(befores)]
-        ends = np.searchsorted(times, items * _MOST_MINUTES + now_min)
-        lengths = np.minimum(ends - known.starts[items], NUM_LATEST)
-        at, rows = _ranges(ends - lengths, lengths), np.repeat(np.arange(len(items)), lengths)
-        return rows, known.items[at].astype(np.int64), now_min[rows] - known.minutes[at]
-
     @functools.cached_property
     def transition_counts(self) -> scipy.sparse.csr_array:
         """[V + 1, V + 1] how often each item followed each."""
@@ -307,6 +287,27 @@ def _gather(counts: TrainingCounts, targets: Targets, request_known: bool) -> Qu
         last_items=last_items,
         now_min=log.times[now_events] // 60,
     )
+
+
+def latest_followers(
+    known: Successions, items: np.ndarray, now_min: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The last `NUM_LATEST` times that something followed each of some items before a minute.
+
+    Args:
+      known: of `find_successions`.
+      items: int64 [n].
+      now_min: int64 [n], minutes since 1970.
+
+    Returns:
+      (rows, followed, ages): int64 [P] each, which of the n, what followed, minutes before.
+    """
+    befores = np.repeat(np.arange(len(known.starts) - 1), np.diff(known.starts))
+    times = befores * _MOST_MINUTES + known.minutes[: len(befores)]
+    ends = np.searchsorted(times, items * _MOST_MINUTES + now_min)
+    lengths = np.minimum(ends - known.starts[items], NUM_LATEST)
+    at, rows = _ranges(ends - lengths, lengths), np.repeat(np.arange(len(items)), lengths)
+    return rows, known.items[at].astype(np.int64), now_min[rows] - known.minutes[at]
 
 
 def scale_rows(rows: np.ndarray, values: np.ndarray, num_rows: int) -> np.ndarray:

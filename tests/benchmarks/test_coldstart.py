@@ -8,7 +8,9 @@ import pytest
 from benchmarks.bench_coldstart import has_content
 from benchmarks.coldstart_baselines import ColdBaselines
 from benchmarks.coldstart_split import hold_out, item_targets, join_targets, people_targets
+from stt_jax.config import ModelConfig
 from stt_jax.data.store import TRAIN
+from stt_jax.successions import find_successions
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=40, num_items=30, seed=3)
@@ -81,7 +83,7 @@ def test_what_was_popular_lately_is_asked_at_the_request_and_at_the_last_event(l
         log,
         leave_out_seen=False,
         num_warm_items=logs.train.num_items,
-        half_lives_h=(1.0, 24.0, 168.0),
+        config=ModelConfig(trend_half_lives_h=("1", "24", "168")),
     )
     targets = people_targets(logs, 2, 4)
     found = list(baselines.popularity_lately(targets))
@@ -98,6 +100,34 @@ def test_what_was_popular_lately_is_asked_at_the_request_and_at_the_last_event(l
             found[at][target, 0] = 0
             expected = shares / max(weights.sum(), 1e-300)
             np.testing.assert_allclose(found[at][target], expected, atol=2e-6)
+
+
+def test_what_followed_lately_is_asked_of_the_last_event_of_the_person(logs):
+    log = logs.people
+    config = ModelConfig(succession_half_lives_h=("24",))
+    options = {"leave_out_seen": False, "num_warm_items": logs.train.num_items}
+    baselines = ColdBaselines(log, config=config, **options)
+    found = find_successions(log, np.flatnonzero(log.parts == TRAIN))
+    for num_known in (0, 2):
+        targets = people_targets(logs, num_known, 4)
+        popular = list(baselines.popularity_lately(targets))
+        mixed = list(baselines.followed_lately(targets))
+        assert len(mixed) == 2 * 3
+        said = 0
+        for target, event in enumerate(targets.events):
+            context = targets.context(target)
+            item = int(log.items[context[-1]]) if len(context) else 0
+            minute = log.times[event] // 60
+            mine = np.arange(found.starts[item], found.starts[item + 1])
+            mine = mine[found.minutes[mine] < minute][-128:]
+            weights = np.exp2(-(minute - found.minutes[mine]) / (24 * 60))
+            shares = np.bincount(found.items[mine], weights, minlength=log.num_items + 1)
+            shares = shares / max(shares.sum(), 1e-300)
+            said += shares.any()
+            for number, weight in enumerate((0.3, 1.0, 3.0)):
+                expected = popular[0][target] + weight * shares
+                np.testing.assert_allclose(mixed[number][target], expected, rtol=1e-9)
+        assert (said > 0) == (num_known > 0)
 
 
 def test_ids_alone_are_no_content(logs):

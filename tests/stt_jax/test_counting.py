@@ -49,7 +49,7 @@ def test_the_latest_followers_are_those_before_the_minute(monkeypatch):
     times = known.minutes[:-1]
     items = np.repeat(np.arange(log.num_items + 1), 12)
     now = np.resize(np.linspace(times.min(), times.max() + 2, 12).astype(np.int64), len(items))
-    rows, followed, ages = counts.latest_followers(items, now)
+    rows, followed, ages = counting.latest_followers(known, items, now)
     for row, (item, minute) in enumerate(zip(items, now, strict=True)):
         mine = range(known.starts[item], known.starts[item + 1])
         before = [at for at in mine if known.minutes[at] < minute][-3:]
