@@ -103,6 +103,9 @@ def test_what_somebody_does_next_follows_what_they_did_last(served, store, monke
     expected.add(1, 2, minute + 2)
     _, found = trending.refresh()
     jax.tree.map(np.testing.assert_array_equal, found, expected.successions())
+    # In the shape that the model was warmed up with, so that nothing is compiled again.
+    shown = served.scorer.catalogue.successions
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, shown)
     store.add([stored("new", ids[6], AFTER + 180), stored("other", ids[7], AFTER + 200)])
     trending.forget("other")
     expected.add(2, 6, minute + 3)
