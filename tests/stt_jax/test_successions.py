@@ -137,9 +137,10 @@ def test_live_ones_keep_the_latest_of_each_item_whatever_comes_when(num_latest, 
         patch.setattr(module, "NUM_LATEST", num_latest)
         live, known = LiveSuccessions(LOG), by_hand(LOG, EVERYTHING)
         shapes = jax.tree.map(np.shape, live.successions())
-        last = max(minute for _, _, minute in known)
+        minutes = sorted(minute for _, _, minute in known)
         items = st.integers(1, LOG.num_items)
-        new = data.draw(st.lists(st.tuples(items, items, st.integers(last - 3000, last + 50))))
+        minute = st.integers(minutes[0] - 10, minutes[-1] + 50)
+        new = data.draw(st.lists(st.tuples(items, items, minute)))
         for before, after, minute in new:
             live.add(before, after, minute)
         found = live.successions()
