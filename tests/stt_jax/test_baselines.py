@@ -212,7 +212,8 @@ def test_what_followed_lately_wins_where_links_change_by_the_day():
     results, test = evaluate(log, live_trends=True)
     for mode in baselines.MODES:
         of_mode = results[mode]
-        assert mrr(of_mode["recent_markov"]) > 0.4
+        # Above what is known of yesterday, below what would be known of the target itself.
+        assert 0.4 < mrr(of_mode["recent_markov"]) < 0.8
         assert mrr(of_mode["recent_markov"]) > mrr(of_mode["markov"]) + 0.2
         assert mrr(of_mode["mix"]) > mrr(of_mode["recent_markov"]) - 0.05
     linked = np.flatnonzero(log.items[test.events] > 10)[3]
