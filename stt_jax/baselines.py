@@ -174,7 +174,7 @@ def score_popularity(counts: TrainingCounts, asked: Questions, options: Options)
 
 
 def score_trending(counts: TrainingCounts, asked: Questions, options: Options) -> Scores:
-    """Shares of everybody's events before the hour of the question."""
+    """Shares of everybody's events before the step of the question."""
     trends = counts.live_trends(options["half_life_h"], options["step_min"])
     moments = np.searchsorted(np.asarray(trends.start_minutes), asked.now_min, side="right")
     found, shares = (
