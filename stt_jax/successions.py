@@ -36,7 +36,10 @@ def find_successions(log: PreparedLog, events: np.ndarray) -> Successions:
 
 
 class LiveSuccessions:
-    """The last `NUM_LATEST` successions of each item, always in arrays of one shape: 1 KiB an item."""
+    """The last `NUM_LATEST` successions of each item, always in arrays of one shape.
+
+    They take a kilobyte an item.
+    """
 
     def __init__(self, log: PreparedLog) -> None:
         """Those of the log, all parts of it."""
