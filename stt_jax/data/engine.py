@@ -122,7 +122,26 @@ class DuckEngine:
 
     def store(self, name: str, expression: ir.Table) -> ir.Table:
         """Computes a table once."""
-        return self.connection.create_table(name, expression)
+        # Ibis's own create_table asks the database for much before and after.
+        self.connection.con.execute(f'CREATE TABLE "{name}" AS {self._typed(expression)}')
+        return self.connection.table(name)
+
+    def view(self, name: str, expression: ir.Table) -> ir.Table:
+        """A name for a table that is worked out anew wherever it is looked at.
+
+        Ibis takes the longer to write a query the more steps are between it and its tables.
+        """
+        self.connection.con.execute(f'CREATE VIEW "{name}" AS {self._typed(expression)}')
+        return self.connection.table(name)
+
+    def _typed(self, expression: ir.Table) -> str:
+        """The query of a table, its columns of the types that Ibis takes them for."""
+        to_text = self.connection.compiler.type_mapper.to_string
+        columns = [
+            f'CAST("{one}" AS {to_text(kind)}) AS "{one}"'
+            for one, kind in expression.schema().items()
+        ]
+        return f"SELECT {', '.join(columns)} FROM ({self.connection.compile(expression)})"
 
     def drop(self, name: str) -> None:
         """Frees a table that `insert` or `store` made."""
@@ -244,6 +263,12 @@ class SparkEngine:
             f"{(self._folder / name).absolute().as_uri()}"
         )
         return self._open(name)
+
+    def view(self, name: str, expression: ir.Table) -> ir.Table:
+        """A name for a table that is worked out anew wherever it is looked at."""
+        rows = self._session.sql(self.connection.compile(expression))
+        rows.createOrReplaceTempView(name)
+        return self.connection.table(name)
 
     def _open(self, name: str) -> ir.Table:
         uri = (self._folder / name).absolute().as_uri()

@@ -58,7 +58,8 @@ class Steps:
             if column in marked.columns:
                 counted[column] = self._count(marked, column, broken_flag)
         kept = marked.filter(marked.dropped.isnull()) if "dropped" in marked.columns else marked
-        self.table = kept.drop(*({"dropped", "changed", "sample"} & set(kept.columns)))
+        kept = kept.drop(*({"dropped", "changed", "sample"} & set(kept.columns)))
+        self.table = self.engine.view(f"view_{len(self.counts)}", kept)
         self._end(name, **counted)
 
     def drop(self, name: str, marked: ir.Table) -> None:

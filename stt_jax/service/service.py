@@ -165,9 +165,10 @@ class Service:
 
     def forget(self, user: str) -> int:
         """Forgets a person: events are deleted, the prepared log's are not used any more."""
-        if self._trending is not None:
+        num_events = self.store.forget(user)
+        if self._trending is not None:  # last, or it would look up what is being deleted
             self._trending.forget(user)
-        return self.store.forget(user)
+        return num_events
 
     def _answer(self, asks: Sequence[Ask]) -> Sequence[Answer | Exception]:
         table = self._table

@@ -207,6 +207,22 @@ class EventStore:
         rows = self._read(query.order_by(_EVENTS.c.sequence).limit(most))
         return [StoredItem(**row._asdict()) for row in rows]
 
+    def last_items(
+        self, users: Iterable[str], sequence: int, until_s: int
+    ) -> dict[str, StoredItem]:
+        """The latest event of each person among those before a number and not after `until_s`."""
+        names = [field.name for field in dataclasses.fields(StoredItem)]
+        latest_first = [_EVENTS.c.time_s.desc(), _EVENTS.c.sequence.desc()]
+        place = sa.func.row_number().over(partition_by=_EVENTS.c.user, order_by=latest_first)
+        query = sa.select(*(_EVENTS.c[name] for name in names), place.label("place"))
+        query = query.where(_EVENTS.c.sequence < sequence, _EVENTS.c.time_s <= until_s)
+        found: dict[str, StoredItem] = {}
+        for part in _parts(list(users)):
+            events = query.where(_EVENTS.c.user.in_(part)).subquery()
+            latest = sa.select(*(events.c[name] for name in names)).where(events.c.place == 1)
+            found |= {row.user: StoredItem(**row._asdict()) for row in self._read(latest)}
+        return found
+
     def last_sequence(self) -> int:
         """The number of the newest event; 0 = there is none."""
         return self._read(sa.select(sa.func.max(_EVENTS.c.sequence)))[0][0] or 0

@@ -14,7 +14,7 @@ _AT_ONCE = 50_000  # events that are read from the store at a time
 # Of several services that write, one may commit an earlier number after a later one: so many of the
 # last numbers are looked at again.
 _LOOK_BACK = 1000
-# What somebody did last is known for so long, to say what follows it; then it is the log's again.
+# What somebody did last is remembered for so long, to say what follows it; then it is looked up.
 _LAST_EVENTS_S = 86_400
 
 
@@ -50,16 +50,17 @@ class Trending:
         """
         first = min(self._last, self._store.last_sequence()) - _LOOK_BACK
         while rows := self._store.after(first, _AT_ONCE):
-            first = self._last = rows[-1].sequence
             new = [row for row in rows if self._is_new(row)]
-            self._came |= bool(new)
-            items = [self._served.item_rows[row.item] for row in new]
-            minutes = [row.time_s // 60 for row in new]
-            self._trends.add(np.array(items, np.int32), np.array(minutes, np.int64))
             if self._successions is not None:
-                for row, item in zip(new, items, strict=True):
-                    self._note_succession(self._successions, row, item)
-            self._looked_at = {one for one in self._looked_at if one[0] > self._last - _LOOK_BACK}
+                self._note_successions(self._successions, new)
+            first = self._last = rows[-1].sequence
+            looked_at = self._looked_at | {(row.sequence, row.event_id) for row in rows}
+            self._looked_at = {one for one in looked_at if one[0] > self._last - _LOOK_BACK}
+            counted = [row for row in new if row.item in self._served.item_rows]
+            self._came |= bool(counted)
+            items = [self._served.item_rows[row.item] for row in counted]
+            minutes = [row.time_s // 60 for row in counted]
+            self._trends.add(np.array(items, np.int32), np.array(minutes, np.int64))
         oldest = now_s() - _LAST_EVENTS_S
         # A copy: `forget` may come in between.
         for user, (time_s, _) in list(self._last_events.items()):
@@ -75,32 +76,46 @@ class Trending:
         """Forgets what a person did last; to be called from any thread."""
         self._last_events.pop(user, None)
 
-    def _note_succession(self, successions: LiveSuccessions, row: StoredItem, item: int) -> None:
-        """What a person did next follows what they did last; what comes late follows nothing."""
-        last = self._last_events.get(row.user) or self._last_of_log(row.user)
-        if last is not None:
-            time_s, before = last
-            if row.time_s < time_s:
-                return
-            if before > 0:
-                successions.add(before, item, row.time_s // 60)
-        self._last_events[row.user] = (row.time_s, item)
+    def _note_successions(self, successions: LiveSuccessions, rows: list[StoredItem]) -> None:
+        """What people did next follows what they did last; what comes late follows nothing.
 
-    def _last_of_log(self, user: str) -> tuple[int, int] | None:
-        log, person = self._served.log, self._served.user_row(user)
-        if person is None:
-            return None
-        last = log.user_offsets[person + 1] - 1
-        return int(log.times[last]), int(log.items[last])
+        As in training nothing follows an item that is not in the vocabulary, nor does it follow.
+        """
+        self._look_up_last([row for row in rows if row.user not in self._last_events])
+        for row in rows:
+            item = self._served.item_rows.get(row.item, 0)
+            time_s, before = self._last_events.get(row.user, (row.time_s, 0))
+            if row.time_s < time_s:
+                continue
+            if before > 0 and item > 0:
+                successions.add(before, item, row.time_s // 60)
+            self._last_events[row.user] = (row.time_s, item)
+
+    def _look_up_last(self, rows: list[StoredItem]) -> None:
+        """What the people of some events did before them, by the store and by the prepared log."""
+        users = {row.user for row in rows}
+        if not users:
+            return
+        stored = self._store.last_items(users, rows[0].sequence, now_s())
+        versions = self._store.versions(users)
+        for user in users:
+            log, person = self._served.log, self._served.user_row(user)
+            known = []
+            if person is not None and not versions[user].forgotten:
+                last = log.user_offsets[person + 1] - 1
+                known.append((int(log.times[last]), int(log.items[last])))
+            if user in stored:
+                item = self._served.item_rows.get(stored[user].item, 0)
+                known.append((stored[user].time_s, item))
+            if known:
+                self._last_events[user] = max(known, key=lambda one: one[0])
 
     def _is_new(self, row: StoredItem) -> bool:
-        """Whether an event is to be counted; it has been looked at then."""
-        if (row.sequence, row.event_id) in self._looked_at:
+        """Whether an event was not looked at yet, has happened and is not the prepared log's."""
+        if (row.sequence, row.event_id) in self._looked_at or row.time_s > now_s():
             return False
-        self._looked_at.add((row.sequence, row.event_id))
         item = self._served.item_rows.get(row.item, 0)
-        is_past = row.time_s <= now_s()
-        return item > 0 and is_past and not self._in_log(row.user, row.time_s, item)
+        return not item or not self._in_log(row.user, row.time_s, item)
 
     def _in_log(self, user: str, time_s: int, item: int) -> bool:
         log, person = self._served.log, self._served.user_row(user)

@@ -107,21 +107,54 @@ def test_what_somebody_does_next_follows_what_they_did_last(served, store, monke
     shown = served.scorer.catalogue.successions
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, shown)
     store.add([stored("new", ids[6], AFTER + 180), stored("other", ids[7], AFTER + 200)])
+    store.forget("other")
     trending.forget("other")
     expected.add(2, 6, minute + 3)
     _, found = trending.refresh()
     jax.tree.map(np.testing.assert_array_equal, found, expected.successions())
 
 
-def test_what_somebody_did_last_is_not_kept_for_long(served, store, monkeypatch):
-    trending, ids = Trending(served, store), served.log.item_ids
-    store.add([stored("new", ids[1], AFTER), stored("newer", ids[1], AFTER + DAY_S)])
+def test_what_somebody_did_last_is_not_kept_for_long_but_looked_up(served, store, monkeypatch):
+    trending, log = Trending(served, store), served.log
+    expected, ids, user = LiveSuccessions(log), log.item_ids, log.user_ids[0]
+    store.add([stored(user, ids[1], AFTER), stored("newer", ids[1], AFTER + DAY_S)])
+    store.add([stored(user, ids[9], 2**40)])  # that did not happen yet
+    expected.add(int(log.items[log.user_offsets[1] - 1]), 1, AFTER // 60)
     trending.refresh()
     assert not trending._last_events, "both are years ago"
-    monkeypatch.setattr("stt_jax.service.trending.now_s", lambda: AFTER + DAY_S + 60)
-    store.add([stored("new", ids[1], AFTER + 30), stored("newer", ids[2], AFTER + DAY_S + 30)])
+    monkeypatch.setattr("stt_jax.service.trending.now_s", lambda: AFTER + DAY_S + 600)
+    late, minute = AFTER + DAY_S, (AFTER + DAY_S) // 60
+    store.add([stored(user, ids[3], late + 120), stored("newer", ids[2], late + 60)])
+    expected.add(1, 2, minute + 1)
+    expected.add(1, 3, minute + 2)
+    _, found = trending.refresh()
+    jax.tree.map(np.testing.assert_array_equal, found, expected.successions())
+    monkeypatch.setattr("stt_jax.service.trending.now_s", lambda: AFTER + 2 * DAY_S + 90)
     trending.refresh()
-    assert list(trending._last_events) == ["newer"]
+    assert list(trending._last_events) == [user]
+
+
+def test_what_is_in_the_log_and_later_in_the_store_is_what_somebody_did_last(served, store):
+    trending, log = Trending(served, store), served.log
+    expected, ids, user = LiveSuccessions(log), log.item_ids, log.user_ids[0]
+    last = log.user_offsets[1] - 1
+    store.add([stored(user, ids[1], int(log.times[last]) - 5)])  # late already
+    store.add([stored(user, ids[2], AFTER)])
+    expected.add(int(log.items[last]), 2, AFTER // 60)
+    _, found = trending.refresh()
+    jax.tree.map(np.testing.assert_array_equal, found, expected.successions())
+
+
+def test_nothing_follows_what_was_forgotten_or_is_not_in_the_vocabulary(served, store):
+    trending, log = Trending(served, store), served.log
+    expected, ids, user = LiveSuccessions(log), log.item_ids, log.user_ids[0]
+    store.forget(user)
+    store.add([stored(user, ids[1], AFTER)])  # after what the log has of them, which is not used
+    store.add([stored("new", ids[1], AFTER), stored("new", "unheard of", AFTER + 60)])
+    store.add([stored("new", ids[2], AFTER + 120), stored("new", ids[3], AFTER + 180)])
+    expected.add(2, 3, AFTER // 60 + 3)
+    _, found = trending.refresh()
+    jax.tree.map(np.testing.assert_array_equal, found, expected.successions())
 
 
 def test_what_was_read_before_the_store_failed_is_shown_the_next_time(served, store, monkeypatch):
