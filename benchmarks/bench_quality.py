@@ -91,6 +91,7 @@ SUITES = {
         (
             Row("whole model", "configs/city.flags"),
             Row("blind to time and place", "configs/city.flags", model_changes=_BLIND),
+            Row("trained on most of the validation part, too", "configs/city.flags", "city_more"),
         ),
         optimum="city/optimum.arrow",
         together=True,
