@@ -34,7 +34,7 @@ from benchmarks.coldstart_split import (
     people_targets,
 )
 from stt_jax import command
-from stt_jax.baselines import evaluate_baselines
+from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import EvaluationConfig, ModelConfig, option
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import PreparedLog, open_log

@@ -42,7 +42,7 @@ from benchmarks.domain_logs import (
     prepare_domains,
 )
 from stt_jax import command
-from stt_jax.baselines import evaluate_baselines
+from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import CityConfig, ModelConfig, ProtocolConfig, TrainingConfig, check, option
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import TEST, PreparedLog, open_log

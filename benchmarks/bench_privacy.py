@@ -55,7 +55,7 @@ from benchmarks.membership_inference import (
 from benchmarks.privacy_speed import step_speed
 from benchmarks.privacy_suites import BY_HEART, BY_HEART_MODEL, OVERFITTED, SUITES, Suite
 from stt_jax import command
-from stt_jax.baselines import evaluate_baselines
+from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import (
     DeviceConfig,
     EvaluationConfig,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from stt_jax.baselines import evaluate_baselines
+from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import DeviceConfig, EvaluationConfig
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import TEST, VALIDATION, PreparedLog, open_log

@@ -4,8 +4,8 @@ Training asks at a time when everything is fresh, and for likelihood. A model is
 articles have aged and what the crowd did is old, and for a list: then the sources are worth
 something else than what their gate learned. One number a source, added to the gate's logits, is
 found on the validation part by coordinate search for the metric that the run is selected by, as the
-weights of the counting mix are (`stt_jax.baselines`). The likelihood of a bias fitted by gradient
-was better only where the two moments differ (`benchmarks/NOTES.md`).
+weights of the counting mix are (`stt_jax.baseline_tuning`). The likelihood of a bias fitted by
+gradient was better only where the two moments differ (`benchmarks/NOTES.md`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stt_jax import baselines, counting, metrics
+from stt_jax import baseline_tuning, baselines, counting, metrics
 from stt_jax.data.protocol import find_targets
 from stt_jax.data.store import TEST, TRAIN, VALIDATION
 from tests.stt_jax.person_logs import city_log as make_city_log
@@ -15,7 +15,7 @@ HOUR_S = 3600
 def evaluate(log, **options):
     validation, test = find_targets(log, VALIDATION), find_targets(log, TEST)
     options = {"max_tuning_targets": 150} | options
-    return baselines.evaluate_baselines(log, validation, test, **options), test
+    return baseline_tuning.evaluate_baselines(log, validation, test, **options), test
 
 
 def mrr(result):
@@ -64,7 +64,7 @@ def test_validation_decides_the_options_not_test(city_log, city_results):
     """Other test targets, same options."""
     validation = find_targets(city_log, VALIDATION)
     few = find_targets(city_log, TEST)[:5]
-    again = baselines.evaluate_baselines(city_log, validation, few, max_tuning_targets=150)
+    again = baseline_tuning.evaluate_baselines(city_log, validation, few, max_tuning_targets=150)
     for mode, results in again.items():
         for name, result in results.items():
             assert result.options == city_results[mode][name].options
@@ -78,8 +78,8 @@ def test_unknown_mode_never_looks_at_the_request_time(city_log, city_results):
     times = city_log.times.copy()
     times[targets.events] += 5 * HOUR_S
     moved = dataclasses.replace(city_log, times=times)
-    before = baselines.evaluate_baselines(city_log, validation, targets)
-    after = baselines.evaluate_baselines(moved, validation, targets)
+    before = baseline_tuning.evaluate_baselines(city_log, validation, targets)
+    after = baseline_tuning.evaluate_baselines(moved, validation, targets)
     for name in before["unknown"]:
         np.testing.assert_array_equal(before["unknown"][name].ranks, after["unknown"][name].ranks)
     assert np.any(before["known"]["own_hour"].ranks != after["known"]["own_hour"].ranks)
@@ -99,8 +99,8 @@ def test_events_after_the_target_and_of_others_after_training_change_nothing(cit
     changed = (later | others) & (city_log.parts != TRAIN)
     items[changed] = 1 + items[changed] % city_log.num_items
     altered = dataclasses.replace(city_log, items=items)
-    before = baselines.evaluate_baselines(city_log, validation, test)
-    after = baselines.evaluate_baselines(altered, validation, test)
+    before = baseline_tuning.evaluate_baselines(city_log, validation, test)
+    after = baseline_tuning.evaluate_baselines(altered, validation, test)
     for mode, results in before.items():
         for name, result in results.items():
             np.testing.assert_array_equal(result.ranks, after[mode][name].ranks, err_msg=name)
@@ -188,12 +188,12 @@ def assert_blind_to_what_comes(log, target, name):
     items[target.events] = log.items[target.events]
     changed = dataclasses.replace(log, items=items)
     before, again = (
-        baselines.evaluate_baselines(
+        baseline_tuning.evaluate_baselines(
             one, find_targets(log, VALIDATION)[:0], target, names=[name], live_trends=True
         )
         for one in (log, changed)
     )
-    for mode in baselines.MODES:
+    for mode in baseline_tuning.MODES:
         assert again[mode][name].ranks == before[mode][name].ranks
 
 
@@ -210,7 +210,7 @@ def test_what_followed_lately_wins_where_links_change_by_the_day():
         sequences.append(events)
     log = person_log(sequences)
     results, test = evaluate(log, live_trends=True)
-    for mode in baselines.MODES:
+    for mode in baseline_tuning.MODES:
         of_mode = results[mode]
         # Above what is known of yesterday, below what would be known of the target itself.
         assert 0.4 < mrr(of_mode["recent_markov"]) < 0.8
@@ -223,7 +223,7 @@ def test_what_followed_lately_wins_where_links_change_by_the_day():
 def test_log_without_times_leaves_out_what_needs_them():
     sequences = [[(1 + step % 7, 0) for step in range(40)] for _ in range(5)]
     results, _ = evaluate(person_log(sequences, has_times=False))
-    for mode in baselines.MODES:
+    for mode in baseline_tuning.MODES:
         assert "own_frequency" in results[mode]
         assert "mix" in results[mode]
         assert not {"recent_popularity", "own_hour", "own_hour_sequence"} & set(results[mode])
@@ -239,7 +239,7 @@ def test_empty_context_and_unknown_target_are_answered():
     )
     results, test = evaluate(log)
     assert log.items[test.events].tolist() == [0, 1]
-    for mode in baselines.MODES:
+    for mode in baseline_tuning.MODES:
         for name, result in results[mode].items():
             assert result.ranks[0] == metrics.MISS, name
             assert result.ranks[1] == 2 if name == "recent_popularity" else result.ranks[1] <= 2
@@ -248,11 +248,11 @@ def test_empty_context_and_unknown_target_are_answered():
 
 def test_no_targets_give_no_ranks(city_log):
     nothing = find_targets(city_log, TEST)[:0]
-    results = baselines.evaluate_baselines(city_log, nothing, nothing)
+    results = baseline_tuning.evaluate_baselines(city_log, nothing, nothing)
     assert all(len(result.ranks) == 0 for result in results["known"].values())
 
 
 def test_unknown_mode_name_is_refused(city_log):
     nothing = find_targets(city_log, TEST)[:0]
     with pytest.raises(ValueError, match="modes must be of unknown, known; got 'both'"):
-        baselines.evaluate_baselines(city_log, nothing, nothing, modes=("both",))
+        baseline_tuning.evaluate_baselines(city_log, nothing, nothing, modes=("both",))
