@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.raw_log import event_rows, prepare_rows
-from stt_jax.data import synthetic
+from stt_jax.data import city_law, synthetic
 from stt_jax.data.city_categories import CATEGORIES
 from stt_jax.data.schema import TEST, TRAIN, VALIDATION
 from stt_jax.data.store import PreparedLog
@@ -80,7 +80,7 @@ class CityDomains:
       asked: their ids.
     """
 
-    city: synthetic.City
+    city: city_law.City
     log: PreparedLog
     targets: np.ndarray
     asked: list[str]
@@ -92,7 +92,7 @@ def hidden_categories() -> np.ndarray:
 
 
 def city_domains(
-    city: synthetic.City, folder: pathlib.Path, *, share: float, per_person: int
+    city: city_law.City, folder: pathlib.Path, *, share: float, per_person: int
 ) -> CityDomains:
     """Splits a city: the last fifth of the time is asked, a tenth before it validates.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stt_jax import command
 from stt_jax.config import CityConfig
-from stt_jax.data import synthetic
+from stt_jax.data import city_law, synthetic
 
 USAGE = """
 Generates a city of people with homes, work places, rhythms and favourite places, and computes the
@@ -23,7 +23,7 @@ def generate(city: CityConfig) -> None:
         f"{made.num_events:,} events of {city.num_users:,} people at {city.num_places:,} places "
         f"in {pathlib.Path(city.output) / synthetic.LOG_NAME}"
     )
-    for mode in synthetic.MODES:
+    for mode in city_law.MODES:
         accuracy, recall = (optimum[f"recall@{k}_{mode}"].mean() for k in (1, 10))
         print(
             f"best possible, request time {mode}: accuracy@1 {accuracy:.4f}, recall@10 {recall:.4f}"

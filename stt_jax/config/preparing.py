@@ -281,7 +281,7 @@ class ForgetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CityConfig:
-    """A generated city; see `stt_jax.data.synthetic` for what its people do."""
+    """A generated city; see `stt_jax.data.city_law` for what its people do."""
 
     output: str = option("city", "Folder for log.csv.gz and optimum.arrow; made if missing.")
     num_users: int = option(400, "People, at least 1.")

@@ -13,11 +13,8 @@ import dataclasses
 import numpy as np
 
 from stt_jax.data.city_categories import CATEGORIES
-from stt_jax.data.synthetic import (
-    City,
-    best_ranking_probabilities,
-    draw_people,
-)
+from stt_jax.data.city_law import City, best_ranking_probabilities
+from stt_jax.data.synthetic import draw_people
 
 
 def best_without(
@@ -28,7 +25,7 @@ def best_without(
     Args:
       city: a generated city.
       events: int [n], rows of events.
-      mode: as in `synthetic.best_ranking_probabilities`.
+      mode: as in `city_law.best_ranking_probabilities`.
       hidden: bool [number of categories].
       num_draws: of tastes and favourites, which are averaged over.
       seed: of these draws.

@@ -4,7 +4,8 @@ import numpy as np
 
 from stt_jax.config import CityConfig
 from stt_jax.data.city_categories import CATEGORIES
-from stt_jax.data.synthetic import best_ranking_probabilities, generate_city
+from stt_jax.data.city_law import best_ranking_probabilities
+from stt_jax.data.synthetic import generate_city
 from stt_jax.data.synthetic_domains import best_without
 
 CITY = generate_city(CityConfig(num_users=40, num_places=80, num_days=10))
