@@ -42,7 +42,8 @@ _METRICS = ("accuracy@1", "recall@10", "f1@10", "hr@5", "hr@10", "hr@20", "ndcg@
 class Row:
     """One line of a table: a flagfile and what is changed in its model and in what is asked.
 
-    `data` names another prepared log of the same test events, of which training sees more.
+    `data` names another prepared log of the same test events, of which training sees more. With
+    `together` the seeds are also asked as one model.
     """
 
     name: str
@@ -50,26 +51,23 @@ class Row:
     data: str = ""
     model_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     protocol_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    together: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Rows on one log; each run is evaluated with each of the contexts.
-
-    With `together` the seeds of the first row are also asked as one model.
-    """
+    """Rows on one log; each run is evaluated with each of the contexts."""
 
     rows: tuple[Row, ...]
     contexts: tuple[str, ...] = ("all",)
     optimum: str = ""
-    together: bool = False
 
 
 def _log_suite(name: str) -> Suite:
     flagfile = f"configs/{name}.flags"
     if name.startswith("amazon"):
         more = Row("trained on most of the validation part, too", flagfile, f"{name}_more")
-        return Suite((Row("whole model", flagfile), more), together=True)
+        return Suite((Row("whole model", flagfile, together=True), more))
     return Suite((Row("whole model", flagfile),))
 
 
@@ -89,24 +87,32 @@ _ABLATIONS: dict[str, dict[str, Any]] = {
 SUITES = {
     "city": Suite(
         (
-            Row("whole model", "configs/city.flags"),
+            Row("whole model", "configs/city.flags", together=True),
             Row("blind to time and place", "configs/city.flags", model_changes=_BLIND),
-            Row("trained on most of the validation part, too", "configs/city.flags", "city_more"),
+            Row(
+                "trained on most of the validation part, too",
+                "configs/city.flags",
+                "city_more",
+                together=True,
+            ),
         ),
         optimum="city/optimum.arrow",
-        together=True,
     ),
     "nyc": Suite(
         (
-            Row("whole model", "configs/nyc.flags"),
+            Row("whole model", "configs/nyc.flags", together=True),
             *(
                 Row(name, "configs/nyc.flags", model_changes=changes)
                 for name, changes in _ABLATIONS.items()
             ),
-            Row("trained on the validation part, too", "configs/nyc.flags", "nyc_more"),
+            Row(
+                "trained on the validation part, too",
+                "configs/nyc.flags",
+                "nyc_more",
+                together=True,
+            ),
         ),
         ("strict", "all"),
-        together=True,
     ),
     "globo": Suite(
         (
@@ -166,23 +172,29 @@ def bench(quality: QualityConfig) -> None:
         summary = {"name": row.name, "flagfile": row.flagfile, **_where(), **_summary(reports)}
         if row.data:
             summary |= {"data": row.data, "split_hash": log.meta.split_hash}
+        if row.together and len(runs) > 1:
+            asked = dataclasses.replace(asked, baselines=False)
+            of_all = _evaluate(suite, log, runs[0], asked, others=runs[1:])
+            of_all["minutes"] = sum(report["minutes"] for report in reports)
+            summary["together"] = _where() | _summary([of_all])
+            summary["together"] |= {"name": _together(row, len(runs)), "of_seeds": len(runs)}
+            if row.data:
+                summary["together"]["data"] = row.data
         others = [other for other in results["rows"] if other["name"] != row.name]
         names = [known.name for known in suite.rows]
         results["rows"] = sorted([*others, summary], key=lambda one: names.index(one["name"]))
         if number == 0:
             results["split_hash"], results["data_hash"] = log.meta.split_hash, log.meta.data_hash
             results["baselines"] = with_others(before, log.meta.split_hash, reports[0])
-            results.pop("together", None)
             results |= {name: reports[0][name] for name in ("num_targets", "groups", "curves")}
-            if suite.together and len(runs) > 1:
-                asked = dataclasses.replace(asked, baselines=False)
-                of_all = _evaluate(suite, log, runs[0], asked, others=runs[1:])
-                of_all["minutes"] = sum(report["minutes"] for report in reports)
-                name = f"{len(runs)} seeds of it together"
-                results["together"] = {"name": name, **_where(), **_summary([of_all])}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"results in {path}")
+
+
+def _together(row: Row, num_seeds: int) -> str:
+    """The name of a row of several seeds that answer as one model."""
+    return f"{num_seeds} seeds of it together" + (f", {row.name}" if row.data else "")
 
 
 def with_others(

@@ -62,7 +62,7 @@ def quality_table(path: pathlib.Path) -> str:
             cells = [f"**{cell}**" for cell in cells] if row is results["rows"][0] else cells
             of_row = len(row["metrics"][key]["mrr"]["values"])
             name_of_row = row["name"]
-            if of_row != seeds and row is not results.get("together"):
+            if of_row != seeds and "of_seeds" not in row:
                 name_of_row += f" ({of_row} seed{'s' * (of_row > 1)})"
             lines.append(
                 _line(name_of_row, cells, f"{row['parameters']:,}", f"{row['minutes']:.1f}")
@@ -74,9 +74,11 @@ def quality_table(path: pathlib.Path) -> str:
 
 
 def _with_together(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of our model; behind the first that of all its seeds as one model."""
-    first, *rest = results["rows"]
-    return [first, *([results["together"]] if "together" in results else []), *rest]
+    """The rows of our model; behind each that of its seeds as one model, if they were so asked."""
+    rows = []
+    for row in results["rows"]:
+        rows += [row, row["together"]] if "together" in row else [row]
+    return rows
 
 
 def quality_summary(path: pathlib.Path) -> str:
@@ -155,7 +157,8 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
             baseline = f"{best_name}: " + " / ".join(f"{best[m]:.4f}" for m in chosen)
             seeds = row.get("seeds", "") if row is rows[0] else row["name"]
             if "data" in row:  # the baselines did not see as much
-                baseline, gains, seeds = "", [], f"{row['seeds']}, {row['name']}"
+                baseline, gains = "", []
+                seeds = row["name"] if "of_seeds" in row else f"{row['seeds']}, {row['name']}"
             lines.append(
                 f"| {path.stem}{', strict' if context == 'strict' else ''} | "
                 f"{results['num_targets']['known']:,} | {mode} | {baseline} | "
@@ -167,7 +170,7 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
 
 def _compared(row: dict[str, Any], results: dict[str, Any]) -> bool:
     """Whether the overview has a line for a row."""
-    return row is results["rows"][0] or row is results.get("together") or "data" in row
+    return row is results["rows"][0] or "of_seeds" in row or "data" in row
 
 
 def _modes(settings: dict[str, Any]) -> dict[str, str]:

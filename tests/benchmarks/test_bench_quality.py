@@ -41,10 +41,10 @@ def test_a_log_without_times_has_one_line_in_the_overview(tmp_path, known, shown
 def test_the_overview_names_seeds_that_were_asked_as_one(tmp_path):
     results = {
         "num_targets": {"known": 7}, "rows": [row("whole model", 0.25, 2)],
-        "together": row("2 seeds of it together", 0.375, 1),
         "baselines": {"all/known": {"mix": dict.fromkeys(METRICS, 0.125)}},
     }  # fmt: skip
-    results["rows"][0]["seeds"] = 2
+    together = row("2 seeds of it together", 0.375, 1) | {"of_seeds": 2}
+    results["rows"][0] |= {"seeds": 2, "together": together}
     path = tmp_path / "some.json"
     path.write_text(json.dumps(results))
     lines = [line.split(" | ")[4:] for line in quality_overview([path]).splitlines()[2:]]
@@ -75,8 +75,9 @@ def test_seeds_together_stand_behind_the_model_that_they_are_of(tmp_path):
     results = {
         "split_hash": "s", "num_targets": {"known": 7}, "baselines": {"all/known": {}},
         "rows": [row("whole model", 0.25, 3), row("blind", 0.125, 1)],
-        "together": row("3 seeds of it together", 0.5, 1),
     }  # fmt: skip
+    together = row("3 seeds of it together", 0.5, 1) | {"of_seeds": 3}
+    results["rows"][0]["together"] = together
     path = tmp_path / "some.json"
     path.write_text(json.dumps(results))
     lines = quality_table(path).splitlines()[-3:]
@@ -89,6 +90,8 @@ def test_seeds_together_stand_behind_the_model_that_they_are_of(tmp_path):
 
 def test_a_row_that_trains_on_more_says_so_and_is_not_held_against_the_baselines(tmp_path):
     more = row("trained on more", 0.375, 2) | {"data": "some_more", "seeds": 2}
+    of_both = row("2 seeds of it together, trained on more", 0.5, 1)
+    more["together"] = of_both | {"data": "some_more", "of_seeds": 2}
     results = {
         "split_hash": "s", "num_targets": {"known": 7},
         "rows": [row("whole model", 0.25, 3) | {"seeds": 3}, row("blind", 0.125, 1), more],
@@ -96,12 +99,13 @@ def test_a_row_that_trains_on_more_says_so_and_is_not_held_against_the_baselines
     }  # fmt: skip
     path = tmp_path / "some.json"
     path.write_text(json.dumps(results))
-    whole, of_more = quality_overview([path]).splitlines()[2:]
+    whole, of_more, together = quality_overview([path]).splitlines()[2:]
     assert whole.startswith("| some | 7 | known | mix: 0.1250 ")
     of_model = "0.3750 / 0.3750 / 0.3750"
     assert of_more == f"| some | 7 | known |  | {of_model} | 2, trained on more |  |"
-    name = quality_table(path).splitlines()[-1].split(" | ")[0]
-    assert name == "| trained on more (2 seeds)"
+    assert together.endswith(" | 2 seeds of it together, trained on more |  |")
+    names = [line.split(" | ")[0] for line in quality_table(path).splitlines()[-2:]]
+    assert names == ["| trained on more (2 seeds)", "| 2 seeds of it together, trained on more"]
     assert "| known, all | trained on more |" in quality_summary(path)
 
 
