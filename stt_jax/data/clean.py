@@ -239,10 +239,14 @@ def mark_bots(table: ir.Table, max_events_per_day: int) -> ir.Table:
     """Adds `dropped` to a user's events from the first one that is one too many for its local day.
 
     What a user did before stays: later events must not decide over earlier ones, or the test part
-    would reach into the training part.
+    would reach into the training part. Of a log's many users only the events of those are put in
+    order, and given, who have such a day.
     """
     day = (table.time_s + table.utc_offset_s) / 86_400
     table = table.mutate(day=day.floor().cast("int64"))
+    days = table.group_by(["user", "day"]).agg(num_events=table.count())
+    busy = days.filter(days.num_events > max_events_per_day)
+    table = table.semi_join(busy, "user")
     place = ibis.row_number().over(group_by=["user", "day"], order_by=IN_ORDER)
     table = table.mutate(exceeds=(place >= max_events_per_day).cast("int8"))
     so_far = ibis.window(group_by="user", order_by=IN_ORDER, preceding=None, following=0)

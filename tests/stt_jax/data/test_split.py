@@ -31,7 +31,8 @@ def cuts(table, **options):
     with tempfile.TemporaryDirectory() as folder:
         engine = DuckEngine(folder, threads=1)
         try:
-            return split.find_cuts(table, config, engine)
+            log = engine.connection.create_table("log", table)
+            return split.find_cuts(log, config, engine)
         finally:
             engine.close()
 
