@@ -11,12 +11,15 @@ Map of the algorithm (Dao 2023, "FlashAttention-2", algorithms 1 and 2) to the c
 - `mass_kernel`: the same walk for a pointer; two log-sum-exps, of all keys and of those that match.
 - `query_gradient_kernel`: the same walk; dq.
 - `key_gradient_kernel`: a block of keys against the queries; dk and dv.
-- `table_gradient_kernel`: the walk of dq once more, for the tables alone: together they do not fit
-  the registers. For each entry that occurs in a tile, from the lowest to the highest, compares and
-  sums dS. The sums of a block of queries stay in registers and go to a row of their own, added up
-  afterwards: no atomics, so that the same inputs give the same bits. That is O(L) numbers a head.
+- `table_gradient_kernel`: by the dS that `query_gradient_kernel` wrote for some queries, all heads
+  at once: a product of what says which pair has which entry with the pairs' dS. The sums of a few
+  queries go to a row of their own, added up afterwards: no atomics, so that the same inputs give
+  the same bits. dS is kept for `triton_plan.SCRATCH_NUMBERS` pairs and heads at a time, or a block
+  of queries where that is more.
 
-A table is looked up through the pointer. Of L x S nothing is stored.
+Blocks that share no allowed pair are not visited: `triton_plan.with_ranges`.
+
+A table is looked up through the pointer.
 """
 
 import functools
@@ -158,27 +161,49 @@ _NUMBER_A_QUERY = plans.per_event("queries", jnp.float32)
 
 def _gradients(plan, arrays, q, k):
     """Gives the gradient of q, those of k and of v if there is one, and those of the tables."""
-    outs = [plans.per_event("queries", q.dtype, heads=True)]
-    (q_gradient,) = _call(
-        plan, "query_gradient", kernels.query_gradient_kernel, "queries", arrays, outs
-    )
     outs = [plans.per_event("keys", q.dtype, heads=True)] * (1 if plan.pointer else 2)
     of_keys = _call(plan, "key_gradient", kernels.key_gradient_kernel, "keys", arrays, outs)
-    tables_gradient = geometry.Tables()
-    if plan.sizes:
-        outs = [plans.per_entry(size) for size in plan.sizes.values()]
-        found = _call(
-            plan, "table_gradient", kernels.table_gradient_kernel, "queries", arrays, outs
-        )
-        tables_gradient = geometry.Tables(
-            **{
-                name: jnp.sum(gradient, axis=(0, 2))[:, :size]
-                for (name, size), gradient in zip(plan.sizes.items(), found, strict=True)
-            }
-        )
     of_keys = [plans.trim(gradient, k) for gradient in of_keys]
-    return plans.trim(q_gradient, q), of_keys, tables_gradient
+
+    part_plan, shared, parts = plans.cut_queries(plan, arrays)
+    of_parts = jax.lax.map(lambda part: _of_queries(part_plan, shared | part, q.dtype), parts)
+    q_gradient, by_piece = of_parts
+    found = dict.fromkeys(plan.sizes)
+    for (name, _, _), gradient in zip(plan.table_pieces, by_piece, strict=True):
+        piece = jnp.sum(gradient, axis=0)
+        found[name] = piece if found[name] is None else jnp.concatenate([found[name], piece])
+    tables_gradient = geometry.Tables(
+        **{name: found[name][:size, : q.shape[2]].T for name, size in plan.sizes.items()}
+    )
+    return plans.trim(plans.join_queries(q_gradient), q), of_keys, tables_gradient
+
+
+def _of_queries(plan, arrays, dtype):
+    """Gives dq, and the gradients of the tables' pieces, each float32 [entries, heads]."""
+    outs = [plans.per_event("queries", dtype, heads=True)]
+    if plan.sizes:
+        outs.append(plans.per_pair(dtype))
+    q_gradient, *logit_gradients = _call(
+        plan, "query_gradient", kernels.query_gradient_kernel, "queries", arrays, outs
+    )
+    if not plan.sizes:
+        return q_gradient, []
+    walked = plans.with_ranges(plan.of_kernel("query_gradient"), arrays, "query")
+    names = ("query_numbers", "key_numbers", "query_coords", "key_coords", "query_ranges")
+    arrays = {name: walked[name] for name in names} | {"logit_gradients": logit_gradients[0]}
+    found = plans.call(
+        plan.of_kernel("table_gradient"),
+        kernels.table_gradient_kernel,
+        "queries",
+        arrays,
+        [plans.per_entry(num_entries) for _, _, num_entries in plan.table_pieces],
+        interpret=INTERPRET,
+        all_heads=True,
+    )
+    return q_gradient, [jnp.sum(gradient, axis=(0, 1)) for gradient in found]
 
 
 def _call(plan, tile, kernel, side, arrays, outs):
-    return plans.call(plan.of_kernel(tile), kernel, side, arrays, outs, interpret=INTERPRET)
+    plan = plan.of_kernel(tile)
+    arrays = plans.with_ranges(plan, arrays, "query" if side == "queries" else "key")
+    return plans.call(plan, kernel, side, arrays, outs, interpret=INTERPRET)

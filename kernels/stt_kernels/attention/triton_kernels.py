@@ -18,42 +18,51 @@ _ROWS_OF_NUMBERS = (*NUMBERS, "ids")  # the last of a pointer alone
 # One tile
 
 
-class _Block:
-    """The events of one block of one side, read as they are asked for."""
+class _Events:
+    """Some events of one side, read as they are asked for, in the shape that a tile takes."""
 
-    def __init__(self, inputs, side, index, size):
-        self._inputs, self._side = inputs, side
-        self.events = pl.ds(index * size, size)
+    def __init__(self, inputs, side, events, shape):
+        self._inputs, self._side, self._shape = inputs, side, shape
+        self.events = events
 
     def heads(self, name):
         return self._inputs[name][self.events, :]
 
     def per_event(self, name):
-        return self._inputs[name][self.events][:, None]
+        return self._inputs[name][self.events][self._shape]
 
     def number(self, name):
-        return self._inputs[f"{self._side}_numbers"][_ROWS_OF_NUMBERS.index(name), self.events]
+        row = _ROWS_OF_NUMBERS.index(name)
+        return self._inputs[f"{self._side}_numbers"][row, self.events][self._shape]
 
     def coordinate(self, axis):
-        return self._inputs[f"{self._side}_coords"][axis, self.events]
+        return self._inputs[f"{self._side}_coords"][axis, self.events][self._shape]
 
 
 def _query_block(plan, inputs, index):
-    return _Block(inputs, "query", index, plan.tile.block_queries)
+    size = plan.tile.block_queries
+    return _Events(inputs, "query", pl.ds(index * size, size), (slice(None), None))
 
 
 def _key_block(plan, inputs, index):
-    return _Block(inputs, "key", index, plan.tile.block_keys)
+    size = plan.tile.block_keys
+    return _Events(inputs, "key", pl.ds(index * size, size), (None, slice(None)))
+
+
+def _range(inputs, side, block):
+    """Gives the first block of the other side to meet, and the one after the last."""
+    ranges = inputs[f"{side}_ranges"]
+    return ranges[0, block], ranges[1, block]
 
 
 def _entries(plan, queries, keys):
-    """Gives the entry of every pair of a tile in each table."""
+    """Gives the entry of every pair in each table."""
 
     def gaps(name):
-        return queries.number(name)[:, None] - keys.number(name)[None, :]
+        return queries.number(name) - keys.number(name)
 
     def square(axis):
-        difference = queries.coordinate(axis)[:, None] - keys.coordinate(axis)[None, :]
+        difference = queries.coordinate(axis) - keys.coordinate(axis)
         return difference * difference
 
     entries = {}
@@ -66,38 +75,34 @@ def _entries(plan, queries, keys):
         elif name == "order":
             entries[name] = jnp.clip(gaps("positions"), 0, size - 1)
         else:
-            query_phases, key_phases = queries.number("phases"), keys.number("phases")
-            entries[name] = geometry.phase_entries(
-                query_phases[:, None], key_phases[None, :], size - 1
-            )
+            phases = queries.number("phases"), keys.number("phases")
+            entries[name] = geometry.phase_entries(*phases, size - 1)
     return entries
 
 
 def _logits(plan, inputs, queries, keys):
-    """Gives a tile's masked logits, its allowed pairs (None = all) and its table entries."""
+    """Gives a tile's masked logits and its allowed pairs (None = all)."""
     logits = dot(queries.heads("q"), keys.heads("k"), ((1,), (1,))) * plan.rules.scale
-    entries = _entries(plan, queries, keys)
-    for name, entry in entries.items():
+    for name, entry in _entries(plan, queries, keys).items():
         logits = logits + pltriton.load(inputs[f"{name}_table"].at[entry])
     allowed = None
     if plan.rules.causal:
-        allowed = keys.number("positions")[None, :] <= queries.number("positions")[:, None]
+        allowed = keys.number("positions") <= queries.number("positions")
     if plan.masks_segments:
-        query_segments = queries.number("segment_ids")[:, None]
-        key_segments = keys.number("segment_ids")[None, :]
+        query_segments, key_segments = queries.number("segment_ids"), keys.number("segment_ids")
         same = (query_segments == key_segments) & (key_segments != 0)
         allowed = same if allowed is None else allowed & same
     if allowed is not None:
         logits = jnp.where(allowed, logits, MASKED)
-    return logits, allowed, entries
+    return logits, allowed
 
 
 def _tile_backward(plan, inputs, queries, keys):
-    """Gives a tile's weights, the gradient of its logits, its allowed pairs and its entries.
+    """Gives a tile's weights and the gradient of its logits.
 
     A pointer has no weights: its gradient is by log mass, share of the match minus share of all.
     """
-    logits, allowed, entries = _logits(plan, inputs, queries, keys)
+    logits, _ = _logits(plan, inputs, queries, keys)
     statistics = queries.per_event("statistics")
     if plan.pointer:
         match = _match(queries, keys)
@@ -105,7 +110,7 @@ def _tile_backward(plan, inputs, queries, keys):
             logits - jnp.where(match, queries.per_event("match_statistics"), statistics)
         )
         gradients = queries.per_event("match_gradient"), queries.per_event("other_gradient")
-        return None, shares * jnp.where(match, *gradients), allowed, entries
+        return None, shares * jnp.where(match, *gradients)
     weight_gradient = dot(queries.heads("out_gradient"), keys.heads("v"), ((1,), (1,)))
     if plan.rules.normalizer == "softmax":
         weights = jnp.exp(logits - statistics)
@@ -115,11 +120,11 @@ def _tile_backward(plan, inputs, queries, keys):
         slopes = gates * (1.0 + logits * (1.0 - gates))
         weights = logits * gates / statistics
         logit_gradient = weight_gradient * slopes / statistics
-    return weights, logit_gradient, allowed, entries
+    return weights, logit_gradient
 
 
 def _match(queries, keys):
-    return queries.number("ids")[:, None] == keys.number("ids")[None, :]
+    return queries.number("ids") == keys.number("ids")
 
 
 def _sigmoid(values):
@@ -138,7 +143,7 @@ def forward_kernel(plan, inputs, out, statistics):
     def take_tile(key_index, state):
         highest, sums, total = state
         keys = _key_block(plan, inputs, key_index)
-        logits, allowed, _ = _logits(plan, inputs, queries, keys)
+        logits, allowed = _logits(plan, inputs, queries, keys)
         values = keys.heads("v")
         if softmax:
             now = jnp.maximum(highest, jnp.max(logits, axis=1))
@@ -157,8 +162,7 @@ def forward_kernel(plan, inputs, out, statistics):
     size = plan.tile.block_queries
     zeros = jnp.zeros((size,), jnp.float32)
     start = jnp.full((size,), LOWEST, jnp.float32), zeros, jnp.zeros((size, plan.width))
-    end = plan.key_blocks_end(index)
-    highest, sums, total = lax.fori_loop(0, end, take_tile, start)
+    highest, sums, total = lax.fori_loop(*_range(inputs, "query", index), take_tile, start)
     if softmax:
         divisors = jnp.where(sums == 0.0, 1.0, sums)
         statistics[...] = _log_sum_exp(highest, sums)
@@ -181,7 +185,7 @@ def mass_kernel(plan, inputs, of_all, of_match):
     def take_tile(key_index, state):
         highest, other_sums, highest_match, match_sums = state
         keys = _key_block(plan, inputs, key_index)
-        logits, _, _ = _logits(plan, inputs, queries, keys)
+        logits, _ = _logits(plan, inputs, queries, keys)
         match = _match(queries, keys)
         now = jnp.maximum(highest, jnp.max(logits, axis=1))
         of_matches = jnp.max(jnp.where(match, logits, MASKED), axis=1)
@@ -196,8 +200,9 @@ def mass_kernel(plan, inputs, of_all, of_match):
     size = plan.tile.block_queries
     lowest, zeros = jnp.full((size,), LOWEST, jnp.float32), jnp.zeros((size,), jnp.float32)
     start = lowest, zeros, lowest, zeros
-    end = plan.key_blocks_end(index)
-    highest, other_sums, highest_match, match_sums = lax.fori_loop(0, end, take_tile, start)
+    highest, other_sums, highest_match, match_sums = lax.fori_loop(
+        *_range(inputs, "query", index), take_tile, start
+    )
     sums = other_sums + match_sums * jnp.exp(highest_match - highest)
     of_all[...] = _log_sum_exp(highest, sums)
     of_match[...] = _log_sum_exp(highest_match, match_sums)
@@ -210,19 +215,21 @@ def _log_sum_exp(highest, sums):
 # Backward
 
 
-def query_gradient_kernel(plan, inputs, q_gradient):
-    """Writes dq of a block of queries."""
+def query_gradient_kernel(plan, inputs, q_gradient, logit_gradients=None):
+    """Writes dq of a block of queries, and dS of every tile in its range if that is asked for."""
     index = pl.program_id(2)
     queries = _query_block(plan, inputs, index)
 
     def take_tile(key_index, total):
         keys = _key_block(plan, inputs, key_index)
-        _, logit_gradient, _, _ = _tile_backward(plan, inputs, queries, keys)
+        _, logit_gradient = _tile_backward(plan, inputs, queries, keys)
+        if logit_gradients is not None:
+            logit_gradients[:, keys.events] = logit_gradient.astype(logit_gradients.dtype)
         k = keys.heads("k")
         return total + dot((logit_gradient * plan.rules.scale).astype(k.dtype), k, ((1,), (0,)))
 
     zeros = jnp.zeros((plan.tile.block_queries, plan.width), jnp.float32)
-    total = lax.fori_loop(0, plan.key_blocks_end(index), take_tile, zeros)
+    total = lax.fori_loop(*_range(inputs, "query", index), take_tile, zeros)
     q_gradient[...] = total.astype(q_gradient.dtype)
 
 
@@ -233,7 +240,7 @@ def key_gradient_kernel(plan, inputs, *gradients):
 
     def take_tile(query_index, totals):
         queries = _query_block(plan, inputs, query_index)
-        weights, logit_gradient, _, _ = _tile_backward(plan, inputs, queries, keys)
+        weights, logit_gradient = _tile_backward(plan, inputs, queries, keys)
         q = queries.heads("q")
         scaled = (logit_gradient * plan.rules.scale).astype(q.dtype)
         added = [dot(scaled, q, ((0,), (0,)))]
@@ -243,40 +250,62 @@ def key_gradient_kernel(plan, inputs, *gradients):
         return tuple(total + more for total, more in zip(totals, added, strict=True))
 
     zeros = jnp.zeros((plan.tile.block_keys, plan.width), jnp.float32)
-    first = plan.first_query_block(index)
-    totals = lax.fori_loop(first, plan.query_blocks, take_tile, (zeros,) * len(gradients))
+    start = (zeros,) * len(gradients)
+    totals = lax.fori_loop(*_range(inputs, "key", index), take_tile, start)
     for gradient, total in zip(gradients, totals, strict=True):
         gradient[...] = total.astype(gradient.dtype)
 
 
-def table_gradient_kernel(plan, inputs, *table_gradients):
-    """Writes what a block of queries gives to the gradient of every entry of every table."""
-    index = pl.program_id(2)
-    queries = _query_block(plan, inputs, index)
+def table_gradient_kernel(plan, inputs, *gradients):
+    """Writes what some queries give to the gradient of every entry of every table, for all heads.
 
-    def take_tile(key_index, totals):
-        keys = _key_block(plan, inputs, key_index)
-        _, logit_gradient, allowed, entries = _tile_backward(plan, inputs, queries, keys)
-        return tuple(
-            _add_by_entry(total, logit_gradient, entry, allowed)
-            for total, entry in zip(totals, entries.values(), strict=True)
-        )
+    A step takes some pairs: [entries, pairs] is 1 where a pair has an entry, and its product with
+    the pairs' dS, [pairs, heads], sums them by entry. So one comparison serves all heads, and the
+    tensor cores add.
+    """
+    index, tile, walked = pl.program_id(2), plan.tile, plan.tiles.query_gradient
+    first_query = index * tile.block_queries
+    numbers = lax.iota(jnp.int32, tile.step_queries * walked.block_keys)
+    heads = jnp.minimum(lax.iota(jnp.int32, plan.table_heads), plan.num_heads - 1)
+    blocks = _range(inputs, "query", first_query // walked.block_queries)
 
-    zeros = tuple(jnp.zeros(ref.shape, jnp.float32) for ref in table_gradients)
-    totals = lax.fori_loop(0, plan.key_blocks_end(index), take_tile, zeros)
-    for ref, total in zip(table_gradients, totals, strict=True):
+    def take_queries(step, totals):
+        offsets = first_query + step * tile.step_queries + numbers // walked.block_keys
+        queries = _Events(inputs, "query", offsets, slice(None))
+
+        def take_pairs(key_index, totals):
+            offsets = key_index * walked.block_keys + numbers % walked.block_keys
+            keys = _Events(inputs, "key", offsets, slice(None))
+            logit_gradients = inputs["logit_gradients"][
+                heads[None], queries.events[:, None], keys.events[:, None]
+            ]
+            terms = _bfloat16_terms(logit_gradients)
+            entries = _entries(plan, queries, keys)
+            return tuple(
+                _add_by_entry(total, terms, entries[name] - first)
+                for total, (name, first, _) in zip(totals, plan.table_pieces, strict=True)
+            )
+
+        return lax.fori_loop(*blocks, take_pairs, totals)
+
+    zeros = tuple(jnp.zeros(ref.shape, jnp.float32) for ref in gradients)
+    totals = lax.fori_loop(0, tile.block_queries // tile.step_queries, take_queries, zeros)
+    for ref, total in zip(gradients, totals, strict=True):
         ref[...] = total
 
 
-def _add_by_entry(total, logit_gradient, entries, allowed):
-    lowest, highest = entries, entries
-    if allowed is not None:
-        lowest = jnp.where(allowed, entries, total.shape[0])
-        highest = jnp.where(allowed, entries, -1)
-    places = lax.broadcasted_iota(jnp.int32, total.shape, 0)
+def _add_by_entry(total, terms, entries):
+    places = lax.broadcasted_iota(jnp.int32, (total.shape[0], entries.shape[0]), 0)
+    falls_in = (places == entries[None]).astype(jnp.bfloat16)
+    for term in terms:
+        total = total + dot(falls_in, term, ((1,), (0,)))
+    return total
 
-    def add(entry, total):
-        found = jnp.sum(jnp.where(entries == entry, logit_gradient, 0.0))
-        return total + jnp.where(places == entry, found, 0.0)
 
-    return lax.fori_loop(jnp.min(lowest), jnp.max(highest) + 1, add, total)
+def _bfloat16_terms(values):
+    """Gives bfloat16 arrays whose sum is `values`: one for bfloat16, three for float32."""
+    terms = [values.astype(jnp.bfloat16)]
+    while values.dtype == jnp.float32 and len(terms) < 3:
+        values = values - terms[-1].astype(jnp.float32)
+        terms.append(values.astype(jnp.bfloat16))
+    return terms

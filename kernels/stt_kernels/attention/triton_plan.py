@@ -11,6 +11,9 @@ from jax.experimental.pallas import triton as pltriton
 from stt_kernels.attention import flash_inputs, geometry
 from stt_kernels.attention.flash_inputs import pad
 
+# Of gradients of logits that are kept at a time, for the tables' gradient: 128 MiB of bfloat16.
+SCRATCH_NUMBERS = 2**26
+
 
 @dataclasses.dataclass(frozen=True)
 class TileSizes:
@@ -23,23 +26,32 @@ class TileSizes:
 
 
 @dataclasses.dataclass(frozen=True)
+class TableTile:
+    """What a program of the table gradient takes: some queries of a block of the query gradient."""
+
+    block_queries: int  # of a program; divides the block of the query gradient
+    step_queries: int  # at once, against a block of keys of the query gradient
+    num_warps: int
+    num_stages: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Tiles:
     """The tile of every kernel."""
 
     forward: TileSizes
     query_gradient: TileSizes
     key_gradient: TileSizes
-    table_gradient: TileSizes
+    table_gradient: TableTile
 
 
 def choose_tiles(dtype) -> Tiles:
     """Chooses by what was fastest on an H100 (benchmarks/tune_triton.py, kernels/NOTES.md)."""
-    # A program of the table gradient works alone, entry after entry: small ones, and many.
     if dtype == jnp.float32:  # products of float32 take registers, not tensor cores
-        size, of_tables = TileSizes(32, 64, num_warps=4), TileSizes(32, 16, num_warps=1)
+        size = TileSizes(32, 64, num_warps=4)
     else:
-        size, of_tables = TileSizes(64, 64, num_warps=4), TileSizes(16, 64, num_warps=1)
-    return Tiles(size, size, size, of_tables)
+        size = TileSizes(64, 64, num_warps=4)
+    return Tiles(size, size, size, TableTile(block_queries=8, step_queries=2, num_warps=4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +68,6 @@ class Plan:
     num_queries: int
     num_keys: int
     table_sizes: tuple[tuple[str, int], ...]
-    known_order: bool  # the causal half is known before the data
     masks_segments: bool  # there are segments, or padding up to whole blocks of keys
 
     @classmethod
@@ -74,7 +85,6 @@ class Plan:
             num_queries=q.shape[1],
             num_keys=k.shape[1],
             table_sizes=tuple(tables.sizes().items()),
-            known_order=rules.causal and queries.positions is None,
             masks_segments=queries.segment_ids is not None,
         )
         padded = plan.padded_keys != plan.num_keys
@@ -90,6 +100,24 @@ class Plan:
         return dict(self.table_sizes)
 
     @property
+    def table_pieces(self):
+        """(name, first entry, entries) of the pieces in which tables are summed by entry.
+
+        A piece is what one product makes: 64 rows are the fewest that Hopper's tensor cores take
+        from four warps, and more than 128 cost registers.
+        """
+        return tuple(
+            (name, first, 64 if size - first <= 64 else 128)
+            for name, size in self.table_sizes
+            for first in range(0, size, 128)
+        )
+
+    @property
+    def table_heads(self):
+        """Columns of that product: a power of two, 16 at least."""
+        return max(pl.next_power_of_2(self.num_heads), 16)
+
+    @property
     def padded_queries(self):
         """Whole blocks of every kernel."""
         tiles = vars(self.tiles).values()
@@ -98,27 +126,8 @@ class Plan:
     @property
     def padded_keys(self):
         """Whole blocks of every kernel."""
-        tiles = vars(self.tiles).values()
+        tiles = self.tiles.forward, self.tiles.query_gradient, self.tiles.key_gradient
         return _round_up(self.num_keys, max(tile.block_keys for tile in tiles))
-
-    @property
-    def query_blocks(self):
-        """Blocks that hold the queries."""
-        return pl.cdiv(self.num_queries, self.tile.block_queries)
-
-    def key_blocks_end(self, query_block):
-        """Gives the block of keys after the last that a block of queries meets."""
-        key_blocks = pl.cdiv(self.num_keys, self.tile.block_keys)
-        if not self.known_order:
-            return key_blocks
-        end = pl.cdiv((query_block + 1) * self.tile.block_queries, self.tile.block_keys)
-        return jnp.minimum(end, key_blocks)
-
-    def first_query_block(self, key_block):
-        """Gives the first block of queries that meets a block of keys."""
-        if not self.known_order:
-            return 0
-        return key_block * self.tile.block_keys // self.tile.block_queries
 
 
 def _round_up(length, block):
@@ -162,6 +171,82 @@ def with_ids(numbers, ids):
     return jnp.concatenate([numbers, pad(ids, numbers.shape[2], axis=1)[:, None]], axis=1)
 
 
+def with_ranges(plan, arrays, side):
+    """Adds which blocks of the other side each block of this one may meet, as `<side>_ranges`.
+
+    int32 [B, 2, blocks], the first such block and the one after the last; what lies outside is all
+    later, or of other segments. Blocks are those of the plan's tile.
+    """
+    queries = _extents(arrays["query_numbers"], plan.tile.block_queries)
+    keys = _extents(arrays["key_numbers"], plan.tile.block_keys)
+    queries = {name: values[:, :, None] for name, values in queries.items()}
+    keys = {name: values[:, None] for name, values in keys.items()}
+    meets = queries["first_segment"] <= keys["last_segment"]
+    meets &= keys["first_segment"] <= queries["last_segment"]
+    if plan.rules.causal:
+        meets &= keys["first_position"] <= queries["last_position"]
+    if side == "key":
+        meets = jnp.swapaxes(meets, 1, 2)
+    first = jnp.argmax(meets, axis=2)
+    end = meets.shape[2] - jnp.argmax(meets[:, :, ::-1], axis=2)
+    ranges = jnp.stack([first, jnp.where(jnp.any(meets, axis=2), end, first)], axis=1)
+    return arrays | {f"{side}_ranges": ranges.astype(jnp.int32)}
+
+
+def _extents(numbers, block_size):
+    """Gives the least and the largest position and segment of each block, int32 [B, blocks]."""
+
+    def column(name):
+        values = numbers[:, flash_inputs.NUMBERS.index(name)]
+        return values.reshape(len(values), -1, block_size)
+
+    positions, segments = column("positions"), column("segment_ids")
+    limits = jnp.iinfo(jnp.int32)
+    valid = segments != 0
+    return {
+        "first_position": jnp.min(jnp.where(valid, positions, limits.max), axis=2),
+        "last_position": jnp.max(jnp.where(valid, positions, limits.min), axis=2),
+        "first_segment": jnp.min(jnp.where(valid, segments, limits.max), axis=2),
+        "last_segment": jnp.max(jnp.where(valid, segments, limits.min), axis=2),
+    }
+
+
+def cut_queries(plan, arrays):
+    """Cuts the queries so that the gradients of the logits of a part fit `SCRATCH_NUMBERS`.
+
+    Returns:
+      The plan of a part, the arrays that all parts share, and those of the parts, one after the
+      other along a new first axis. Without tables there is one part.
+    """
+    block, length = plan.tiles.query_gradient.block_queries, plan.padded_queries
+    part = length
+    if plan.sizes:
+        most = SCRATCH_NUMBERS // (plan.num_rows * plan.num_heads * plan.padded_keys)
+        num_parts = pl.cdiv(length, max(block, most))
+        part = _round_up(pl.cdiv(length, num_parts), block)
+    num_parts = pl.cdiv(length, part)
+
+    def cut(array):
+        array = pad(array, num_parts * part, axis=2)
+        array = array.reshape(*array.shape[:2], num_parts, part, *array.shape[3:])
+        return jnp.moveaxis(array, 2, 0)
+
+    shared = {name: array for name, array in arrays.items() if not _is_of_queries(name)}
+    parts = {name: cut(array) for name, array in arrays.items() if _is_of_queries(name)}
+    return dataclasses.replace(plan, num_queries=part), shared, parts
+
+
+def _is_of_queries(name):
+    of_keys = name in ("k", "v") or name.startswith("key_")
+    return not of_keys and not name.endswith("_table")
+
+
+def join_queries(parts):
+    """Undoes `cut_queries` for an array [parts, B, H, N, ...]."""
+    array = jnp.moveaxis(parts, 0, 2)
+    return array.reshape(*array.shape[:2], -1, *array.shape[4:])
+
+
 def trim(array, like):
     """Undoes `arrange_heads`."""
     return jnp.swapaxes(array[:, :, : like.shape[1], : like.shape[3]], 1, 2)
@@ -187,20 +272,34 @@ def per_event(side, dtype, *, heads=False) -> Out:
     return out
 
 
-def per_entry(size) -> Out:
-    """Gives an output with a number for each entry of a table, for each block of queries."""
+def per_pair(dtype) -> Out:
+    """Gives an output with a number for each pair of a query and a key, for each head."""
 
     def out(plan):
-        width = pl.next_power_of_2(size)
+        shape = plan.num_rows, plan.num_heads, plan.padded_queries, plan.padded_keys
+        size = plan.tile.block_queries
+        spec = pl.BlockSpec(
+            (None, None, size, plan.padded_keys), lambda b, h, block: (b, h, block, 0)
+        )
+        return spec, jax.ShapeDtypeStruct(shape, dtype)
+
+    return out
+
+
+def per_entry(num_entries) -> Out:
+    """Gives an output with a number for each entry and head, for each block of queries."""
+
+    def out(plan):
+        heads = plan.table_heads
         num_blocks = plan.padded_queries // plan.tile.block_queries
-        spec = pl.BlockSpec((None, None, None, width), lambda b, h, block: (b, h, block, 0))
-        shape = (plan.num_rows, plan.num_heads, num_blocks, width)
+        spec = pl.BlockSpec((None, None, num_entries, heads), lambda b, h, block: (b, block, 0, 0))
+        shape = (plan.num_rows, num_blocks, num_entries, heads)
         return spec, jax.ShapeDtypeStruct(shape, jnp.float32)
 
     return out
 
 
-def call(plan, kernel, side, arrays, outs, *, interpret):
+def call(plan, kernel, side, arrays, outs, *, interpret, all_heads=False):
     """Runs a kernel, a program for each block of a side, on inputs by name.
 
     Args:
@@ -210,14 +309,17 @@ def call(plan, kernel, side, arrays, outs, *, interpret):
       arrays: by name; each is whole for its row and head.
       outs: of `per_event` and `per_entry`.
       interpret: whether Pallas's interpreter runs it.
+      all_heads: whether a program takes all heads; else there is one for each.
     """
 
     def spec(name):
         shape = arrays[name].shape
         if name.endswith("_table"):
             return pl.BlockSpec((None, shape[1]), lambda b, h, block: (h, 0))
-        if name.endswith(("_numbers", "_coords")):
+        if name.endswith(("_numbers", "_coords", "_ranges")):
             return pl.BlockSpec((None, *shape[1:]), lambda b, h, block: (b, 0, 0))
+        if all_heads:
+            return pl.BlockSpec((None, *shape[1:]), lambda b, h, block: (b, 0, 0, 0))
         zeros = (0,) * (len(shape) - 2)
         return pl.BlockSpec((None, None, *shape[2:]), lambda b, h, block: (b, h, *zeros))
 
@@ -233,7 +335,7 @@ def call(plan, kernel, side, arrays, outs, *, interpret):
 
     return pl.pallas_call(
         run,
-        grid=(plan.num_rows, plan.num_heads, num_blocks),
+        grid=(plan.num_rows, 1 if all_heads else plan.num_heads, num_blocks),
         in_specs=[spec(name) for name in names],
         out_specs=[spec for spec, _ in made],
         out_shape=[shape for _, shape in made],
