@@ -22,6 +22,13 @@ def axis_size(name: str) -> int:
     return dict(jax.sharding.get_abstract_mesh().shape).get(name, 1)
 
 
+def is_split() -> bool:
+    """Whether the compiler splits arrays here, over an axis of several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = set(mesh.axis_names) - set(mesh.manual_axes)
+    return any(axis_size(name) > 1 for name in automatic)
+
+
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """Lets each device run `function` on its own rows of the batch.
 

@@ -7,11 +7,13 @@ from stt_kernels.attention.api import (
     spatiotemporal_attention,
 )
 from stt_kernels.buckets import encode_coords, space_bucket, time_bucket
+from stt_kernels.place_offsets import place_offsets
 
 __all__ = [
     "attention_weights",
     "available_implementations",
     "encode_coords",
+    "place_offsets",
     "pointer_log_mass",
     "space_bucket",
     "spatiotemporal_attention",

@@ -30,12 +30,18 @@ from flax import struct
 
 from stt_jax.batch import Catalogue, table_rows
 from stt_jax.config import ModelConfig
+from stt_jax.mesh import is_split
 from stt_jax.model.block import TABLE_SCALE, Encodings, call_kernel
 from stt_jax.model.embedding import show_ids
 from stt_jax.model.geometry import Geometry
-from stt_jax.model.precision import exact_products
-from stt_kernels import attention_weights, pointer_log_mass, space_bucket, time_bucket
-from stt_kernels.materialise import materialised
+from stt_jax.model.precision import exact_products, products
+from stt_kernels import (
+    attention_weights,
+    place_offsets,
+    pointer_log_mass,
+    space_bucket,
+    time_bucket,
+)
 
 # Distances to the catalogue are in units of this: earth-centred float32 metres are right to half a
 # metre, so finer buckets would be noise. The last bucket means unknown; the antipode is before it.
@@ -184,24 +190,20 @@ class ItemScorer:
         Returns:
           float32 [N, rows].
         """
-        logits = jnp.einsum("ne,ve->nv", queries, self.vectors, preferred_element_type=jnp.float32)
+        logits = products(queries, self.vectors)
         # Next to NO_ITEM the rest of the sum is lost to rounding, as it should be.
         logits = logits + jnp.where(self.is_item, self.bias, NO_ITEM)[None]
         if self.distance_table is None:
             return logits
-        # Kept: XLA would work them out again, pair by pair, for each look-up and each gradient.
-        entries = materialised(self._entries, self.distance_table, places)
-        return logits + self.distance_table.reshape(-1).at[entries].get(mode="promise_in_bounds")
-
-    def _entries(self, table: jax.Array, places: jax.Array) -> jax.Array:
-        """Of every query and item in the flat table of distances, int32 [N, rows]."""
-        num_distances = table.shape[1]
-        # Divided before they meet: an operation a place, not a pair.
-        places, coords = places / DISTANCE_UNIT_M, self.coords / DISTANCE_UNIT_M
-        squared = jnp.zeros((len(places), len(coords)), jnp.float32)
-        for axis in range(3):
-            squared = squared + jnp.square(places[:, None, axis] - coords[None, :, axis])
-        return self.categories[None] * num_distances + space_bucket(squared, num_distances)
+        return logits + place_offsets(
+            self.distance_table,
+            self.categories,
+            # Divided before they meet: an operation a place, not a pair.
+            places / DISTANCE_UNIT_M,
+            self.coords / DISTANCE_UNIT_M,
+            # A kernel is opaque to what splits arrays over devices.
+            implementation="xla" if is_split() else None,
+        )
 
     def take(self, items: jax.Array) -> ItemScorer:
         """The scorer of the rows `items`, int32 [K]."""

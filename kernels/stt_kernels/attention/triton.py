@@ -39,18 +39,26 @@ _MAX_WIDTH = 128
 _LEAST_CAPABILITY = 8.0
 
 
+def unsupported_device() -> str | None:
+    """Gives why Triton's kernels can't run on the device at hand, or None."""
+    if INTERPRET:
+        return None
+    if jax.default_backend() != "gpu":
+        return f"it needs a GPU; this is {jax.default_backend()}."
+    capability = getattr(jax.devices()[0], "compute_capability", "none (not CUDA)")
+    try:
+        enough = float(capability) >= _LEAST_CAPABILITY
+    except ValueError:
+        enough = False
+    if not enough:
+        return f"it needs compute capability >= {_LEAST_CAPABILITY}; this GPU has {capability}."
+    return None
+
+
 def unsupported(call) -> str | None:
     """Gives why this backend can't take the call, or None."""
-    if not INTERPRET:
-        if jax.default_backend() != "gpu":
-            return f"it needs a GPU; this is {jax.default_backend()}."
-        capability = getattr(jax.devices()[0], "compute_capability", "none (not CUDA)")
-        try:
-            enough = float(capability) >= _LEAST_CAPABILITY
-        except ValueError:
-            enough = False
-        if not enough:
-            return f"it needs compute capability >= {_LEAST_CAPABILITY}; this GPU has {capability}."
+    if reason := unsupported_device():
+        return reason
     if call.q.dtype == jnp.float64:
         return "it computes in float32 or bfloat16; q is float64."
     if call.q.shape[3] > _MAX_WIDTH:
@@ -168,10 +176,10 @@ def _gradients(plan, arrays, q, k):
     part_plan, shared, parts = plans.cut_queries(plan, arrays)
     of_parts = jax.lax.map(lambda part: _of_queries(part_plan, shared | part, q.dtype), parts)
     q_gradient, by_piece = of_parts
-    found = dict.fromkeys(plan.sizes)
+    pieces: dict[str, list[jax.Array]] = {name: [] for name in plan.sizes}
     for (name, _, _), gradient in zip(plan.table_pieces, by_piece, strict=True):
-        piece = jnp.sum(gradient, axis=0)
-        found[name] = piece if found[name] is None else jnp.concatenate([found[name], piece])
+        pieces[name].append(jnp.sum(gradient, axis=0))
+    found = {name: jnp.concatenate(parts) for name, parts in pieces.items()}
     tables_gradient = geometry.Tables(
         **{name: found[name][:size, : q.shape[2]].T for name, size in plan.sizes.items()}
     )

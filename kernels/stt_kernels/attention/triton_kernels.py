@@ -49,10 +49,10 @@ def _key_block(plan, inputs, index):
     return _Events(inputs, "key", pl.ds(index * size, size), (None, slice(None)))
 
 
-def _range(inputs, side, block):
-    """Gives the first block of the other side to meet, and the one after the last."""
+def _walk(inputs, side, block, take_tile, start):
+    """Takes the blocks of the other side that this one may meet, one after the other."""
     ranges = inputs[f"{side}_ranges"]
-    return ranges[0, block], ranges[1, block]
+    return lax.fori_loop(ranges[0, block], ranges[1, block], take_tile, start)
 
 
 def _entries(plan, queries, keys):
@@ -162,7 +162,7 @@ def forward_kernel(plan, inputs, out, statistics):
     size = plan.tile.block_queries
     zeros = jnp.zeros((size,), jnp.float32)
     start = jnp.full((size,), LOWEST, jnp.float32), zeros, jnp.zeros((size, plan.width))
-    highest, sums, total = lax.fori_loop(*_range(inputs, "query", index), take_tile, start)
+    highest, sums, total = _walk(inputs, "query", index, take_tile, start)
     if softmax:
         divisors = jnp.where(sums == 0.0, 1.0, sums)
         statistics[...] = _log_sum_exp(highest, sums)
@@ -200,9 +200,7 @@ def mass_kernel(plan, inputs, of_all, of_match):
     size = plan.tile.block_queries
     lowest, zeros = jnp.full((size,), LOWEST, jnp.float32), jnp.zeros((size,), jnp.float32)
     start = lowest, zeros, lowest, zeros
-    highest, other_sums, highest_match, match_sums = lax.fori_loop(
-        *_range(inputs, "query", index), take_tile, start
-    )
+    highest, other_sums, highest_match, match_sums = _walk(inputs, "query", index, take_tile, start)
     sums = other_sums + match_sums * jnp.exp(highest_match - highest)
     of_all[...] = _log_sum_exp(highest, sums)
     of_match[...] = _log_sum_exp(highest_match, match_sums)
@@ -229,7 +227,7 @@ def query_gradient_kernel(plan, inputs, q_gradient, logit_gradients=None):
         return total + dot((logit_gradient * plan.rules.scale).astype(k.dtype), k, ((1,), (0,)))
 
     zeros = jnp.zeros((plan.tile.block_queries, plan.width), jnp.float32)
-    total = lax.fori_loop(*_range(inputs, "query", index), take_tile, zeros)
+    total = _walk(inputs, "query", index, take_tile, zeros)
     q_gradient[...] = total.astype(q_gradient.dtype)
 
 
@@ -251,7 +249,7 @@ def key_gradient_kernel(plan, inputs, *gradients):
 
     zeros = jnp.zeros((plan.tile.block_keys, plan.width), jnp.float32)
     start = (zeros,) * len(gradients)
-    totals = lax.fori_loop(*_range(inputs, "key", index), take_tile, start)
+    totals = _walk(inputs, "key", index, take_tile, start)
     for gradient, total in zip(gradients, totals, strict=True):
         gradient[...] = total.astype(gradient.dtype)
 
@@ -267,7 +265,7 @@ def table_gradient_kernel(plan, inputs, *gradients):
     first_query = index * tile.block_queries
     numbers = lax.iota(jnp.int32, tile.step_queries * walked.block_keys)
     heads = jnp.minimum(lax.iota(jnp.int32, plan.table_heads), plan.num_heads - 1)
-    blocks = _range(inputs, "query", first_query // walked.block_queries)
+    block = first_query // walked.block_queries
 
     def take_queries(step, totals):
         offsets = first_query + step * tile.step_queries + numbers // walked.block_keys
@@ -286,7 +284,7 @@ def table_gradient_kernel(plan, inputs, *gradients):
                 for total, (name, first, _) in zip(totals, plan.table_pieces, strict=True)
             )
 
-        return lax.fori_loop(*blocks, take_pairs, totals)
+        return _walk(inputs, "query", block, take_pairs, totals)
 
     zeros = tuple(jnp.zeros(ref.shape, jnp.float32) for ref in gradients)
     totals = lax.fori_loop(0, tile.block_queries // tile.step_queries, take_queries, zeros)

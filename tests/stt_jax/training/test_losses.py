@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from stt_jax.config import TrainingConfig
 from stt_jax.model.crowd import Boosts
 from stt_jax.model.head import NOTHING, NUM_DISTANCES, ItemScorer
 from stt_jax.model.mixture import Prediction
+from stt_jax.model.precision import products
 from stt_jax.training import tiles
 from stt_jax.training.losses import (
     chunked_softmax,
@@ -306,3 +308,28 @@ def test_log_uniform_strata_widen_with_rank():
 def test_a_count_of_zero_names_its_flag(name):
     with pytest.raises(ValueError, match=f"--{name}=0 must be positive"):
         TrainingConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_logits_are_products_in_the_dtype(dtype):
+    """Close to float64, and no product of float32 where the model is not."""
+    rng = np.random.default_rng(0)
+    queries, vectors, gradient = (
+        rng.normal(size=shape).astype(dtype) for shape in ((9, 8), (11, 8), (9, 11))
+    )
+
+    def pull(queries, vectors, gradient):
+        return jax.vjp(products, queries, vectors)[1](gradient.astype(jnp.float32))
+
+    of_queries, of_vectors = pull(*map(jnp.asarray, (queries, vectors, gradient)))
+    exact = [array.astype(np.float64) for array in (queries, vectors, gradient)]
+    close = 1e-5 if dtype == "float32" else 3e-2
+    np.testing.assert_allclose(np.asarray(of_queries, np.float64), exact[2] @ exact[1], atol=close)
+    np.testing.assert_allclose(
+        np.asarray(of_vectors, np.float64), exact[2].T @ exact[0], atol=close
+    )
+    assert of_queries.dtype == of_vectors.dtype == dtype
+    program = jax.jit(pull).lower(queries, vectors, gradient).as_text()
+    operands = re.findall(r"dot_general .*: \((.*)\) ->", program)
+    assert len(operands) >= 2
+    assert all(("f32" in types) == (dtype == "float32") for types in operands)

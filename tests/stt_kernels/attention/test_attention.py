@@ -10,7 +10,7 @@ import pytest
 from jax import export
 
 import stt_kernels
-from stt_kernels.attention import xla
+from stt_kernels.attention import triton_plan, xla
 from tests.stt_kernels.attention import cases
 from tests.stt_kernels.attention.cases import Case
 
@@ -271,3 +271,62 @@ def test_memory_grows_with_the_length_not_with_its_square():
     sizes = [temp_bytes(length, tables=("time", "space")) for length in lengths]
     growth = [after / before for before, after in itertools.pairwise(sizes)]
     assert max(growth) <= 2.3, (sizes, growth)
+
+
+@pytest.mark.parametrize("length", [130, 400])
+def test_what_is_kept_for_the_tables_of_a_gpu_is_cut_by_queries(monkeypatch, length):
+    """Every part gives its share, the last and shorter one too."""
+    backend = cases.interpret(monkeypatch, "triton")
+    seen = []
+    cut = triton_plan.cut_queries
+
+    def cut_and_see(*arguments):
+        plan, shared, parts = cut(*arguments)
+        seen.append(parts["q"].shape)
+        return plan, shared, parts
+
+    monkeypatch.setattr(triton_plan, "cut_queries", cut_and_see)
+    monkeypatch.setattr(triton_plan, "SCRATCH_NUMBERS", 0)
+    case = Case(length, packed=True, seed=1)
+    compare(case, backend)
+    block = triton_plan.choose_tiles(jnp.float32).query_gradient.block_queries
+    num_parts = -(-triton_plan._round_up(length, block) // block)
+    assert seen == [(num_parts, case.batch, case.heads, block, 16)]
+
+
+def test_blocks_without_an_allowed_pair_are_not_visited(monkeypatch):
+    """Of a packed row, those of other segments and later ones are not."""
+    cases.interpret(monkeypatch, "triton")
+    length, block = 512, 32
+    segment_ids = np.repeat([1, 2, 3, 0], 128)[None].astype(np.int32)
+    visits = visited(monkeypatch, length, segment_ids)
+    blocks = segment_ids[0, ::block]
+    keys_block = triton_plan.choose_tiles(jnp.float32).forward.block_keys
+    for query_block, segment in enumerate(blocks):
+        first, end = visits[query_block]
+        if segment == 0:
+            assert first == end
+            continue
+        start = 128 * (segment - 1) // keys_block
+        assert first == start
+        assert end == query_block * block // keys_block + 1
+
+
+def visited(monkeypatch, length, segment_ids):
+    """Gives the range of key blocks of each block of queries, of one row."""
+    plan = triton_plan
+    seen = []
+    with_ranges = plan.with_ranges
+
+    def see(*arguments):
+        arrays = with_ranges(*arguments)
+        if "query_ranges" in arrays:
+            seen.append(np.asarray(arrays["query_ranges"][0]).T)
+        return arrays
+
+    monkeypatch.setattr(plan, "with_ranges", see)
+    array = jnp.ones((1, length, 1, 16), jnp.float32)
+    stt_kernels.spatiotemporal_attention(
+        array, array, array, segment_ids=jnp.asarray(segment_ids), implementation="triton"
+    )
+    return seen[0]

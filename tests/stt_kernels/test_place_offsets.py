@@ -1,0 +1,95 @@
+"""Offsets by distance to a catalogue: values and table gradients against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stt_kernels import place_offsets
+from stt_kernels.attention import triton
+from tests.stt_kernels.attention.cases import interpret
+from tests.stt_kernels.attention.test_lowering import TARGETS, lower
+
+SHAPES = [(1, 1, 40), (70, 33, 40), (130, 100, 64), (257, 5, 7)]
+
+
+def make_inputs(num_queries, num_items, num_distances, num_rows=5):
+    """Gives (table, rows, places, coords, gradient); some places are unknown."""
+    random = np.random.default_rng(num_queries)
+    table = random.standard_normal((num_rows, num_distances)).astype(np.float32)
+    rows = random.integers(0, num_rows, num_items).astype(np.int32)
+    # Whole numbers: the squares are exact, no rounding moves a pair to another bucket.
+    places = random.integers(-1000, 1000, (num_queries, 3)).astype(np.float32)
+    coords = random.integers(-1000, 1000, (num_items, 3)).astype(np.float32)
+    places[random.random(num_queries) < 0.2] = np.nan
+    coords[random.random(num_items) < 0.2] = np.nan
+    gradient = random.standard_normal((num_queries, num_items)).astype(np.float32)
+    return table, rows, places, coords, gradient
+
+
+@pytest.fixture(params=["xla", "triton"])
+def backend(request, monkeypatch):
+    if request.param == "triton":
+        interpret(monkeypatch, "triton")
+    return request.param
+
+
+def differentiate(table, rows, places, coords, gradient, implementation):
+    def offsets(table):
+        return place_offsets(table, rows, places, coords, implementation=implementation)
+
+    out, pull = jax.vjp(offsets, jnp.asarray(table))
+    return out, pull(jnp.asarray(gradient))[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_table_gradient_are_those_of_the_definition(backend, shape):
+    table, rows, places, coords, gradient = make_inputs(*shape)
+    out, of_table = jax.jit(differentiate, static_argnums=5)(
+        table, rows, places, coords, gradient, backend
+    )
+    squared = ((places[:, None].astype(np.float64) - coords[None]) ** 2).sum(-1)
+    with np.errstate(invalid="ignore"):
+        buckets = np.clip(np.floor(np.log2(squared + 1)), 0, shape[2] - 1)
+    buckets = np.where(np.isnan(squared), shape[2] - 1, buckets).astype(int)
+    entries = np.broadcast_to(rows[None], buckets.shape), buckets
+    expected = np.zeros(table.shape)
+    np.add.at(expected, entries, gradient.astype(np.float64))
+    np.testing.assert_array_equal(out, table[entries])
+    np.testing.assert_allclose(of_table, expected, rtol=0, atol=1e-4)
+
+
+def test_a_batch_of_calls_equals_the_calls(backend):
+    inputs = make_inputs(12, 9, 40)
+    table, rows, places, coords, gradient = inputs
+    each = [
+        differentiate(table, rows, place[None], coords, row[None], backend)[1]
+        for place, row in zip(places, gradient, strict=True)
+    ]
+
+    def of_query(place, row):
+        return differentiate(table, rows, place[None], coords, row[None], backend)[1]
+
+    batch = jax.vmap(of_query)(jnp.asarray(places), jnp.asarray(gradient))
+    np.testing.assert_allclose(batch, np.stack(each), rtol=0, atol=1e-5)
+
+
+def test_it_lowers_for_a_gpu(monkeypatch):
+    inputs = make_inputs(2048, 600, 40)
+    _, device, call_name = TARGETS["cuda"]
+    monkeypatch.setattr(triton, "unsupported_device", lambda: None)
+
+    def step(*inputs):
+        return differentiate(*inputs, "triton")
+
+    assert lower(step, inputs, "cuda", device).count(call_name) == 1
+
+
+def test_the_gradient_of_few_pairs_is_left_to_xla():
+    program = jax.make_jaxpr(lambda *inputs: differentiate(*inputs, None))(*make_inputs(64, 64, 40))
+    assert "pallas_call" not in str(program)
+
+
+def test_an_implementation_that_cannot_run_here_is_refused():
+    with pytest.raises(NotImplementedError, match="triton: it needs a GPU; this is cpu"):
+        place_offsets(*make_inputs(4, 4, 40)[:4], implementation="triton")
