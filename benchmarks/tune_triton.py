@@ -1,15 +1,17 @@
 """Which tile is fastest for each Triton kernel? Times them one by one on the GPU at hand.
 
-A backward kernel is timed together with the forward one that it needs; what stands in the rows is
-that sum. `stt_kernels.attention.triton_plan.choose_tiles` holds what was chosen.
+A backward kernel is timed together with the forward one that it needs, that of the tables with that
+of the queries, too; what stands in the rows is that sum. `stt_kernels.attention.triton_plan` holds
+what was chosen.
 
-    python -m benchmarks.tune_triton --output=benchmarks/results/tiles_h100.json
+    python -m benchmarks.tune_triton --output=benchmarks/results/tiles_h200.json
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import functools
 import pathlib
 import statistics
@@ -21,36 +23,40 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import bench_attention, timing
-from stt_kernels.attention import checks, triton
-from stt_kernels.attention.triton_plan import Tiles, TileSizes
+from stt_kernels.attention import checks, triton, triton_plan
+from stt_kernels.attention.triton_plan import TableTile, TileSizes
 
 SHAPES = ((16, 1024, 1024, 8, 64), (4, 4096, 4096, 8, 64))
 TILES = (
-    *(TileSizes(64, 64, warps) for warps in (2, 4, 8)),
+    *(TileSizes(64, 64, warps) for warps in (4, 8)),
     *(TileSizes(64, 32, warps) for warps in (2, 4)),
     *(TileSizes(32, 64, warps) for warps in (2, 4)),
-    *(TileSizes(32, 32, warps) for warps in (1, 2, 4)),
-    *(TileSizes(queries, 64, 1) for queries in (16, 32)),
-    TileSizes(32, 16, 1),
+    TileSizes(32, 32, 2),
+    TileSizes(128, 32, 4),
     TileSizes(128, 64, 8),
     TileSizes(64, 64, 4, num_stages=2),
 )
+TABLE_TILES = (
+    *(TableTile(block, step, 4) for block in (4, 8, 16, 32) for step in (1, 2, 4)),
+    *(TableTile(block, 2, 8) for block in (8, 16)),
+    TableTile(8, 2, 4, num_stages=2),
+)
+SCRATCHES = (2**24, 2**25, 2**26, 2**27)
 NUM_RUNS = 5
 
 
-def make_inputs(shape, dtype, with_tables):
-    """Gives (arrays, tables, sides, out_gradient) on the device."""
+def make_inputs(shape, dtype):
+    """Gives (arrays, tables, sides, out_gradient) on the device, hours of the week among them."""
     inputs = jax.tree.map(jnp.asarray, bench_attention.make_inputs(shape))
     arrays, tables, sides, out_gradient = inputs
+    sides["phases"] = sides["times"] // 3600 % 168
+    tables["cycle_table"] = jnp.ones((shape[3], 168), jnp.float32)
     arrays = tuple(array.astype(dtype) for array in arrays)
-    if not with_tables:
-        tables, sides = {}, {}
     return arrays, tables, sides, out_gradient.astype(dtype)
 
 
-def steps(tile):
-    """Gives, by the name of the kernel, what runs it and no other but the forward one."""
-    tiles = Tiles(tile, tile, tile, tile)
+def steps(tiles):
+    """Gives, by the name of the kernel, what runs it and no other but those that it needs."""
 
     def attend(arrays, tables, sides):
         q, k, v = arrays
@@ -77,22 +83,30 @@ def steps(tile):
     return found
 
 
-def compile_all(inputs, tiles):
-    """Gives (tile, kernel, compiled or the error) of each, compiled side by side."""
+def jobs_of(dtype):
+    """Gives (kernel, its tile and scratch by name, tiles) of everything to time."""
+    chosen = triton_plan.choose_tiles(jnp.dtype(dtype))
+    for tile in TILES:
+        yield "forward", vars(tile), dataclasses.replace(chosen, forward=tile)
+        yield "query_gradient", vars(tile), dataclasses.replace(chosen, query_gradient=tile)
+        yield "key_gradient", vars(tile), dataclasses.replace(chosen, key_gradient=tile)
+    table_tiles = [dataclasses.replace(chosen, table_gradient=tile) for tile in TABLE_TILES]
+    scratches = [dataclasses.replace(chosen, scratch_numbers=numbers) for numbers in SCRATCHES]
+    for tiles in table_tiles + scratches:
+        sizes = vars(tiles.table_gradient) | {"scratch_numbers": tiles.scratch_numbers}
+        yield "table_gradient", sizes, tiles
+
+
+def compile_all(inputs, jobs):
+    """Gives (kernel, sizes, compiled or the error) of each, compiled side by side."""
 
     def compile_one(job):
-        tile, name, step = job
+        kernel, sizes, tiles = job
         try:
-            return tile, name, jax.jit(step).lower(*inputs).compile()
+            return kernel, sizes, jax.jit(steps(tiles)[kernel]).lower(*inputs).compile()
         except Exception as error:  # too much shared memory: that is the result
-            return tile, name, error
+            return kernel, sizes, error
 
-    jobs = [
-        (tile, name, step)
-        for tile in tiles
-        for name, step in steps(tile).items()
-        if inputs[1] or name != "table_gradient"
-    ]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return list(pool.map(compile_one, jobs))
 
@@ -113,16 +127,17 @@ def median_ms(run):
 def main(argv=None) -> int:
     """Times every tile at every shape, prints and writes one row each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
+    parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--output", type=pathlib.Path, help="where to write one JSON row each")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated")
     rows = []
-    for shape in SHAPES:
-        for dtype, with_tables in (("bfloat16", True), ("bfloat16", False), ("float32", True)):
-            inputs = make_inputs(shape, dtype, with_tables)
-            for tile, name, compiled in compile_all(inputs, TILES):
-                row = {"shape": shape, "dtype": dtype, "tables": with_tables, "kernel": name}
-                row |= vars(tile)
+    for shape in SHAPES[: options.shapes]:
+        for dtype in options.dtypes.split(","):
+            inputs = make_inputs(shape, dtype)
+            for kernel, sizes, compiled in compile_all(inputs, jobs_of(dtype)):
+                row = {"shape": shape, "dtype": dtype, "kernel": kernel, **sizes}
                 if isinstance(compiled, Exception):
                     row["error"] = " ".join(str(compiled).split())[:200]
                 else:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import bench_accelerator, tune_triton
 from stt_kernels.attention import triton
-from stt_kernels.attention.triton_plan import TileSizes
+from stt_kernels.attention.triton_plan import TableTile, TileSizes
 
 SHAPE = (2, 32, 32, 2, 16)
 
@@ -62,9 +62,11 @@ def test_every_kernel_is_timed_with_every_tile(monkeypatch, tmp_path):
     monkeypatch.setattr(tune_triton, "SHAPES", (SHAPE,))
     tiles = (TileSizes(16, 16, 1), TileSizes(32, 16, 1))
     monkeypatch.setattr(tune_triton, "TILES", tiles)
+    monkeypatch.setattr(tune_triton, "TABLE_TILES", (TableTile(8, 2, 1),))
+    monkeypatch.setattr(tune_triton, "SCRATCHES", (1, 2**20))
     path = tmp_path / "rows.json"
     assert tune_triton.main([f"--output={path}"]) == 0
     rows = rows_of(path)
     assert all(row["ms"] > 0 for row in rows)
-    # Two types with tables, four kernels each; one without tables, which have no gradient then.
-    assert len(rows) == len(tiles) * (4 + 4 + 3)
+    # Two types: three kernels with each tile, and the tables' with its own and with each scratch.
+    assert len(rows) == 2 * (3 * len(tiles) + 1 + 2)

@@ -14,8 +14,8 @@ Map of the algorithm (Dao 2023, "FlashAttention-2", algorithms 1 and 2) to the c
 - `table_gradient_kernel`: by the dS that `query_gradient_kernel` wrote for some queries, all heads
   at once: a product of what says which pair has which entry with the pairs' dS. The sums of a few
   queries go to a row of their own, added up afterwards: no atomics, so that the same inputs give
-  the same bits. dS is kept for `triton_plan.SCRATCH_NUMBERS` pairs and heads at a time, or a block
-  of queries where that is more.
+  the same bits. dS is kept for `scratch_numbers` pairs and heads at a time, or a block of queries
+  where that is more.
 
 Blocks that share no allowed pair are not visited: `triton_plan.with_ranges`.
 

@@ -11,9 +11,6 @@ from jax.experimental.pallas import triton as pltriton
 from stt_kernels.attention import flash_inputs, geometry
 from stt_kernels.attention.flash_inputs import pad
 
-# Of gradients of logits that are kept at a time, for the tables' gradient: 128 MiB of bfloat16.
-SCRATCH_NUMBERS = 2**26
-
 
 @dataclasses.dataclass(frozen=True)
 class TileSizes:
@@ -43,6 +40,8 @@ class Tiles:
     query_gradient: TileSizes
     key_gradient: TileSizes
     table_gradient: TableTile
+    # Of gradients of logits that are kept at a time for the tables': 128 MiB of bfloat16.
+    scratch_numbers: int = 2**26
 
 
 def choose_tiles(dtype) -> Tiles:
@@ -118,16 +117,23 @@ class Plan:
         return max(pl.next_power_of_2(self.num_heads), 16)
 
     @property
+    def _tiles(self):
+        return self.tiles.forward, self.tiles.query_gradient, self.tiles.key_gradient
+
+    @property
+    def largest_block(self):
+        """Queries of a block of every kernel: sizes are powers of two."""
+        return max(tile.block_queries for tile in self._tiles)
+
+    @property
     def padded_queries(self):
         """Whole blocks of every kernel."""
-        tiles = vars(self.tiles).values()
-        return _round_up(self.num_queries, max(tile.block_queries for tile in tiles))
+        return _round_up(self.num_queries, self.largest_block)
 
     @property
     def padded_keys(self):
         """Whole blocks of every kernel."""
-        tiles = self.tiles.forward, self.tiles.query_gradient, self.tiles.key_gradient
-        return _round_up(self.num_keys, max(tile.block_keys for tile in tiles))
+        return _round_up(self.num_keys, max(tile.block_keys for tile in self._tiles))
 
 
 def _round_up(length, block):
@@ -212,16 +218,16 @@ def _extents(numbers, block_size):
 
 
 def cut_queries(plan, arrays):
-    """Cuts the queries so that the gradients of the logits of a part fit `SCRATCH_NUMBERS`.
+    """Cuts the queries so that the gradients of a part's logits are at most `scratch_numbers`.
 
     Returns:
       The plan of a part, the arrays that all parts share, and those of the parts, one after the
       other along a new first axis. Without tables there is one part.
     """
-    block, length = plan.tiles.query_gradient.block_queries, plan.padded_queries
+    block, length = plan.largest_block, plan.padded_queries
     part = length
     if plan.sizes:
-        most = SCRATCH_NUMBERS // (plan.num_rows * plan.num_heads * plan.padded_keys)
+        most = plan.tiles.scratch_numbers // (plan.num_rows * plan.num_heads * plan.padded_keys)
         num_parts = pl.cdiv(length, max(block, most))
         part = _round_up(pl.cdiv(length, num_parts), block)
     num_parts = pl.cdiv(length, part)

@@ -286,11 +286,12 @@ def test_what_is_kept_for_the_tables_of_a_gpu_is_cut_by_queries(monkeypatch, len
         return plan, shared, parts
 
     monkeypatch.setattr(triton_plan, "cut_queries", cut_and_see)
-    monkeypatch.setattr(triton_plan, "SCRATCH_NUMBERS", 0)
+    tiles = dataclasses.replace(triton_plan.choose_tiles(jnp.float32), scratch_numbers=0)
+    monkeypatch.setattr(triton_plan, "choose_tiles", lambda dtype: tiles)
     case = Case(length, packed=True, seed=1)
     compare(case, backend)
-    block = triton_plan.choose_tiles(jnp.float32).query_gradient.block_queries
-    num_parts = -(-triton_plan._round_up(length, block) // block)
+    block = tiles.query_gradient.block_queries
+    num_parts = -(-length // block)
     assert seen == [(num_parts, case.batch, case.heads, block, 16)]
 
 
