@@ -252,12 +252,12 @@ def main(argv=None) -> int:
             timing.write_rows(options.output, rows)
 
     if "training" in options.parts:
+        sizes = [(window, attention) for window in WINDOWS for attention in ATTENTIONS]
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # compiling takes most of the time
+            made = dict(zip(sizes, pool.map(make_step, *zip(*sizes, strict=True)), strict=True))
         for window in WINDOWS:
-            with concurrent.futures.ThreadPoolExecutor() as pool:
-                steps = pool.map(functools.partial(make_step, window), ATTENTIONS)
-                made = dict(zip(ATTENTIONS, steps, strict=True))
-            add(bench_window(window, made, options.rounds))
-            del made
+            steps = {attention: made.pop((window, attention)) for attention in ATTENTIONS}
+            add(bench_window(window, steps, options.rounds))
     if "attention" in options.parts:
         for name, shape in SHAPES.items():
             for dtype in DTYPES:

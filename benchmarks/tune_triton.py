@@ -1,8 +1,8 @@
 """Which tile is fastest for each Triton kernel? Times them one by one on the GPU at hand.
 
-A backward kernel is timed together with the forward one that it needs, that of the tables with that
-of the queries, too; what stands in the rows is that sum. `stt_kernels.attention.triton_plan` holds
-what was chosen.
+A kernel is timed together with those that it needs, a backward one with the forward one, those of
+keys and tables with that of queries, too; what stands in the rows is that sum.
+`stt_kernels.attention.triton_plan` holds what was chosen.
 
     python -m benchmarks.tune_triton --output=benchmarks/results/tiles_h200.json
 """
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from benchmarks import bench_attention, timing
 from stt_kernels.attention import checks, triton, triton_plan
-from stt_kernels.attention.triton_plan import TableTile, TileSizes
+from stt_kernels.attention.triton_plan import TileSizes
 
 SHAPES = ((16, 1024, 1024, 8, 64), (4, 4096, 4096, 8, 64))
 TILES = (
@@ -34,13 +34,9 @@ TILES = (
     TileSizes(32, 32, 2),
     TileSizes(128, 32, 4),
     TileSizes(128, 64, 8),
-    TileSizes(64, 64, 4, num_stages=2),
 )
-TABLE_TILES = (
-    *(TableTile(block, step, 4) for block in (4, 8, 16, 32) for step in (1, 2, 4)),
-    *(TableTile(block, 2, 8) for block in (8, 16)),
-    TableTile(8, 2, 4, num_stages=2),
-)
+KEY_LAUNCHES = [(warps, stages) for warps in (4, 8) for stages in (1, 2, 3)]
+TABLE_SIZES = [(queries, step, 4) for queries in (4, 8, 16) for step in (1, 2, 4)] + [(8, 2, 8)]
 SCRATCHES = (2**24, 2**25, 2**26, 2**27)
 NUM_RUNS = 5
 
@@ -79,33 +75,41 @@ def steps(tiles):
         _, pull = jax.vjp(lambda tables: attend(arrays, tables, sides), tables)
         return pull(out_gradient)
 
-    found = {f.__name__: f for f in (forward, query_gradient, key_gradient, table_gradient)}
-    return found
+    def all_gradients(arrays, tables, sides, out_gradient):
+        _, pull = jax.vjp(lambda arrays, tables: attend(arrays, tables, sides), arrays, tables)
+        return pull(out_gradient)
+
+    functions = forward, query_gradient, key_gradient, table_gradient, all_gradients
+    return {function.__name__: function for function in functions}
 
 
 def jobs_of(dtype):
-    """Gives (kernel, its tile and scratch by name, tiles) of everything to time."""
+    """Gives (kernel, what is tried of it by name, tiles) of everything to time."""
     chosen = triton_plan.choose_tiles(jnp.dtype(dtype))
+
+    def job(kernel, **changes):
+        return kernel, changes, dataclasses.replace(chosen, **changes)
+
     for tile in TILES:
-        yield "forward", vars(tile), dataclasses.replace(chosen, forward=tile)
-        yield "query_gradient", vars(tile), dataclasses.replace(chosen, query_gradient=tile)
-        yield "key_gradient", vars(tile), dataclasses.replace(chosen, key_gradient=tile)
-    table_tiles = [dataclasses.replace(chosen, table_gradient=tile) for tile in TABLE_TILES]
-    scratches = [dataclasses.replace(chosen, scratch_numbers=numbers) for numbers in SCRATCHES]
-    for tiles in table_tiles + scratches:
-        sizes = vars(tiles.table_gradient) | {"scratch_numbers": tiles.scratch_numbers}
-        yield "table_gradient", sizes, tiles
+        yield job("forward", forward=tile)
+        yield job("query_gradient", query_gradient=tile)
+    for warps, stages in KEY_LAUNCHES:
+        yield job("key_gradient", key_warps=warps, key_stages=stages)
+    for queries, step, warps in TABLE_SIZES:
+        yield job("table_gradient", table_queries=queries, table_step=step, table_warps=warps)
+    for numbers in SCRATCHES:
+        yield job("all_gradients", scratch_numbers=numbers)
 
 
 def compile_all(inputs, jobs):
-    """Gives (kernel, sizes, compiled or the error) of each, compiled side by side."""
+    """Gives (kernel, what is tried, compiled or the error) of each, compiled side by side."""
 
     def compile_one(job):
-        kernel, sizes, tiles = job
+        kernel, tried, tiles = job
         try:
-            return kernel, sizes, jax.jit(steps(tiles)[kernel]).lower(*inputs).compile()
+            return kernel, tried, jax.jit(steps(tiles)[kernel]).lower(*inputs).compile()
         except Exception as error:  # too much shared memory: that is the result
-            return kernel, sizes, error
+            return kernel, tried, error
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return list(pool.map(compile_one, jobs))
@@ -136,8 +140,10 @@ def main(argv=None) -> int:
     for shape in SHAPES[: options.shapes]:
         for dtype in options.dtypes.split(","):
             inputs = make_inputs(shape, dtype)
-            for kernel, sizes, compiled in compile_all(inputs, jobs_of(dtype)):
-                row = {"shape": shape, "dtype": dtype, "kernel": kernel, **sizes}
+            for kernel, tried, compiled in compile_all(inputs, jobs_of(dtype)):
+                row = {"shape": shape, "dtype": dtype, "kernel": kernel}
+                for name, value in tried.items():
+                    row |= vars(value) if isinstance(value, TileSizes) else {name: value}
                 if isinstance(compiled, Exception):
                     row["error"] = " ".join(str(compiled).split())[:200]
                 else:

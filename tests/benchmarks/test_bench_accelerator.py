@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import bench_accelerator, tune_triton
 from stt_kernels.attention import triton
-from stt_kernels.attention.triton_plan import TableTile, TileSizes
+from stt_kernels.attention.triton_plan import TileSizes
 
 SHAPE = (2, 32, 32, 2, 16)
 
@@ -62,11 +62,12 @@ def test_every_kernel_is_timed_with_every_tile(monkeypatch, tmp_path):
     monkeypatch.setattr(tune_triton, "SHAPES", (SHAPE,))
     tiles = (TileSizes(16, 16, 1), TileSizes(32, 16, 1))
     monkeypatch.setattr(tune_triton, "TILES", tiles)
-    monkeypatch.setattr(tune_triton, "TABLE_TILES", (TableTile(8, 2, 1),))
+    monkeypatch.setattr(tune_triton, "KEY_LAUNCHES", [(2, 1)])
+    monkeypatch.setattr(tune_triton, "TABLE_SIZES", [(8, 2, 1)])
     monkeypatch.setattr(tune_triton, "SCRATCHES", (1, 2**20))
     path = tmp_path / "rows.json"
     assert tune_triton.main([f"--output={path}"]) == 0
     rows = rows_of(path)
     assert all(row["ms"] > 0 for row in rows)
-    # Two types: three kernels with each tile, and the tables' with its own and with each scratch.
-    assert len(rows) == 2 * (3 * len(tiles) + 1 + 2)
+    # Two types: two kernels with each tile, the others with what is tried of them, two scratches.
+    assert len(rows) == 2 * (2 * len(tiles) + 1 + 1 + 2)

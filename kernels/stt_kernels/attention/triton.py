@@ -9,13 +9,12 @@ Map of the algorithm (Dao 2023, "FlashAttention-2", algorithms 1 and 2) to the c
 - `forward_kernel`: a block of queries against the keys; running maximum, sum and output in
   registers. Saves the log-sum-exp (softmax) or the number of keys (SiLU), one number a query.
 - `mass_kernel`: the same walk for a pointer; two log-sum-exps, of all keys and of those that match.
-- `query_gradient_kernel`: the same walk; dq.
-- `key_gradient_kernel`: a block of keys against the queries; dk and dv.
-- `table_gradient_kernel`: by the dS that `query_gradient_kernel` wrote for some queries, all heads
-  at once: a product of what says which pair has which entry with the pairs' dS. The sums of a few
-  queries go to a row of their own, added up afterwards: no atomics, so that the same inputs give
-  the same bits. dS is kept for `scratch_numbers` pairs and heads at a time, or a block of queries
-  where that is more.
+- `query_gradient_kernel`: the same walk; dq. Writes the tiles' weights and dS, for a part of the
+  queries at a time: `scratch_numbers` pairs times heads, or a block of queries where that is more.
+- `key_gradient_kernel`: products of these with queries and dO; what a part gives to dk and dv.
+- `table_gradient_kernel`: the product of what says which pair has which entry with the pairs' dS,
+  all heads at once. The sums of a few queries go to a row of their own, added up afterwards: no
+  atomics, so that the same inputs give the same bits.
 
 Blocks that share no allowed pair are not visited: `triton_plan.with_ranges`.
 
@@ -93,7 +92,7 @@ def _attend_forward(rules, tiles, q, k, v, tables, queries, keys):
     arrays = plans.arrange(plan, q, k, tables, queries, keys)
     arrays["v"] = plans.arrange_heads(plan, v, plan.padded_keys)
     outs = [plans.per_event("queries", q.dtype, heads=True), _NUMBER_A_QUERY]
-    out, statistics = _call(plan, "forward", kernels.forward_kernel, "queries", arrays, outs)
+    out, statistics = _forward(plan, kernels.forward_kernel, arrays, outs)
     out = plans.trim(out, q)
     return out, (q, k, v, tables, queries, keys, out, statistics)
 
@@ -129,7 +128,7 @@ def _log_masses_forward(rules, tiles, q, k, ids, target_ids, tables, queries, ke
     plan = plans.Plan.of(rules, tiles, q, k, tables, queries, pointer=True)
     arrays = _pointer_arrays(plan, q, k, ids, target_ids, tables, queries, keys)
     outs = [_NUMBER_A_QUERY] * 2
-    of_all, of_match = _call(plan, "forward", kernels.mass_kernel, "queries", arrays, outs)
+    of_all, of_match = _forward(plan, kernels.mass_kernel, arrays, outs)
     log_masses = jnp.where(of_match == NOTHING, 2 * FLOOR, of_match - of_all)
     saved = q, k, ids, target_ids, tables, queries, keys, of_all, of_match
     return log_masses[:, :, : q.shape[1]], saved
@@ -167,51 +166,71 @@ def _pointer_arrays(plan, q, k, ids, target_ids, tables, queries, keys):
 _NUMBER_A_QUERY = plans.per_event("queries", jnp.float32)
 
 
+def _forward(plan, kernel, arrays, outs):
+    plan = plan.of_kernel("forward")
+    arrays = plans.with_ranges(plan, arrays, "query")
+    return plans.call(plan, kernel, "queries", arrays, outs, interpret=INTERPRET)
+
+
 def _gradients(plan, arrays, q, k):
     """Gives the gradient of q, those of k and of v if there is one, and those of the tables."""
-    outs = [plans.per_event("keys", q.dtype, heads=True)] * (1 if plan.pointer else 2)
-    of_keys = _call(plan, "key_gradient", kernels.key_gradient_kernel, "keys", arrays, outs)
-    of_keys = [plans.trim(gradient, k) for gradient in of_keys]
-
     part_plan, shared, parts = plans.cut_queries(plan, arrays)
-    of_parts = jax.lax.map(lambda part: _of_queries(part_plan, shared | part, q.dtype), parts)
-    q_gradient, by_piece = of_parts
-    pieces: dict[str, list[jax.Array]] = {name: [] for name in plan.sizes}
-    for (name, _, _), gradient in zip(plan.table_pieces, by_piece, strict=True):
-        pieces[name].append(jnp.sum(gradient, axis=0))
-    found = {name: jnp.concatenate(parts) for name, parts in pieces.items()}
-    tables_gradient = geometry.Tables(
-        **{name: found[name][:size, : q.shape[2]].T for name, size in plan.sizes.items()}
+
+    def add_part(sums, part):
+        q_gradient, found = _of_part(part_plan, shared | part, q.dtype)
+        return jax.tree.map(jnp.add, sums, found), q_gradient
+
+    key_shape = (plan.num_rows, plan.num_heads, plan.padded_keys, plan.width)
+    shapes = (
+        [key_shape] * (1 if plan.pointer else 2),
+        [(num_entries, plan.table_heads) for _, _, num_entries in plan.table_pieces],
     )
+    zeros = tuple([jnp.zeros(shape, jnp.float32) for shape in some] for some in shapes)
+    (of_keys, of_pieces), q_gradient = jax.lax.scan(add_part, zeros, parts)
+
+    pieces: dict[str, list[jax.Array]] = {name: [] for name in plan.sizes}
+    for (name, _, _), gradient in zip(plan.table_pieces, of_pieces, strict=True):
+        pieces[name].append(gradient)
+    tables_gradient = geometry.Tables(
+        **{
+            name: jnp.concatenate(pieces[name])[:size, : plan.num_heads].T
+            for name, size in plan.sizes.items()
+        }
+    )
+    of_keys = [plans.trim(gradient.astype(k.dtype), k) for gradient in of_keys]
     return plans.trim(plans.join_queries(q_gradient), q), of_keys, tables_gradient
 
 
-def _of_queries(plan, arrays, dtype):
-    """Gives dq, and the gradients of the tables' pieces, each float32 [entries, heads]."""
-    outs = [plans.per_event("queries", dtype, heads=True)]
-    if plan.sizes:
-        outs.append(plans.per_pair(dtype))
-    q_gradient, *logit_gradients = _call(
-        plan, "query_gradient", kernels.query_gradient_kernel, "queries", arrays, outs
+def _of_part(plan, arrays, dtype):
+    """Gives dq, and what a part of the queries gives to (dk and dv, the pieces of the tables)."""
+    by_query, by_key, by_entry = (
+        plan.of_kernel(name) for name in ("query_gradient", "key_gradient", "table_gradient")
     )
-    if not plan.sizes:
-        return q_gradient, []
-    walked = plans.with_ranges(plan.of_kernel("query_gradient"), arrays, "query")
-    names = ("query_numbers", "key_numbers", "query_coords", "key_coords", "query_ranges")
-    arrays = {name: walked[name] for name in names} | {"logit_gradients": logit_gradients[0]}
-    found = plans.call(
-        plan.of_kernel("table_gradient"),
-        kernels.table_gradient_kernel,
-        "queries",
-        arrays,
-        [plans.per_entry(num_entries) for _, _, num_entries in plan.table_pieces],
+    arrays = plans.with_ranges(by_query, arrays, "query")
+    num_pairs = 1 if plan.pointer else 2  # dS, and the weights where there are values
+    outs = [plans.per_event("queries", dtype, heads=True), *[plans.per_pair(dtype)] * num_pairs]
+    q_gradient, *pairs = plans.call(
+        by_query, kernels.query_gradient_kernel, "queries", arrays, outs, interpret=INTERPRET
+    )
+    arrays |= dict(zip(("logit_gradients", "weights"), pairs, strict=False))
+
+    of_keys = plans.call(
+        by_key,
+        kernels.key_gradient_kernel,
+        "keys",
+        plans.with_ranges(by_key, arrays, "key"),
+        [plans.per_event("keys", jnp.float32, heads=True)] * num_pairs,
         interpret=INTERPRET,
-        all_heads=True,
     )
-    return q_gradient, [jnp.sum(gradient, axis=(0, 1)) for gradient in found]
 
-
-def _call(plan, tile, kernel, side, arrays, outs):
-    plan = plan.of_kernel(tile)
-    arrays = plans.with_ranges(plan, arrays, "query" if side == "queries" else "key")
-    return plans.call(plan, kernel, side, arrays, outs, interpret=INTERPRET)
+    names = ("query_numbers", "key_numbers", "query_coords", "key_coords", "query_ranges")
+    sides = {name: arrays[name] for name in (*names, "logit_gradients")}
+    of_pieces = []
+    for piece in plan.table_pieces:
+        kernel = functools.partial(kernels.table_gradient_kernel, piece=piece)
+        out = plans.per_entry(piece[2])
+        (found,) = plans.call(
+            by_entry, kernel, "queries", sides, [out], interpret=INTERPRET, all_heads=True
+        )
+        of_pieces.append(jnp.sum(found, axis=(0, 1)))
+    return q_gradient, (list(of_keys), of_pieces)

@@ -55,8 +55,8 @@ def _walk(inputs, side, block, take_tile, start):
     return lax.fori_loop(ranges[0, block], ranges[1, block], take_tile, start)
 
 
-def _entries(plan, queries, keys):
-    """Gives the entry of every pair in each table."""
+def _entries(table_sizes, queries, keys):
+    """Gives the entry of every pair in each table, by its name."""
 
     def gaps(name):
         return queries.number(name) - keys.number(name)
@@ -66,7 +66,7 @@ def _entries(plan, queries, keys):
         return difference * difference
 
     entries = {}
-    for name, size in plan.table_sizes:
+    for name, size in table_sizes.items():
         if name == "time":
             entries[name] = buckets.time_bucket(gaps("times"), size)
         elif name == "space":
@@ -83,7 +83,7 @@ def _entries(plan, queries, keys):
 def _logits(plan, inputs, queries, keys):
     """Gives a tile's masked logits and its allowed pairs (None = all)."""
     logits = dot(queries.heads("q"), keys.heads("k"), ((1,), (1,))) * plan.rules.scale
-    for name, entry in _entries(plan, queries, keys).items():
+    for name, entry in _entries(plan.sizes, queries, keys).items():
         logits = logits + pltriton.load(inputs[f"{name}_table"].at[entry])
     allowed = None
     if plan.rules.causal:
@@ -213,16 +213,17 @@ def _log_sum_exp(highest, sums):
 # Backward
 
 
-def query_gradient_kernel(plan, inputs, q_gradient, logit_gradients=None):
-    """Writes dq of a block of queries, and dS of every tile in its range if that is asked for."""
+def query_gradient_kernel(plan, inputs, q_gradient, logit_gradients, weights=None):
+    """Writes dq of a block of queries, and dS and the weights of every tile that it visits."""
     index = pl.program_id(2)
     queries = _query_block(plan, inputs, index)
 
     def take_tile(key_index, total):
         keys = _key_block(plan, inputs, key_index)
-        _, logit_gradient = _tile_backward(plan, inputs, queries, keys)
-        if logit_gradients is not None:
-            logit_gradients[:, keys.events] = logit_gradient.astype(logit_gradients.dtype)
+        tile_weights, logit_gradient = _tile_backward(plan, inputs, queries, keys)
+        logit_gradients[:, keys.events] = logit_gradient.astype(logit_gradients.dtype)
+        if weights is not None:
+            weights[:, keys.events] = tile_weights.astype(weights.dtype)
         k = keys.heads("k")
         return total + dot((logit_gradient * plan.rules.scale).astype(k.dtype), k, ((1,), (0,)))
 
@@ -231,73 +232,75 @@ def query_gradient_kernel(plan, inputs, q_gradient, logit_gradients=None):
     q_gradient[...] = total.astype(q_gradient.dtype)
 
 
-def key_gradient_kernel(plan, inputs, *gradients):
-    """Writes dk, and dv if there are values, of a block of keys."""
+def key_gradient_kernel(plan, inputs, k_gradient, v_gradient=None):
+    """Writes what some queries give to dk, and to dv if there are values, of a block of keys.
+
+    By the dS and weights that `query_gradient_kernel` wrote, where it did.
+    """
     index = pl.program_id(2)
     keys = _key_block(plan, inputs, index)
+    ranges = inputs["query_ranges"]
 
     def take_tile(query_index, totals):
         queries = _query_block(plan, inputs, query_index)
-        weights, logit_gradient = _tile_backward(plan, inputs, queries, keys)
-        q = queries.heads("q")
-        scaled = (logit_gradient * plan.rules.scale).astype(q.dtype)
-        added = [dot(scaled, q, ((0,), (0,)))]
-        if weights is not None:
-            out_gradient = queries.heads("out_gradient")
-            added.append(dot(weights.astype(q.dtype), out_gradient, ((0,), (0,))))
-        return tuple(total + more for total, more in zip(totals, added, strict=True))
+
+        def add(totals):
+            def add_product(total, weights, vectors):
+                weights = inputs[weights][queries.events, keys.events]
+                return total + dot(weights, queries.heads(vectors), ((0,), (0,)))
+
+            k_total, *v_total = totals
+            k_total = add_product(k_total, "logit_gradients", "q")
+            v_total = [add_product(total, "weights", "out_gradient") for total in v_total]
+            return k_total, *v_total
+
+        visited = (ranges[0, query_index] <= index) & (index < ranges[1, query_index])
+        return lax.cond(visited, add, lambda totals: totals, totals)
 
     zeros = jnp.zeros((plan.tile.block_keys, plan.width), jnp.float32)
-    start = (zeros,) * len(gradients)
-    totals = _walk(inputs, "key", index, take_tile, start)
-    for gradient, total in zip(gradients, totals, strict=True):
-        gradient[...] = total.astype(gradient.dtype)
+    start = (zeros,) if v_gradient is None else (zeros, zeros)
+    k_total, *v_total = _walk(inputs, "key", index, take_tile, start)
+    k_gradient[...] = k_total * plan.rules.scale
+    if v_gradient is not None:
+        v_gradient[...] = v_total[0]
 
 
-def table_gradient_kernel(plan, inputs, *gradients):
-    """Writes what some queries give to the gradient of every entry of every table, for all heads.
+def table_gradient_kernel(plan, inputs, gradient, *, piece):
+    """Writes what some queries give to the gradient of some entries of a table, for all heads.
 
     A step takes some pairs: [entries, pairs] is 1 where a pair has an entry, and its product with
     the pairs' dS, [pairs, heads], sums them by entry. So one comparison serves all heads, and the
     tensor cores add.
     """
-    index, tile, walked = pl.program_id(2), plan.tile, plan.tiles.query_gradient
-    first_query = index * tile.block_queries
-    numbers = lax.iota(jnp.int32, tile.step_queries * walked.block_keys)
+    name, first, num_entries = piece
+    first_query = pl.program_id(2) * plan.tile.block_queries
+    block = first_query // plan.tiles.query_gradient.block_queries
+    step_queries, block_keys = plan.tiles.table_step, plan.tile.block_keys
+    numbers = lax.iota(jnp.int32, step_queries * block_keys)
     heads = jnp.minimum(lax.iota(jnp.int32, plan.table_heads), plan.num_heads - 1)
-    block = first_query // walked.block_queries
 
-    def take_queries(step, totals):
-        offsets = first_query + step * tile.step_queries + numbers // walked.block_keys
+    def take_queries(step, total):
+        offsets = first_query + step * step_queries + numbers // block_keys
         queries = _Events(inputs, "query", offsets, slice(None))
 
-        def take_pairs(key_index, totals):
-            offsets = key_index * walked.block_keys + numbers % walked.block_keys
+        def take_pairs(key_index, total):
+            offsets = key_index * block_keys + numbers % block_keys
             keys = _Events(inputs, "key", offsets, slice(None))
             logit_gradients = inputs["logit_gradients"][
                 heads[None], queries.events[:, None], keys.events[:, None]
             ]
-            terms = _bfloat16_terms(logit_gradients)
-            entries = _entries(plan, queries, keys)
-            return tuple(
-                _add_by_entry(total, terms, entries[name] - first)
-                for total, (name, first, _) in zip(totals, plan.table_pieces, strict=True)
-            )
+            entries = _entries({name: plan.sizes[name]}, queries, keys)[name] - first
+            places = lax.broadcasted_iota(jnp.int32, (num_entries, entries.shape[0]), 0)
+            falls_in = (places == entries[None]).astype(jnp.bfloat16)
+            for term in _bfloat16_terms(logit_gradients):
+                total = total + dot(falls_in, term, ((1,), (0,)))
+            return total
 
-        return _walk(inputs, "query", block, take_pairs, totals)
+        return _walk(inputs, "query", block, take_pairs, total)
 
-    zeros = tuple(jnp.zeros(ref.shape, jnp.float32) for ref in gradients)
-    totals = lax.fori_loop(0, tile.block_queries // tile.step_queries, take_queries, zeros)
-    for ref, total in zip(gradients, totals, strict=True):
-        ref[...] = total
-
-
-def _add_by_entry(total, terms, entries):
-    places = lax.broadcasted_iota(jnp.int32, (total.shape[0], entries.shape[0]), 0)
-    falls_in = (places == entries[None]).astype(jnp.bfloat16)
-    for term in terms:
-        total = total + dot(falls_in, term, ((1,), (0,)))
-    return total
+    zeros = jnp.zeros(gradient.shape, jnp.float32)
+    num_steps = plan.tile.block_queries // step_queries
+    gradient[...] = lax.fori_loop(0, num_steps, take_queries, zeros)
 
 
 def _bfloat16_terms(values):

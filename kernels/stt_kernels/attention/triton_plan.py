@@ -23,34 +23,46 @@ class TileSizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class TableTile:
-    """What a program of the table gradient takes: some queries of a block of the query gradient."""
-
-    block_queries: int  # of a program; divides the block of the query gradient
-    step_queries: int  # at once, against a block of keys of the query gradient
-    num_warps: int
-    num_stages: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Tiles:
     """The tile of every kernel."""
 
     forward: TileSizes
     query_gradient: TileSizes
-    key_gradient: TileSizes
-    table_gradient: TableTile
-    # Of gradients of logits that are kept at a time for the tables': 128 MiB of bfloat16.
-    scratch_numbers: int = 2**26
+    key_warps: int  # of the key gradient, which goes through the tiles of the query gradient
+    key_stages: int
+    table_queries: int  # of a program of the table gradient; divides a block of queries
+    table_step: int  # of these, how many at once meet a block of keys
+    table_warps: int
+    scratch_numbers: int  # pairs times heads whose gradient of logits is kept at a time
+
+    @property
+    def key_gradient(self) -> TileSizes:
+        """By tiles as the query gradient wrote them."""
+        tile = self.query_gradient
+        return TileSizes(tile.block_queries, tile.block_keys, self.key_warps, self.key_stages)
+
+    @property
+    def table_gradient(self) -> TileSizes:
+        """A few queries of a block against the blocks of keys that it met."""
+        return TileSizes(self.table_queries, self.query_gradient.block_keys, self.table_warps)
 
 
 def choose_tiles(dtype) -> Tiles:
-    """Chooses by what was fastest on an H100 (benchmarks/tune_triton.py, kernels/NOTES.md)."""
+    """Chooses by what was fastest on an H200 (benchmarks/tune_triton.py, kernels/NOTES.md)."""
     if dtype == jnp.float32:  # products of float32 take registers, not tensor cores
         size = TileSizes(32, 64, num_warps=4)
     else:
         size = TileSizes(64, 64, num_warps=4)
-    return Tiles(size, size, size, TableTile(block_queries=8, step_queries=2, num_warps=4))
+    return Tiles(
+        forward=size,
+        query_gradient=size,
+        key_warps=4,
+        key_stages=1,
+        table_queries=8,
+        table_step=2,
+        table_warps=4,
+        scratch_numbers=2**26,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +114,8 @@ class Plan:
     def table_pieces(self):
         """(name, first entry, entries) of the pieces in which tables are summed by entry.
 
-        A piece is what one product makes: 64 rows are the fewest that Hopper's tensor cores take
-        from four warps, and more than 128 cost registers.
+        A piece is what one call makes: 64 rows are the fewest that Hopper's tensor cores take from
+        four warps, and more than 128 cost registers.
         """
         return tuple(
             (name, first, 64 if size - first <= 64 else 128)
@@ -117,23 +129,23 @@ class Plan:
         return max(pl.next_power_of_2(self.num_heads), 16)
 
     @property
-    def _tiles(self):
-        return self.tiles.forward, self.tiles.query_gradient, self.tiles.key_gradient
-
-    @property
-    def largest_block(self):
-        """Queries of a block of every kernel: sizes are powers of two."""
-        return max(tile.block_queries for tile in self._tiles)
+    def whole_blocks(self):
+        """(queries, keys) that are whole blocks of every kernel: sizes are powers of two."""
+        forward, backward = self.tiles.forward, self.tiles.query_gradient
+        return (
+            max(forward.block_queries, backward.block_queries),
+            max(forward.block_keys, backward.block_keys),
+        )
 
     @property
     def padded_queries(self):
         """Whole blocks of every kernel."""
-        return _round_up(self.num_queries, self.largest_block)
+        return _round_up(self.num_queries, self.whole_blocks[0])
 
     @property
     def padded_keys(self):
         """Whole blocks of every kernel."""
-        return _round_up(self.num_keys, max(tile.block_keys for tile in self._tiles))
+        return _round_up(self.num_keys, self.whole_blocks[1])
 
 
 def _round_up(length, block):
@@ -222,14 +234,11 @@ def cut_queries(plan, arrays):
 
     Returns:
       The plan of a part, the arrays that all parts share, and those of the parts, one after the
-      other along a new first axis. Without tables there is one part.
+      other along a new first axis.
     """
-    block, length = plan.largest_block, plan.padded_queries
-    part = length
-    if plan.sizes:
-        most = plan.tiles.scratch_numbers // (plan.num_rows * plan.num_heads * plan.padded_keys)
-        num_parts = pl.cdiv(length, max(block, most))
-        part = _round_up(pl.cdiv(length, num_parts), block)
+    block, length = plan.whole_blocks[0], plan.padded_queries
+    most = plan.tiles.scratch_numbers // (plan.num_rows * plan.num_heads * plan.padded_keys)
+    part = _round_up(pl.cdiv(length, pl.cdiv(length, max(block, most))), block)
     num_parts = pl.cdiv(length, part)
 
     def cut(array):
@@ -349,5 +358,5 @@ def call(plan, kernel, side, arrays, outs, *, interpret, all_heads=False):
             num_warps=plan.tile.num_warps, num_stages=plan.tile.num_stages
         ),
         interpret=interpret,
-        name=kernel.__name__.strip("_"),
+        name=getattr(kernel, "func", kernel).__name__,
     )(*arrays.values())
