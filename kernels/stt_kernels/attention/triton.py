@@ -9,8 +9,10 @@ Map of the algorithm (Dao 2023, "FlashAttention-2", algorithms 1 and 2) to the c
 - `forward_kernel`: a block of queries against the keys; running maximum, sum and output in
   registers. Saves the log-sum-exp (softmax) or the number of keys (SiLU), one number a query.
 - `mass_kernel`: the same walk for a pointer; two log-sum-exps, of all keys and of those that match.
-- `query_gradient_kernel`: the same walk; dq. Writes the tiles' weights and dS, for a part of the
-  queries at a time: `scratch_numbers` pairs times heads, or a block of queries where that is more.
+- `entries_kernel`: the entries of every pair in the tables, one int32 for all tables and heads. It
+  and what follows take a part of the queries at a time: `scratch_numbers` pairs times heads, or a
+  block of queries where that is more.
+- `query_gradient_kernel`: the same walk; dq. Writes the tiles' weights and dS.
 - `key_gradient_kernel`: products of these with queries and dO; what a part gives to dk and dv.
 - `table_gradient_kernel`: the product of what says which pair has which entry with the pairs' dS,
   all heads at once. The sums of a few queries go to a row of their own, added up afterwards: no
@@ -206,31 +208,26 @@ def _of_part(plan, arrays, dtype):
     by_query, by_key, by_entry = (
         plan.of_kernel(name) for name in ("query_gradient", "key_gradient", "table_gradient")
     )
+    call = functools.partial(plans.call, interpret=INTERPRET)
     arrays = plans.with_ranges(by_query, arrays, "query")
+    if plan.sizes:
+        outs = [plans.per_pair(jnp.int32, heads=False)]
+        (arrays["entries"],) = call(
+            by_query, kernels.entries_kernel, "queries", arrays, outs, all_heads=True
+        )
     num_pairs = 1 if plan.pointer else 2  # dS, and the weights where there are values
     outs = [plans.per_event("queries", dtype, heads=True), *[plans.per_pair(dtype)] * num_pairs]
-    q_gradient, *pairs = plans.call(
-        by_query, kernels.query_gradient_kernel, "queries", arrays, outs, interpret=INTERPRET
-    )
+    q_gradient, *pairs = call(by_query, kernels.query_gradient_kernel, "queries", arrays, outs)
     arrays |= dict(zip(("logit_gradients", "weights"), pairs, strict=False))
 
-    of_keys = plans.call(
-        by_key,
-        kernels.key_gradient_kernel,
-        "keys",
-        plans.with_ranges(by_key, arrays, "key"),
-        [plans.per_event("keys", jnp.float32, heads=True)] * num_pairs,
-        interpret=INTERPRET,
-    )
+    outs = [plans.per_event("keys", jnp.float32, heads=True)] * num_pairs
+    ranged = plans.with_ranges(by_key, arrays, "key")
+    of_keys = call(by_key, kernels.key_gradient_kernel, "keys", ranged, outs)
 
-    names = ("query_numbers", "key_numbers", "query_coords", "key_coords", "query_ranges")
-    sides = {name: arrays[name] for name in (*names, "logit_gradients")}
     of_pieces = []
-    for piece in plan.table_pieces:
-        kernel = functools.partial(kernels.table_gradient_kernel, piece=piece)
-        out = plans.per_entry(piece[2])
-        (found,) = plans.call(
-            by_entry, kernel, "queries", sides, [out], interpret=INTERPRET, all_heads=True
+    if plan.sizes:
+        outs = [plans.per_entry(num_entries) for _, _, num_entries in plan.table_pieces]
+        of_pieces = call(
+            by_entry, kernels.table_gradient_kernel, "queries", arrays, outs, all_heads=True
         )
-        of_pieces.append(jnp.sum(found, axis=(0, 1)))
-    return q_gradient, (list(of_keys), of_pieces)
+    return q_gradient, (list(of_keys), [jnp.sum(piece, axis=(0, 1)) for piece in of_pieces])

@@ -55,7 +55,7 @@ def _walk(inputs, side, block, take_tile, start):
     return lax.fori_loop(ranges[0, block], ranges[1, block], take_tile, start)
 
 
-def _entries(table_sizes, queries, keys):
+def _entries(plan, queries, keys):
     """Gives the entry of every pair in each table, by its name."""
 
     def gaps(name):
@@ -66,7 +66,7 @@ def _entries(table_sizes, queries, keys):
         return difference * difference
 
     entries = {}
-    for name, size in table_sizes.items():
+    for name, size in plan.table_sizes:
         if name == "time":
             entries[name] = buckets.time_bucket(gaps("times"), size)
         elif name == "space":
@@ -80,10 +80,24 @@ def _entries(table_sizes, queries, keys):
     return entries
 
 
-def _logits(plan, inputs, queries, keys):
+def _packed(entries):
+    """Puts the entries of all tables, below 256 each, into one int32 a pair."""
+    packed = jnp.zeros((), jnp.int32)
+    for number, entry in enumerate(entries.values()):
+        packed = packed | (entry << (8 * number))
+    return packed
+
+
+def _unpacked(plan, packed):
+    return {
+        name: (packed >> (8 * number)) & 255 for number, (name, _) in enumerate(plan.table_sizes)
+    }
+
+
+def _logits(plan, inputs, queries, keys, entries):
     """Gives a tile's masked logits and its allowed pairs (None = all)."""
     logits = dot(queries.heads("q"), keys.heads("k"), ((1,), (1,))) * plan.rules.scale
-    for name, entry in _entries(plan.sizes, queries, keys).items():
+    for name, entry in entries.items():
         logits = logits + pltriton.load(inputs[f"{name}_table"].at[entry])
     allowed = None
     if plan.rules.causal:
@@ -102,7 +116,10 @@ def _tile_backward(plan, inputs, queries, keys):
 
     A pointer has no weights: its gradient is by log mass, share of the match minus share of all.
     """
-    logits, _ = _logits(plan, inputs, queries, keys)
+    entries = {}
+    if plan.table_sizes:
+        entries = _unpacked(plan, inputs["entries"][queries.events, keys.events])
+    logits, _ = _logits(plan, inputs, queries, keys, entries)
     statistics = queries.per_event("statistics")
     if plan.pointer:
         match = _match(queries, keys)
@@ -143,7 +160,8 @@ def forward_kernel(plan, inputs, out, statistics):
     def take_tile(key_index, state):
         highest, sums, total = state
         keys = _key_block(plan, inputs, key_index)
-        logits, allowed = _logits(plan, inputs, queries, keys)
+        entries = _entries(plan, queries, keys)
+        logits, allowed = _logits(plan, inputs, queries, keys, entries)
         values = keys.heads("v")
         if softmax:
             now = jnp.maximum(highest, jnp.max(logits, axis=1))
@@ -185,7 +203,7 @@ def mass_kernel(plan, inputs, of_all, of_match):
     def take_tile(key_index, state):
         highest, other_sums, highest_match, match_sums = state
         keys = _key_block(plan, inputs, key_index)
-        logits, _ = _logits(plan, inputs, queries, keys)
+        logits, _ = _logits(plan, inputs, queries, keys, _entries(plan, queries, keys))
         match = _match(queries, keys)
         now = jnp.maximum(highest, jnp.max(logits, axis=1))
         of_matches = jnp.max(jnp.where(match, logits, MASKED), axis=1)
@@ -211,6 +229,19 @@ def _log_sum_exp(highest, sums):
 
 
 # Backward
+
+
+def entries_kernel(plan, inputs, entries):
+    """Writes the entries of every tile that a block of queries visits, one int32 a pair."""
+    index = pl.program_id(2)
+    queries = _query_block(plan, inputs, index)
+
+    def take_tile(key_index, state):
+        keys = _key_block(plan, inputs, key_index)
+        entries[:, keys.events] = _packed(_entries(plan, queries, keys))
+        return state
+
+    _walk(inputs, "query", index, take_tile, 0)
 
 
 def query_gradient_kernel(plan, inputs, q_gradient, logit_gradients, weights=None):
@@ -265,42 +296,47 @@ def key_gradient_kernel(plan, inputs, k_gradient, v_gradient=None):
         v_gradient[...] = v_total[0]
 
 
-def table_gradient_kernel(plan, inputs, gradient, *, piece):
-    """Writes what some queries give to the gradient of some entries of a table, for all heads.
+def table_gradient_kernel(plan, inputs, *gradients):
+    """Writes what some queries give to the gradient of every entry of every table, for all heads.
 
     A step takes some pairs: [entries, pairs] is 1 where a pair has an entry, and its product with
     the pairs' dS, [pairs, heads], sums them by entry. So one comparison serves all heads, and the
     tensor cores add.
     """
-    name, first, num_entries = piece
     first_query = pl.program_id(2) * plan.tile.block_queries
     block = first_query // plan.tiles.query_gradient.block_queries
     step_queries, block_keys = plan.tiles.table_step, plan.tile.block_keys
     numbers = lax.iota(jnp.int32, step_queries * block_keys)
     heads = jnp.minimum(lax.iota(jnp.int32, plan.table_heads), plan.num_heads - 1)
 
-    def take_queries(step, total):
-        offsets = first_query + step * step_queries + numbers // block_keys
-        queries = _Events(inputs, "query", offsets, slice(None))
+    def take_queries(step, totals):
+        queries = first_query + step * step_queries + numbers // block_keys
 
-        def take_pairs(key_index, total):
-            offsets = key_index * block_keys + numbers % block_keys
-            keys = _Events(inputs, "key", offsets, slice(None))
-            logit_gradients = inputs["logit_gradients"][
-                heads[None], queries.events[:, None], keys.events[:, None]
-            ]
-            entries = _entries({name: plan.sizes[name]}, queries, keys)[name] - first
-            places = lax.broadcasted_iota(jnp.int32, (num_entries, entries.shape[0]), 0)
-            falls_in = (places == entries[None]).astype(jnp.bfloat16)
-            for term in _bfloat16_terms(logit_gradients):
-                total = total + dot(falls_in, term, ((1,), (0,)))
-            return total
+        def take_pairs(key_index, totals):
+            keys = key_index * block_keys + numbers % block_keys
+            pairs = heads[None], queries[:, None], keys[:, None]
+            terms = _bfloat16_terms(inputs["logit_gradients"][pairs])
+            entries = _unpacked(plan, inputs["entries"][queries, keys])
+            return tuple(
+                _add_by_entry(total, terms, entries[name] - first)
+                for total, (name, first, _) in zip(totals, plan.table_pieces, strict=True)
+            )
 
-        return _walk(inputs, "query", block, take_pairs, total)
+        return _walk(inputs, "query", block, take_pairs, totals)
 
-    zeros = jnp.zeros(gradient.shape, jnp.float32)
+    zeros = tuple(jnp.zeros(ref.shape, jnp.float32) for ref in gradients)
     num_steps = plan.tile.block_queries // step_queries
-    gradient[...] = lax.fori_loop(0, num_steps, take_queries, zeros)
+    totals = lax.fori_loop(0, num_steps, take_queries, zeros)
+    for ref, total in zip(gradients, totals, strict=True):
+        ref[...] = total
+
+
+def _add_by_entry(total, terms, entries):
+    places = lax.broadcasted_iota(jnp.int32, (total.shape[0], entries.shape[0]), 0)
+    falls_in = (places == entries[None]).astype(jnp.bfloat16)
+    for term in terms:
+        total = total + dot(falls_in, term, ((1,), (0,)))
+    return total
 
 
 def _bfloat16_terms(values):

@@ -61,7 +61,7 @@ def choose_tiles(dtype) -> Tiles:
         table_queries=8,
         table_step=2,
         table_warps=4,
-        scratch_numbers=2**26,
+        scratch_numbers=2**28 // jnp.dtype(dtype).itemsize,  # 512 MiB with the weights
     )
 
 
@@ -114,8 +114,8 @@ class Plan:
     def table_pieces(self):
         """(name, first entry, entries) of the pieces in which tables are summed by entry.
 
-        A piece is what one call makes: 64 rows are the fewest that Hopper's tensor cores take from
-        four warps, and more than 128 cost registers.
+        A piece is what one product makes: 64 rows are the fewest that Hopper's tensor cores take
+        from four warps, and more than 128 cost registers.
         """
         return tuple(
             (name, first, 64 if size - first <= 64 else 128)
@@ -287,16 +287,16 @@ def per_event(side, dtype, *, heads=False) -> Out:
     return out
 
 
-def per_pair(dtype) -> Out:
-    """Gives an output with a number for each pair of a query and a key, for each head."""
+def per_pair(dtype, *, heads=True) -> Out:
+    """Gives an output with a number for each pair of a query and a key, and head if asked for."""
 
     def out(plan):
-        shape = plan.num_rows, plan.num_heads, plan.padded_queries, plan.padded_keys
-        size = plan.tile.block_queries
-        spec = pl.BlockSpec(
-            (None, None, size, plan.padded_keys), lambda b, h, block: (b, h, block, 0)
-        )
-        return spec, jax.ShapeDtypeStruct(shape, dtype)
+        size, shape = plan.tile.block_queries, (plan.padded_queries, plan.padded_keys)
+        if not heads:
+            spec = pl.BlockSpec((None, size, shape[1]), lambda b, h, block: (b, block, 0))
+            return spec, jax.ShapeDtypeStruct((plan.num_rows, *shape), dtype)
+        spec = pl.BlockSpec((None, None, size, shape[1]), lambda b, h, block: (b, h, block, 0))
+        return spec, jax.ShapeDtypeStruct((plan.num_rows, plan.num_heads, *shape), dtype)
 
     return out
 
@@ -322,7 +322,7 @@ def call(plan, kernel, side, arrays, outs, *, interpret, all_heads=False):
       kernel: called with the plan, the inputs by name, and the outputs.
       side: "queries" or "keys".
       arrays: by name; each is whole for its row and head.
-      outs: of `per_event` and `per_entry`.
+      outs: of `per_event`, `per_pair` and `per_entry`.
       interpret: whether Pallas's interpreter runs it.
       all_heads: whether a program takes all heads; else there is one for each.
     """
@@ -331,10 +331,10 @@ def call(plan, kernel, side, arrays, outs, *, interpret, all_heads=False):
         shape = arrays[name].shape
         if name.endswith("_table"):
             return pl.BlockSpec((None, shape[1]), lambda b, h, block: (h, 0))
-        if name.endswith(("_numbers", "_coords", "_ranges")):
-            return pl.BlockSpec((None, *shape[1:]), lambda b, h, block: (b, 0, 0))
-        if all_heads:
-            return pl.BlockSpec((None, *shape[1:]), lambda b, h, block: (b, 0, 0, 0))
+        headless = name.endswith(("_numbers", "_coords", "_ranges")) or name == "entries"
+        if headless or all_heads:
+            whole = (0,) * (len(shape) - 1)
+            return pl.BlockSpec((None, *shape[1:]), lambda b, h, block: (b, *whole))
         zeros = (0,) * (len(shape) - 2)
         return pl.BlockSpec((None, None, *shape[2:]), lambda b, h, block: (b, h, *zeros))
 
@@ -358,5 +358,5 @@ def call(plan, kernel, side, arrays, outs, *, interpret, all_heads=False):
             num_warps=plan.tile.num_warps, num_stages=plan.tile.num_stages
         ),
         interpret=interpret,
-        name=getattr(kernel, "func", kernel).__name__,
+        name=kernel.__name__,
     )(*arrays.values())
