@@ -32,7 +32,10 @@ _EVERY_TARGET = {
     ("ours_without_tables", "forward+backward"): 1.7,
 }
 _FLOOR_TARGET = 0.6
-_TILE = ("block_queries", "block_keys", "num_warps", "num_stages")
+_TRIED = (
+    *("block_queries", "block_keys", "num_warps", "num_stages", "key_warps", "key_stages"),
+    *("table_queries", "table_step", "table_warps", "scratch_numbers"),
+)
 
 
 def read(name):
@@ -138,35 +141,57 @@ def device_kernels() -> str:
     return "\n".join(lines)
 
 
-def tiles() -> str:
-    """What each Triton kernel takes with the tile that is chosen for it."""
-    rows = read("tiles_h100")
+def training_steps() -> str:
+    """A whole training step on a GPU, fused and with the dense bias."""
+    rows = read("accelerator_h200")
+    first = rows[0]
     lines = [
-        f"{rows[0]['device']}, jax {rows[0]['jax']}; tables of 64 time and 64 distance entries.",
+        f"{first['device']}, jax {first['jax']}: {first['layers']} layers, {first['width']} wide, "
+        f"{first['heads']} heads, {first['items']:,} items, {first['dtype']}. MFU is the model's "
+        f"own operations over those of a large matrix product ({first['peak_tflops']} TFLOP/s).",
         "",
-        "| B, L, H, D | type | kernel | ms | without tables | chosen tile: queries x keys, warps | "
-        "all tiles tried, ms |",
+        "| window x rows | `--attention` | ms a step | events/s | MFU | temporaries | speed-up |",
         "|---|---|---|---|---|---|---|",
     ]
-    cases = dict.fromkeys((tuple(row["shape"]), row["dtype"]) for row in rows if row["tables"])
-    for shape, dtype in cases:
+    for row in rows:
+        lines.append(
+            f"| {row['window']:,} x {row['batch_rows']} | {row['attention']} | "
+            f"{row['step_ms']:,.1f} | {row['events_per_s']:,} | {row['flops_utilisation']:.3f} | "
+            f"{row['temp_bytes'] / 2**30:.1f} GiB | {row['speed_up']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def tiles() -> str:
+    """What each Triton kernel takes with the tile that is chosen for it."""
+    rows = read("tiles_h200")
+    lines = [
+        f"{rows[0]['device']}, jax {rows[0]['jax']}; tables of 64 time, 64 distance and 168 hour "
+        "entries.",
+        "",
+        "| B, L, H, D | type | kernel | ms | as chosen | all that was tried, ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    cases = dict.fromkeys((tuple(row["shape"]), row["dtype"], row["kernel"]) for row in rows)
+    for shape, dtype, kernel in cases:
         chosen = triton_plan.choose_tiles(jnp.dtype(dtype))
-        for kernel in vars(chosen):
-            found = {
-                (tables, *(row[name] for name in _TILE)): row["ms"]
-                for tables in (True, False)
-                for row in rows
-                if tuple(row["shape"]) == shape
-                and (row["dtype"], row["kernel"], row["tables"]) == (dtype, kernel, tables)
-            }
-            tried = [ms for key, ms in found.items() if key[0]]
-            tile = tuple(getattr(getattr(chosen, kernel), name) for name in _TILE)
-            if (True, *tile) not in found:
-                continue
-            alone = found.get((False, *tile))
-            lines.append(
-                f"| {', '.join(map(str, (*shape[:2], *shape[3:])))} | {dtype} | {kernel} | "
-                f"{found[(True, *tile)]:.2f} | {'' if alone is None else f'{alone:.2f}'} | "
-                f"{tile[0]} x {tile[1]}, {tile[2]} | {min(tried):.2f} to {max(tried):.2f} |"
-            )
+        values = vars(chosen) | vars(getattr(chosen, kernel, chosen))
+        those = [
+            row
+            for row in rows
+            if (tuple(row["shape"]), row["dtype"], row["kernel"]) == (shape, dtype, kernel)
+        ]
+        found = [
+            row
+            for row in those
+            if all(values.get(name, row[name]) == row[name] for name in _TRIED if name in row)
+        ]
+        if not found:
+            continue
+        tried = [row["ms"] for row in those]
+        settings = [f"{name} {found[0][name]:,}" for name in _TRIED if name in found[0]]
+        lines.append(
+            f"| {', '.join(map(str, (*shape[:2], *shape[3:])))} | {dtype} | {kernel} | "
+            f"{found[0]['ms']:.2f} | {', '.join(settings)} | {min(tried):.2f} to {max(tried):.2f} |"
+        )
     return "\n".join(lines)
