@@ -11,11 +11,12 @@ from typing import Any
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ibis.expr import types as ir
 
 from stt_jax.config import DOMAIN, PrepareConfig
 from stt_jax.data import store, vocabulary
-from stt_jax.data.arrays import to_numpy
+from stt_jax.data.arrays import texts_to_arrow, to_numpy
 from stt_jax.data.columnfiles import ColumnFiles
 from stt_jax.data.findings import describe_log, find_warnings
 from stt_jax.data.schema import (
@@ -64,7 +65,7 @@ def assemble_log(
       folder: for the columns of the events; they are mapped from there.
     """
     engine = steps.engine
-    absent = {"category", "name", "session"} - set(steps.table.columns)
+    absent = {"category", "name"} - set(steps.table.columns)
     table = steps.table.mutate(**dict.fromkeys(sorted(absent), ibis.null("string")))
     users = engine.store("users", vocabulary.number_users(table))
     fields = ["item", "category", *refined.contexts.values()]
@@ -83,6 +84,8 @@ def assemble_log(
         engine.stream(_encode_events(table, users, values, refined)),
         ColumnFiles(folder, dtypes),
         of_items["item_categories"],
+        users.order_by("user_row").to_pyarrow()["user"].combine_chunks(),
+        config.session_gap_h,
     )
     columns: dict[str, Any] = {
         **{name: events[name] for name in EVENT_DTYPES},
@@ -133,14 +136,13 @@ def _number_users(table: ir.Table, users: ir.Table) -> ir.Table:
 def _encode_events(
     table: ir.Table, users: ir.Table, values: Mapping[str, ir.Table], refined: Values
 ) -> ir.Table:
-    """The numeric columns of the events, their session's text and their line, in stored order."""
-    events = _number_users(table, users)
-    coded = events.mutate(line=vocabulary.split_line(events, PART_NAMES))
+    """The numeric columns of the events, the text of item and session, in stored order."""
+    coded = _number_users(table, users).mutate(item_text=table.item)
     for field, rows in values.items():
         coded = vocabulary.encode(coded, field, rows, name=f"{field}_row")
     return coded.order_by(*_STORED_ORDER).select(
-        "line",
-        "session",
+        "item_text",
+        *({"session"} & set(table.columns)),
         *(f"{field}_row" for field in values if field.startswith("context_")),
         *refined.numbers.values(),
         *refined.flags.values(),
@@ -156,7 +158,11 @@ def _encode_events(
 
 
 def _write_events(
-    batches: Iterable[pa.Table], files: ColumnFiles, item_categories: np.ndarray
+    batches: Iterable[pa.Table],
+    files: ColumnFiles,
+    item_categories: np.ndarray,
+    user_texts: pa.StringArray,
+    session_gap_h: float,
 ) -> tuple[dict[str, np.ndarray], str]:
     """Takes the events of `_encode_events` to disk.
 
@@ -166,19 +172,36 @@ def _write_events(
     digest = hashlib.sha256()
     num_sessions = 0
     for events in _whole_users(batches):
-        _hash_texts(digest, events["line"])
+        _hash_texts(digest, split_lines(events, user_texts))
         columns = {
             name: to_numpy(column)
             for name, column in zip(events.column_names, events.columns, strict=True)
-            if name not in ("line", "session")
+            if name not in ("item_text", "session")
         }
-        columns["sessions"] = number_sessions(columns["user_row"], events["session"], num_sessions)
-        num_sessions = max(num_sessions, int(columns["sessions"].max()))
+        users, sessions = columns["user_row"], np.zeros(len(events), np.int32)
+        if session_gap_h:
+            sessions = sessions_by_gap(users, columns["times"], session_gap_h, num_sessions)
+        elif "session" in events.column_names:
+            sessions = number_sessions(users, events["session"], num_sessions)
+        columns["sessions"] = sessions
+        num_sessions = max(num_sessions, int(sessions.max()))
         # Without a known category of its own, an event has its item's.
         own = columns["categories"]
         columns["categories"] = np.where(own == 0, item_categories[columns["items"]], own)
         files.append(columns)
     return files.map(), digest.hexdigest()
+
+
+def split_lines(events: pa.Table, user_texts: pa.StringArray) -> pa.ChunkedArray:
+    """Text of each event: "user<TAB>item<TAB>seconds<TAB>part" and a line feed."""
+    parts = texts_to_arrow([f"{name}\n" for name in PART_NAMES])
+    return pc.binary_join_element_wise(
+        user_texts.take(events["user_row"]),
+        events["item_text"],
+        events["times"].cast(pa.string()),
+        parts.take(events["parts"]),
+        "\t",
+    )
 
 
 def _whole_users(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -195,6 +218,26 @@ def _whole_users(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
         waiting.append(batch.slice(start))
     if waiting:
         yield pa.concat_tables(waiting)
+
+
+def sessions_by_gap(
+    user_rows: np.ndarray, times_s: np.ndarray, gap_h: float, num_before: int
+) -> np.ndarray:
+    """Numbers of the sessions, the events of a user between two pauses of more than `gap_h` hours.
+
+    Args:
+      user_rows: int [n], the user of each event; all events of these users, in order.
+      times_s: int64 [n].
+      gap_h: hours.
+      num_before: sessions of the users before.
+
+    Returns:
+      int32 [n], from num_before + 1 on.
+    """
+    begins = np.ones(len(user_rows), bool)
+    begins[1:] = np.diff(times_s) > round(gap_h * 3600)
+    begins[1:] |= user_rows[1:] != user_rows[:-1]
+    return (num_before + np.cumsum(begins)).astype(np.int32)
 
 
 def number_sessions(

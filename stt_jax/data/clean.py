@@ -8,7 +8,7 @@ the reasons and drops the rows. `sample` holds the value to show if the step mus
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ibis
 from ibis.expr import types as ir
@@ -29,6 +29,13 @@ _COMPARISONS = {
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
 }
+
+
+Store = Callable[[ir.Table], ir.Table]
+
+
+def _as_it_is(table: ir.Table) -> ir.Table:
+    return table
 
 
 def condition_column(text: str) -> str:
@@ -206,28 +213,44 @@ def mark_outside(table: ir.Table, from_s: int | None, to_s: int | None) -> ir.Ta
     return table.mutate(dropped=ibis.cases(*branches, else_=None).cast("string"))
 
 
-def mark_duplicates(table: ir.Table) -> ir.Table:
+def mark_duplicates(table: ir.Table, store: Store = _as_it_is) -> ir.Table:
     """Adds `dropped` to rows that equal an earlier row in every column but `source_row`.
 
     Of a log's many columns only those of rows are compared, and given, that share user, item and
     second with another row.
+
+    Args:
+      table: rows.
+      store: computes a small table once. An engine that does not know how few rows another one has
+        may take the whole log into memory to look them up in it.
     """
     moment = ["user", "item", "time_s"]
     shared = table.group_by(moment).agg(num_rows=table.count())
-    table = table.semi_join(shared.filter(shared.num_rows > 1), moment)
+    shared = store(shared.filter(shared.num_rows > 1))
+    table = table.semi_join(shared, moment)
     same = [name for name in table.columns if name != "source_row"]
     place = ibis.row_number().over(group_by=same, order_by="source_row")
     dropped = ibis.cases((place > 0, "equals an earlier row"), else_=None).cast("string")
     return table.mutate(dropped=dropped)
 
 
-def mark_near_duplicates(table: ir.Table, window_s: float) -> ir.Table:
+def mark_near_duplicates(table: ir.Table, window_s: float, store: Store = _as_it_is) -> ir.Table:
     """Adds `dropped` to events less than `window_s` after the person's last one at the same item.
 
     A chain of events each of which is near the one before keeps its first only, so a second run
-    finds nothing more.
+    finds nothing more. Only events of a user who was at the item more than once are put in order,
+    and given.
+
+    Args:
+      table: events.
+      window_s: seconds.
+      store: as of `mark_duplicates`.
     """
-    window = ibis.window(group_by=["part", "user", "item"], order_by=IN_ORDER)
+    visits = ["part", "user", "item"]
+    repeated = table.group_by(visits).agg(num_events=table.count())
+    repeated = store(repeated.filter(repeated.num_events > 1))
+    table = table.semi_join(repeated, visits)
+    window = ibis.window(group_by=visits, order_by=IN_ORDER)
     gap_us = (table.time_s - table.time_s.lag().over(window)) * 1_000_000
     gap_us += table.time_us - table.time_us.lag().over(window)
     near = gap_us < round(window_s * 1e6)
@@ -235,17 +258,25 @@ def mark_near_duplicates(table: ir.Table, window_s: float) -> ir.Table:
     return table.mutate(dropped=ibis.cases((near, reason), else_=None).cast("string"))
 
 
-def mark_bots(table: ir.Table, max_events_per_day: int) -> ir.Table:
+def mark_bots(table: ir.Table, max_events_per_day: int, store: Store = _as_it_is) -> ir.Table:
     """Adds `dropped` to a user's events from the first one that is one too many for its local day.
 
     What a user did before stays: later events must not decide over earlier ones, or the test part
     would reach into the training part. Of a log's many users only the events of those are put in
     order, and given, who have such a day.
+
+    Args:
+      table: events.
+      max_events_per_day: of a user.
+      store: as of `mark_duplicates`.
     """
+    users = table.group_by("user").agg(num_events=table.count())
+    active = store(users.filter(users.num_events > max_events_per_day))
     day = (table.time_s + table.utc_offset_s) / 86_400
-    table = table.mutate(day=day.floor().cast("int64"))
+    table = table.semi_join(active, "user").mutate(day=day.floor().cast("int64"))
     days = table.group_by(["user", "day"]).agg(num_events=table.count())
     busy = days.filter(days.num_events > max_events_per_day)
+    busy = store(busy.select("user").distinct())
     table = table.semi_join(busy, "user")
     place = ibis.row_number().over(group_by=["user", "day"], order_by=IN_ORDER)
     table = table.mutate(exceeds=(place >= max_events_per_day).cast("int8"))

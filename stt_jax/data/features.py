@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import ibis
 import numpy as np
-from ibis.expr import types as ir
 
-from stt_jax.data.clean import IN_ORDER
 from stt_jax.data.columns import Columns, distance_km
 from stt_jax.data.impute import group_statistic
 from stt_jax.data.schema import UNKNOWN_E7
@@ -133,15 +130,6 @@ def add_cells(columns: Columns, resolution: int) -> None:
     codes[known] = np.array([rows[cell] for cell in cells], np.int32)[which.ravel()]
     columns.texts[f"cell_{resolution}"] = ["", *texts]
     columns.codes[f"cell_{resolution}"] = codes
-
-
-def sessions_by_gap(table: ir.Table, gap_h: float) -> ir.Table:
-    """Sets text `session`: a user's events between two pauses of more than `gap_h` hours."""
-    pause_s = table.time_s - table.time_s.lag().over(group_by="user", order_by=IN_ORDER)
-    begins = (pause_s > round(gap_h * _HOUR_S)).fill_null(True)
-    table = table.mutate(begins=begins.cast("int64"))
-    so_far = ibis.window(group_by="user", order_by=IN_ORDER, preceding=None, following=0)
-    return table.mutate(session=table.begins.sum().over(so_far).cast("string")).drop("begins")
 
 
 def load_h3(flag: str) -> Any:

@@ -43,7 +43,6 @@ from stt_jax.config import PrepareConfig
 from stt_jax.data import (
     clean,
     denoise,
-    features,
     localtime,
     protection,
     recbole,
@@ -177,13 +176,13 @@ def _clean(
         flag = f"--numeric={','.join(config.numeric)}"
         steps.run("numbers", clean.mark_numbers(steps.table, numbers), broken_flag=flag)
     if config.time and not config.keep_duplicates:
-        steps.drop("duplicates", clean.mark_duplicates(steps.table))
+        steps.drop("duplicates", clean.mark_duplicates(steps.table, steps.store_few))
     if config.dedupe_window_s:
-        steps.drop(
-            "near duplicates", clean.mark_near_duplicates(steps.table, config.dedupe_window_s)
-        )
+        marked = clean.mark_near_duplicates(steps.table, config.dedupe_window_s, steps.store_few)
+        steps.drop("near duplicates", marked)
     if config.max_events_per_day:
-        steps.drop("bots", clean.mark_bots(steps.table, config.max_events_per_day))
+        marked = clean.mark_bots(steps.table, config.max_events_per_day, steps.store_few)
+        steps.drop("bots", marked)
     if config.max_speed_kmh:
         steps.drop("speed", _find_fast(steps, config.max_speed_kmh))
     if config.min_user_events > 1 or config.min_item_events > 1:
@@ -282,8 +281,6 @@ def _split(steps: Steps, config: PrepareConfig) -> split.Cuts | None:
     elif config.split == "leave_one_out":
         table = split.leave_one_out(table, config.validation_users)
     steps.replace(f"split: {config.split}", table, {})
-    if config.session_gap_h:
-        steps.table = features.sessions_by_gap(steps.table, config.session_gap_h)
     if steps.table.filter(steps.table.part == TRAIN).count().to_pyarrow().as_py() == 0:
         raise ValueError(f"--split={config.split} leaves no events to train on")
     return cuts

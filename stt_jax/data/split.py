@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import ibis
+import numpy as np
 from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
@@ -13,6 +14,7 @@ from stt_jax.data.schema import TEST, TRAIN, VALIDATION
 from stt_jax.data.times import to_moment
 
 _DAY_S = 86_400
+_NOTHING_EARLIER = "no events are left before the test part; check --test_from, --test_days"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +34,20 @@ def find_cuts(table: ir.Table, config: PrepareConfig, engine: Engine) -> Cuts:
     Raises:
       ValueError: the test would begin before the validation.
     """
-    # Stored: all that follows is looked up in it.
-    seconds = engine.store("seconds", _count_seconds(table))
-    whole = seconds.agg(last=seconds.time_s.max(), num_events=seconds.num_until.max()).to_pyarrow()
+    hours = engine.store("hours", _count_hours(table))
+    whole = hours.agg(last=hours.last.max(), num_events=hours.num_until.max()).to_pyarrow()
     last, num_events = whole["last"][0].as_py(), whole["num_events"][0].as_py()
+
+    def time_at(place: int) -> int:
+        return _time_at(table, hours, place)
+
     test_from = last + 1
     if config.test_from:
         test_from = to_moment(config.test_from, "test_from")
     elif config.test_days:
         test_from = last + 1 - round(config.test_days * _DAY_S)
     elif config.test_fraction:
-        test_from = _quantile(seconds, num_events, 1 - config.test_fraction)
+        test_from = time_at(_place(num_events, 1 - config.test_fraction))
     validation_from = test_from
     if config.validation_from:
         validation_from = to_moment(config.validation_from, "validation_from")
@@ -52,13 +57,15 @@ def find_cuts(table: ir.Table, config: PrepareConfig, engine: Engine) -> Cuts:
         before = 1 - config.validation_fraction
         if not (config.test_from or config.test_days):
             before -= config.test_fraction
-            validation_from = _quantile(seconds, num_events, before)
+            validation_from = time_at(_place(num_events, before))
         else:
-            earlier = seconds.filter(seconds.time_s < test_from)
-            num_earlier = earlier.num_until.max().to_pyarrow().as_py() or 0
+            num_earlier = table.filter(table.time_s < test_from).count().to_pyarrow().as_py()
+            if not num_earlier:
+                raise ValueError(_NOTHING_EARLIER)
             place = max(0, num_earlier - round(config.validation_fraction * num_events))
-            validation_from = _time_at(earlier, place)
-    engine.drop("seconds")
+            # The last of the earlier events has no later one among them.
+            validation_from = time_at(min(place, num_earlier - 1))
+    engine.drop("hours")
     if validation_from > test_from:
         raise ValueError(
             f"the validation part begins at {validation_from}, after the test part at {test_from} "
@@ -67,26 +74,38 @@ def find_cuts(table: ir.Table, config: PrepareConfig, engine: Engine) -> Cuts:
     return Cuts(validation_from, test_from)
 
 
-def _count_seconds(table: ir.Table) -> ir.Table:
-    """time_s, each once, and num_until, events until the end of that second."""
-    seconds = table.group_by("time_s").agg(num_events=table.count())
+def _hour(table: ir.Table) -> ir.IntegerValue:
+    return (table.time_s / 3600).floor().cast("int64")
+
+
+def _count_hours(table: ir.Table) -> ir.Table:
+    """hour, each once, its events, num_until, events until its end, and last, of its times."""
+    hours = table.group_by(hour=_hour(table)).agg(num_events=table.count(), last=table.time_s.max())
     # Not a limit with an offset: an engine may number the rows before it sorts them.
-    so_far = ibis.window(order_by="time_s", preceding=None, following=0)
-    return seconds.select("time_s", num_until=seconds.num_events.sum().over(so_far))
+    so_far = ibis.window(order_by="hour", preceding=None, following=0)
+    return hours.mutate(num_until=hours.num_events.sum().over(so_far))
 
 
-def _quantile(seconds: ir.Table, num_events: int, fraction: float) -> int:
+def _place(num_events: int, fraction: float) -> int:
     # round() before the floor: 1 - .1 - .1 is a little below .8.
-    return _time_at(seconds, int(round(fraction * num_events, 6)))
+    return int(round(fraction * num_events, 6))
 
 
-def _time_at(seconds: ir.Table, place: int) -> int:
-    """The time of the event at a place (from 0) in time order."""
-    found = seconds.filter(seconds.num_until > place).agg(time_s=lambda t: t.time_s.min())
-    time_s = found.to_pyarrow()["time_s"][0].as_py()
-    if time_s is None:
-        raise ValueError("no events are left before the test part; check --test_from, --test_days")
-    return time_s
+def _time_at(table: ir.Table, hours: ir.Table, place: int) -> int:
+    """The time of the event at a place (from 0) in time order.
+
+    Found in its hour: a log has few hours, and may have as many seconds as events.
+    """
+    reached = hours.filter(hours.num_until > place)
+    reached = reached.filter(reached.hour == reached.hour.min()).to_pyarrow().to_pylist()
+    if not reached:
+        raise ValueError(_NOTHING_EARLIER)
+    (hour,) = reached
+    events = table.filter(_hour(table) == hour["hour"])
+    seconds = events.group_by("time_s").agg(num_events=events.count())
+    found = seconds.order_by("time_s").to_pyarrow().to_pydict()
+    num_until = np.cumsum(found["num_events"]) + hour["num_until"] - hour["num_events"]
+    return found["time_s"][int(np.argmax(num_until > place))]
 
 
 def by_time(table: ir.Table, cuts: Cuts) -> ir.Table:

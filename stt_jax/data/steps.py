@@ -38,6 +38,7 @@ class Steps:
         self._stored = raw.table.get_name()
         self._num_stored = 0
         self._leaving: list[str] = []  # tables of `drop` that `table` refers to
+        self._few: list[str] = []  # tables of `store_few`
         for count in raw.counts:
             self._add(count)
 
@@ -75,6 +76,9 @@ class Steps:
         leaving = marked.filter(marked.dropped.notnull()).select("source_row", "dropped")
         place = f"leaving_{len(self.counts)}"
         leaving = self.engine.store(place, leaving)
+        for used in self._few:
+            self.engine.drop(used)
+        self._few = []
         dropped = self._count(leaving, "dropped")
         if dropped:
             self.table = self.table.anti_join(leaving, "source_row")
@@ -82,6 +86,12 @@ class Steps:
         else:
             self.engine.drop(place)
         self._end(name, dropped)
+
+    def store_few(self, table: ir.Table) -> ir.Table:
+        """Computes a small table once, for the step that `drop` ends next."""
+        name = f"few_{len(self._few)}"
+        self._few.append(name)
+        return self.engine.store(name, table)
 
     def store(self, table: ir.Table) -> ir.Table:
         """Computes a table once and frees what it was made of."""

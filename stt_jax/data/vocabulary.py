@@ -86,13 +86,3 @@ def encode(table: ir.Table, column: str, values: ir.Table, *, name: str) -> ir.T
     joined = table.left_join(lookup, table[column] == lookup[f"{name}_value"])
     row = joined[f"{name}_row"].fill_null(0).cast("int32")
     return joined.mutate(**{name: row}).drop(f"{name}_value", f"{name}_row", column)
-
-
-def split_line(events: ir.Table, part_names: Sequence[str]) -> ir.StringValue:
-    """Text of an event: "user<TAB>item<TAB>seconds<TAB>part" and a line feed."""
-    part = ibis.cases(
-        *((events.part == number, name) for number, name in enumerate(part_names)), else_=""
-    )
-    return ibis.literal("\t").join(
-        [events.user, events.item, events.time_s.cast("string"), part + "\n"]
-    )

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stt_jax.data.assembly import _whole_users, number_sessions
+from stt_jax.data.assembly import _whole_users, number_sessions, sessions_by_gap, split_lines
 from stt_jax.data.columnfiles import ColumnFiles
 
 
@@ -13,6 +13,27 @@ def test_sessions_are_numbered_by_their_first_event():
     assert (
         number_sessions(users, pa.chunked_array([pa.nulls(6, pa.string())]), 3).tolist() == [0] * 6
     )
+
+
+def test_a_pause_begins_a_session():
+    users = np.array([3, 3, 3, 3, 4, 4, 7])
+    times = np.array([0, 3600, 7201, 7201, 7201, 10_801, 0])
+    found = sessions_by_gap(users, times, 1.0, 10)
+    assert found.tolist() == [11, 11, 12, 12, 13, 13, 14]
+    assert found.dtype == np.int32
+
+
+def test_the_line_of_an_event_is_what_the_docstring_says():
+    events = pa.table(
+        {
+            "user_row": pa.array([1, 0], pa.int32()),
+            "item_text": ["i\u00e9", "j"],
+            "times": pa.array([-5, 1_600_000_000], pa.int64()),
+            "parts": pa.array([0, 2], pa.int8()),
+        }
+    )
+    lines = split_lines(events, pa.array(["a", "b c"])).to_pylist()
+    assert lines == ["b c\ti\u00e9\t-5\ttrain\n", "a\tj\t1600000000\ttest\n"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])

@@ -1,6 +1,4 @@
-import ibis
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from stt_jax.data import features
@@ -85,19 +83,3 @@ def test_cells_are_those_of_the_library():
         assert found[1] == ""
         assert found[0] == h3.latlng_to_cell(40.7, -74, resolution)
         assert found[2] == h3.latlng_to_cell(48.2, 16.4, resolution)
-
-
-def test_a_pause_begins_a_session():
-    table = ibis.memtable(
-        pa.table(
-            {
-                "source_row": [0, 1, 2, 3, 4],
-                "user": ["a", "a", "a", "a", "b"],
-                "time_s": [0, 3600, 7201, 7201, 7201],
-                "time_us": [0] * 5,
-                "session": pa.nulls(5, pa.string()),
-            }
-        )
-    )
-    found = features.sessions_by_gap(table, 1.0).order_by("source_row").to_pyarrow()["session"]
-    assert found.to_pylist() == ["1", "1", "2", "2", "1"]
