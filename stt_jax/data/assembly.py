@@ -194,13 +194,15 @@ def _write_events(
 
 def split_lines(events: pa.Table, user_texts: pa.StringArray) -> pa.ChunkedArray:
     """Text of each event: "user<TAB>item<TAB>seconds<TAB>part" and a line feed."""
+    # Not Arrow's own arrays of texts: they import pandas, which takes a second.
     parts = texts_to_arrow([f"{name}\n" for name in PART_NAMES])
+    (tab,) = texts_to_arrow(["\t"])
     return pc.binary_join_element_wise(
         user_texts.take(events["user_row"]),
         events["item_text"],
         events["times"].cast(pa.string()),
         parts.take(events["parts"]),
-        "\t",
+        tab,
     )
 
 
