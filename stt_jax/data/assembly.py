@@ -137,7 +137,8 @@ def _encode_events(
     table: ir.Table, users: ir.Table, values: Mapping[str, ir.Table], refined: Values
 ) -> ir.Table:
     """The numeric columns of the events, the text of item and session, in stored order."""
-    coded = _number_users(table, users).mutate(item_text=table.item)
+    events = _number_users(table, users)
+    coded = events.mutate(item_text=events.item)
     for field, rows in values.items():
         coded = vocabulary.encode(coded, field, rows, name=f"{field}_row")
     return coded.order_by(*_STORED_ORDER).select(

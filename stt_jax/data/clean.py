@@ -272,8 +272,9 @@ def mark_bots(table: ir.Table, max_events_per_day: int, store: Store = _as_it_is
     """
     users = table.group_by("user").agg(num_events=table.count())
     active = store(users.filter(users.num_events > max_events_per_day))
+    table = table.semi_join(active, "user")
     day = (table.time_s + table.utc_offset_s) / 86_400
-    table = table.semi_join(active, "user").mutate(day=day.floor().cast("int64"))
+    table = table.mutate(day=day.floor().cast("int64"))
     days = table.group_by(["user", "day"]).agg(num_events=table.count())
     busy = days.filter(days.num_events > max_events_per_day)
     busy = store(busy.select("user").distinct())
