@@ -175,6 +175,8 @@ def _clean(
         numbers = {f"numeric_{i}": name for i, name in enumerate(config.numeric)}
         flag = f"--numeric={','.join(config.numeric)}"
         steps.run("numbers", clean.mark_numbers(steps.table, numbers), broken_flag=flag)
+    # Parsed, and rid of the texts: what follows looks at the whole log many times.
+    steps.table = steps.store(steps.table)
     if config.time and not config.keep_duplicates:
         steps.drop("duplicates", clean.mark_duplicates(steps.table, steps.store_few))
     if config.dedupe_window_s:
@@ -274,13 +276,14 @@ def _read_times(
 def _split(steps: Steps, config: PrepareConfig) -> split.Cuts | None:
     """Sets `part` and returns where a split by time has cut."""
     cuts = None
-    table = steps.table
-    if config.split == "time":
+    name, table = f"split: {config.split}", steps.table
+    if config.split == "leave_one_out":
+        steps.replace(name, split.leave_one_out(table, config.validation_users), {})
+    elif config.split == "time":
         cuts = split.find_cuts(table, config, steps.engine)
-        table = split.by_time(table, cuts)
-    elif config.split == "leave_one_out":
-        table = split.leave_one_out(table, config.validation_users)
-    steps.replace(f"split: {config.split}", table, {})
+        steps.run(name, split.by_time(table, cuts))
+    else:
+        steps.run(name, table)
     if steps.table.filter(steps.table.part == TRAIN).count().to_pyarrow().as_py() == 0:
         raise ValueError(f"--split={config.split} leaves no events to train on")
     return cuts
