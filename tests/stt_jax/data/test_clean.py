@@ -242,7 +242,12 @@ def test_a_bot_is_dropped_from_its_first_event_too_many_on(engine):
     assert any(marks(engine, clean.mark_bots(make_events(0, 1, 2), 2)))
     # Rows that an earlier step has taken out are another table's.
     left = events.anti_join(make_events(0), "source_row")
-    assert marks_by_row(engine, clean.mark_bots(left, 2)) == {1: None, 2: None, 3: reason, 4: reason}
+    assert marks_by_row(engine, clean.mark_bots(left, 2)) == {
+        1: None,
+        2: None,
+        3: reason,
+        4: reason,
+    }
 
 
 @settings(
