@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+
+from benchmarks import timing
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "prepare.json"
@@ -181,11 +182,7 @@ def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
     """Puts rows into a result file, each in the place of the one of its name there."""
     before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     found = {row["name"]: row for row in [*before, *rows]}
-    results = {
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "python": platform.python_version(),
-        "rows": list(found.values()),
-    }
+    results = {"environment": timing.environment(), "rows": list(found.values())}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -235,7 +235,10 @@ def _machine(rows: list[dict[str, Any]]) -> str:
 def prepare_table() -> str:
     """What `benchmarks.bench_prepare` found."""
     found = json.loads((RESULTS / "prepare.json").read_text())
+    where = found["environment"]
     lines = [
+        f"{where['processor']}, {where['cores']} cores, Python {where['python']}.",
+        "",
         "| log | rows read | seconds | microseconds a row | seconds of all threads | "
         "most memory, GB | threads that wanted to run before |",
         "|---|---|---|---|---|---|---|",
