@@ -273,6 +273,13 @@ def test_memory_grows_with_the_length_not_with_its_square():
     assert max(growth) <= 2.3, (sizes, growth)
 
 
+def test_tables_as_large_as_they_may_be(backend, monkeypatch):
+    """Every entry has its place, also where those of all tables share one number."""
+    sizes = {"time": 256, "space": 256, "order": 256, "cycle": 255}
+    monkeypatch.setattr(cases, "TABLE_SIZES", sizes)
+    compare(Case(65, packed=True, seed=256), backend)
+
+
 @pytest.mark.parametrize("length", [130, 400])
 def test_what_is_kept_for_the_tables_of_a_gpu_is_cut_by_queries(monkeypatch, length):
     """Every part gives its share, the last and shorter one too."""
