@@ -62,9 +62,9 @@ def find_cuts(table: ir.Table, config: PrepareConfig, engine: Engine) -> Cuts:
             num_earlier = table.filter(table.time_s < test_from).count().to_pyarrow().as_py()
             if not num_earlier:
                 raise ValueError(_NOTHING_EARLIER)
-            place = max(0, num_earlier - round(config.validation_fraction * num_events))
-            # The last of the earlier events has no later one among them.
-            validation_from = time_at(min(place, num_earlier - 1))
+            num_validating = round(config.validation_fraction * num_events)
+            if num_validating:
+                validation_from = time_at(num_earlier - num_validating)
     engine.drop("hours")
     if validation_from > test_from:
         raise ValueError(

@@ -85,9 +85,13 @@ def test_it_lowers_for_a_gpu(monkeypatch):
     assert lower(step, inputs, "cuda", device).count(call_name) == 1
 
 
-def test_the_gradient_of_few_pairs_is_left_to_xla():
-    program = jax.make_jaxpr(lambda *inputs: differentiate(*inputs, None))(*make_inputs(64, 64, 40))
-    assert "pallas_call" not in str(program)
+@pytest.mark.parametrize(("num_items", "by_kernel"), [(64, False), (20_000, True)])
+def test_on_a_gpu_few_pairs_are_left_to_xla(monkeypatch, num_items, by_kernel):
+    interpret(monkeypatch, "triton")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    inputs = make_inputs(64, num_items, 40)
+    program = jax.make_jaxpr(lambda *inputs: differentiate(*inputs, None))(*inputs)
+    assert ("pallas_call" in str(program)) == by_kernel
 
 
 def test_an_implementation_that_cannot_run_here_is_refused():

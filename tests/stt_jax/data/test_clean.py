@@ -215,11 +215,13 @@ def make_events(*events, user="a", item="x"):
 
 def test_near_duplicates_leave_the_first_of_a_chain(engine):
     events = make_events(
-        100, 109, 118, 128, (109, {"item": "y"}), (110, {"user": "b"}), 137.9, (119, {"part": 2})
+        *(100, 109, 118, 128, (109, {"item": "y"}), (110, {"user": "b"}), 137.9),
+        *((119, {"part": 2}), (200, {"item": "z"}), (209, {"item": "z"})),
     )
     dropped = marks_by_row(engine, clean.mark_near_duplicates(events, 10))
     reason = "within 10 s of the same user's last event at the item"
-    assert dropped == {0: None, 1: reason, 2: reason, 3: None, 6: reason}, "4, 5, 7 stand alone"
+    chain = {0: None, 1: reason, 2: reason, 3: None, 6: reason}
+    assert dropped == {**chain, 8: None, 9: reason}, "4, 5, 7 stand alone"
 
 
 def test_events_outside_the_time_window_go(engine):

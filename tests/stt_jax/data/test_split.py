@@ -52,6 +52,13 @@ def test_events_of_the_second_of_the_cut_are_all_later():
     assert parts == [TRAIN] * 6 + [TEST] * 4
 
 
+@pytest.mark.parametrize(("fraction", "sizes"), [(0.2, (6, 2)), (0.01, (8, 0)), (0.85, (0, 8))])
+def test_a_fraction_of_the_log_validates_right_before_the_test(fraction, sizes):
+    log = make_log([3600 * hour for hour in range(10)])
+    parts = parts_by_time(log, test_from="1970-01-01T07:30:00", validation_fraction=fraction)
+    assert parts == [TRAIN] * sizes[0] + [VALIDATION] * sizes[1] + [TEST] * 2
+
+
 def test_a_fraction_of_zero_leaves_its_part_empty():
     table = make_log(list(range(10)))
     assert set(parts_by_time(table, validation_fraction=0.0)) == {TRAIN, TEST}

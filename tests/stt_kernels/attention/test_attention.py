@@ -302,39 +302,50 @@ def test_what_is_kept_for_the_tables_of_a_gpu_is_cut_by_queries(monkeypatch, len
     assert seen == [(num_parts, case.batch, case.heads, block, 16)]
 
 
-def test_blocks_without_an_allowed_pair_are_not_visited(monkeypatch):
+@pytest.mark.parametrize("causal", [True, False])
+def test_blocks_without_an_allowed_pair_are_not_visited(monkeypatch, causal):
     """Of a packed row, those of other segments and later ones are not."""
     cases.interpret(monkeypatch, "triton")
-    length, block = 512, 32
-    segment_ids = np.repeat([1, 2, 3, 0], 128)[None].astype(np.int32)
-    visits = visited(monkeypatch, length, segment_ids)
-    blocks = segment_ids[0, ::block]
-    keys_block = triton_plan.choose_tiles(jnp.float32).forward.block_keys
-    for query_block, segment in enumerate(blocks):
-        first, end = visits[query_block]
+    length, of_segment, tile = 512, 128, triton_plan.choose_tiles(jnp.float32).forward
+    segment_ids = np.repeat([1, 2, 3, 0], of_segment)[None].astype(np.int32)
+    visits = visited(monkeypatch, length, segment_ids, causal)
+    for query_block, (first, end) in enumerate(visits):
+        segment = segment_ids[0, query_block * tile.block_queries]
         if segment == 0:
             assert first == end
             continue
-        start = 128 * (segment - 1) // keys_block
-        assert first == start
-        assert end == query_block * block // keys_block + 1
+        assert first == of_segment * (segment - 1) // tile.block_keys
+        last_key = (query_block + 1) * tile.block_queries if causal else of_segment * segment
+        assert end == -(-last_key // tile.block_keys)
 
 
-def visited(monkeypatch, length, segment_ids):
+def visited(monkeypatch, length, segment_ids, causal):
     """Gives the range of key blocks of each block of queries, of one row."""
-    plan = triton_plan
     seen = []
-    with_ranges = plan.with_ranges
+    with_ranges = triton_plan.with_ranges
 
     def see(*arguments):
         arrays = with_ranges(*arguments)
-        if "query_ranges" in arrays:
-            seen.append(np.asarray(arrays["query_ranges"][0]).T)
+        seen.append(np.asarray(arrays["query_ranges"][0]).T)
         return arrays
 
-    monkeypatch.setattr(plan, "with_ranges", see)
+    monkeypatch.setattr(triton_plan, "with_ranges", see)
     array = jnp.ones((1, length, 1, 16), jnp.float32)
     stt_kernels.spatiotemporal_attention(
-        array, array, array, segment_ids=jnp.asarray(segment_ids), implementation="triton"
+        *(array, array, array),
+        segment_ids=jnp.asarray(segment_ids),
+        causal=causal,
+        implementation="triton",
     )
     return seen[0]
+
+
+def test_a_block_between_others_that_meet_need_not_meet(backend):
+    """What was not written for a tile that nobody visited is not read either."""
+    arrays, tables, options, out_gradient = cases.build(Case(96, 192, packed=True, seed=3))
+    options["segment_ids"][:] = np.repeat([1, 2, 3], 64)
+    options["query_segment_ids"][:] = np.repeat([1, 3, 1], 32)
+    options["query_positions"][:] = 191
+    inputs = arrays, tables, options, out_gradient
+    expected = cases.differentiate(*inputs, "reference")
+    cases.check(cases.differentiate(*inputs, backend), jax.tree.map(np.asarray, expected))
