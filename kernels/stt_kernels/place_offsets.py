@@ -17,7 +17,8 @@ from jax.experimental.pallas import triton as pltriton
 
 from stt_kernels import dispatch
 from stt_kernels.attention import triton
-from stt_kernels.buckets import space_bucket
+from stt_kernels.attention.checks import check_array
+from stt_kernels.buckets import MAX_BUCKETS, space_bucket
 from stt_kernels.materialise import materialised
 
 _FEWEST_PAIRS = 2**20  # below this a scatter is no cost, and whole blocks of items a waste
@@ -50,9 +51,16 @@ def place_offsets(
       float32 [N, V]. Differentiable in the table alone.
 
     Raises:
-      ValueError: an unknown implementation.
+      ValueError: an argument has the wrong shape or dtype; an unknown implementation.
       NotImplementedError: the implementation asked for can't take the call.
     """
+    table_shape, num_queries, num_items = table.shape, places.shape[:1], coords.shape[:1]
+    if len(table_shape) != 2 or not 1 <= table_shape[1] <= MAX_BUCKETS:
+        raise ValueError(f"table must be float32 [C, 1..{MAX_BUCKETS}]; got {list(table_shape)}.")
+    check_array("table", table, table_shape, "float32", "[C, K]")
+    check_array("rows", rows, num_items, "int32", "[V]")
+    check_array("places", places, (*num_queries, 3), "float32", "[N, 3]")
+    check_array("coords", coords, (*num_items, 3), "float32", "[V, 3]")
     enough = len(places) * len(coords) >= _FEWEST_PAIRS
     order = ("triton", "xla") if enough and jax.default_backend() == "gpu" else ("xla",)
     reasons = {"triton": triton.unsupported_device, "xla": lambda: None}

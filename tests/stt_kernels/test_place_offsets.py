@@ -97,3 +97,21 @@ def test_on_a_gpu_few_pairs_are_left_to_xla(monkeypatch, num_items, by_kernel):
 def test_an_implementation_that_cannot_run_here_is_refused():
     with pytest.raises(NotImplementedError, match="triton: it needs a GPU; this is cpu"):
         place_offsets(*make_inputs(4, 4, 40)[:4], implementation="triton")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("table", np.zeros((5, 257), np.float32), r"table must be float32 \[C, 1..256\]"),
+        ("table", np.zeros((5, 40), np.int32), r"table must be float32 \[C, K\]"),
+        ("rows", np.zeros(8, np.int32), r"rows must be int32 \[V\] = \[9\]; got int32 \[8\]"),
+        ("rows", np.zeros(9, np.int64), r"rows must be int32"),
+        ("places", np.zeros((4, 2), np.float32), r"places must be float32 \[N, 3\] = \[4, 3\]"),
+        ("coords", np.zeros((9, 3), np.int32), r"coords must be float32 \[V, 3\]"),
+    ],
+)
+def test_what_has_the_wrong_shape_or_type_is_named(name, wrong, message):
+    names = ("table", "rows", "places", "coords")
+    arguments = dict(zip(names, make_inputs(4, 9, 40), strict=False)) | {name: wrong}
+    with pytest.raises(ValueError, match=message):
+        place_offsets(*arguments.values())
