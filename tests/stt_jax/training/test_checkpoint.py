@@ -26,11 +26,15 @@ MODEL = ModelConfig(
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=8)
 OWNER = "0123456789abcdef"
 
-# Where one array cannot be read, orbax may drop the coroutines of the others half way; Python says
-# so when it collects them.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in.*_read_array:pytest.PytestUnraisableExceptionWarning"
-)
+# Where one array cannot be read, orbax may drop the coroutines of the others half way, and Python
+# says so when it collects them; or a thread of the array store ends later than orbax's event loop.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{what}:pytest.PytestUnraisableExceptionWarning")
+    for what in (
+        "Exception ignored in.*_read_array",
+        "(?s)Exception ignored in. None.*Event loop is closed",
+    )
+]
 
 
 @pytest.fixture(autouse=True)
