@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ibis
@@ -68,12 +70,12 @@ def assemble_log(
     absent = {"category", "name"} - set(steps.table.columns)
     table = steps.table.mutate(**dict.fromkeys(sorted(absent), ibis.null("string")))
     users = engine.store("users", vocabulary.number_users(table))
-    fields = ["item", "category", *refined.contexts.values()]
+    items = engine.store("item_rows", vocabulary.number_items(table))
     values = {
         field: engine.store(f"{field}_rows", vocabulary.number_values(table, field))
-        for field in fields
+        for field in ("category", *refined.contexts.values())
     }
-    of_items = _describe_items(table, values, config)
+    of_items = _describe_items(table, items, values["category"], config)
     dtypes: dict[str, Any] = {
         **EVENT_DTYPES,
         **{f"{column}_row": np.int32 for column in refined.contexts.values()},
@@ -81,10 +83,11 @@ def assemble_log(
         **{column: np.int8 for column in refined.flags.values()},
     }
     events, split_hash = _write_events(
-        engine.stream(_encode_events(table, users, values, refined)),
+        engine.stream(_encode_events(table, users, {"item": items, **values}, refined)),
         ColumnFiles(folder, dtypes),
         of_items["item_categories"],
         users.order_by("user_row").to_pyarrow()["user"].combine_chunks(),
+        items.order_by("row").to_pyarrow()["value"].combine_chunks(),
         config.session_gap_h,
     )
     columns: dict[str, Any] = {
@@ -136,18 +139,20 @@ def _number_users(table: ir.Table, users: ir.Table) -> ir.Table:
 def _encode_events(
     table: ir.Table, users: ir.Table, values: Mapping[str, ir.Table], refined: Values
 ) -> ir.Table:
-    """The numeric columns of the events, the text of item and session, in stored order."""
-    events = _number_users(table, users)
-    coded = events.mutate(item_text=events.item)
+    """The numeric columns of the events and the text of the session, in stored order.
+
+    Each item has its row in `values`, those that training does not know, too: what is sorted here
+    is sorted on disk if the log is large, so it should be narrow.
+    """
+    coded = _number_users(table, users)
     for field, rows in values.items():
         coded = vocabulary.encode(coded, field, rows, name=f"{field}_row")
     return coded.order_by(*_STORED_ORDER).select(
-        "item_text",
+        "user_row",
         *({"session"} & set(table.columns)),
         *(f"{field}_row" for field in values if field.startswith("context_")),
         *refined.numbers.values(),
         *refined.flags.values(),
-        user_row=coded.user_row.cast("int32"),
         items="item_row",
         categories="category_row",
         times="time_s",
@@ -163,6 +168,7 @@ def _write_events(
     files: ColumnFiles,
     item_categories: np.ndarray,
     user_texts: pa.StringArray,
+    item_texts: pa.StringArray,
     session_gap_h: float,
 ) -> tuple[dict[str, np.ndarray], str]:
     """Takes the events of `_encode_events` to disk.
@@ -172,13 +178,19 @@ def _write_events(
     """
     digest = hashlib.sha256()
     num_sessions = 0
-    for events in _whole_users(batches):
-        _hash_texts(digest, split_lines(events, user_texts))
+
+    def with_lines(events: pa.Table) -> tuple[pa.Table, pa.ChunkedArray]:
+        return events, split_lines(events, user_texts, item_texts)
+
+    for events, lines in _at_once(with_lines, _whole_users(batches)):
+        _hash_texts(digest, lines)
         columns = {
             name: to_numpy(column)
             for name, column in zip(events.column_names, events.columns, strict=True)
-            if name not in ("item_text", "session")
+            if name != "session"
         }
+        known = columns["items"] < len(item_categories)
+        columns["items"] = np.where(known, columns["items"], 0)
         users, sessions = columns["user_row"], np.zeros(len(events), np.int32)
         if session_gap_h:
             sessions = sessions_by_gap(users, columns["times"], session_gap_h, num_sessions)
@@ -193,14 +205,33 @@ def _write_events(
     return files.map(), digest.hexdigest()
 
 
-def split_lines(events: pa.Table, user_texts: pa.StringArray) -> pa.ChunkedArray:
-    """Text of each event: "user<TAB>item<TAB>seconds<TAB>part" and a line feed."""
+def _at_once(function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+    """As `map`, on two threads, for what Arrow computes while Python does something else."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        coming: collections.deque[concurrent.futures.Future] = collections.deque()
+        for value in values:
+            coming.append(pool.submit(function, value))
+            if len(coming) > 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def split_lines(
+    events: pa.Table, user_texts: pa.StringArray, item_texts: pa.StringArray
+) -> pa.ChunkedArray:
+    """Text of each event: "user<TAB>item<TAB>seconds<TAB>part" and a line feed.
+
+    Args:
+      events: int32 `user_row` from 0, int32 `items` from 1, int64 `times`, int8 `parts`.
+      user_texts, item_texts: ids in the order of these rows.
+    """
     # Not Arrow's own arrays of texts: they import pandas, which takes a second.
     parts = texts_to_arrow([f"{name}\n" for name in PART_NAMES])
     (tab,) = texts_to_arrow(["\t"])
     return pc.binary_join_element_wise(
         user_texts.take(events["user_row"]),
-        events["item_text"],
+        item_texts.take(pc.subtract(events["items"], pa.scalar(1, pa.int32()))),
         events["times"].cast(pa.string()),
         parts.take(events["parts"]),
         tab,
@@ -304,14 +335,14 @@ def _describe_users(table: ir.Table, users: ir.Table, config: PrepareConfig) -> 
 
 
 def _describe_items(
-    table: ir.Table, values: Mapping[str, ir.Table], config: PrepareConfig
+    table: ir.Table, items: ir.Table, categories: ir.Table, config: PrepareConfig
 ) -> dict[str, Any]:
     """The item columns of a prepared log, each with the unknown item in front."""
     traits = {f"item_trait_{i}": name for i, name in enumerate(config.item_traits)}
     if config.domain:
         traits["domain"] = DOMAIN
-    items = vocabulary.describe_items(table, values["item"], list(traits))
-    items = vocabulary.encode(items, "category", values["category"], name="categories")
+    items = vocabulary.describe_items(table, items, list(traits))
+    items = vocabulary.encode(items, "category", categories, name="categories")
     columns = items.order_by("row").to_pyarrow()
     ids, names = columns["value"].to_pylist(), columns["name"].to_pylist()
     encoded = {

@@ -18,6 +18,7 @@ from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7
 
 _CONDITION = re.compile(r"^(.+?)\s*(<=|>=|!=|\^=|=|<|>)\s*(.*)$", re.DOTALL)
 # Events of a user in their order; `source_row` leaves no tie.
+_VISIT = ("user", "item")
 IN_ORDER = ("time_s", "time_us", "source_row")
 SWAPPED = "latitude and longitude swapped"
 # \z and not $, which for one engine is also the place before a last line feed.
@@ -119,27 +120,27 @@ def mark_bad_ids(
 def read_numbers(table: ir.Table, columns: Sequence[str]) -> ir.Table:
     """Adds a float64 column `<column>_number` for each text column; null for what is no number.
 
-    An engine works out an expression anew wherever it occurs. What has been stored once as a column
-    is not parsed again by the steps that look at it many times. Numbers too large for a float64 are
-    still there as infinity: see `finite`.
+    The text itself stays where it is none. An engine works out an expression anew wherever it
+    occurs: what has been stored once as a column is not parsed again by the steps that look at it
+    many times, and texts are most of what a log takes.
     """
-    return table.mutate(**{f"{column}_number": _parse(table[column]) for column in columns})
+    table = table.mutate(**{f"{column}_number": to_number(table[column]) for column in columns})
+    unread = {column: table[f"{column}_number"].isnull() for column in columns}
+    return table.mutate(**{one: isnull.ifelse(table[one], None) for one, isnull in unread.items()})
 
 
-def mark_places(table: ir.Table) -> ir.Table:
-    """Turns text `latitude`, `longitude` into `latitude_e7`, `longitude_e7`; adds `changed`.
+def read_places(table: ir.Table) -> ir.Table:
+    """Turns text `latitude`, `longitude` into what `mark_places` looks at, to be stored once.
 
-    An impossible place does not make the event untrue: it stays, and its place becomes unknown.
-    So does (0, 0), a spot in the open sea where devices without a fix report to be. A latitude
-    that is impossible but would do as a longitude, with a longitude that would do as a latitude,
-    was written the wrong way round: the two are swapped.
-
-    Args:
-      table: the two texts and their `read_numbers`.
+    That is int32 `latitude_e7`, `longitude_e7`, UNKNOWN_E7 where not known; `place_change`, why it
+    is not what was written, null where it is; and there also `place`, both texts.
     """
-    latitude, longitude = finite(table.latitude_number), finite(table.longitude_number)
+    table = table.mutate(
+        latitude_number=to_number(table.latitude), longitude_number=to_number(table.longitude)
+    )
+    latitude, longitude = table.latitude_number, table.longitude_number
     swapped = (latitude.abs() > 90) & (latitude.abs() <= 180) & (longitude.abs() <= 90)
-    changed = ibis.cases(
+    change = ibis.cases(
         (table.latitude.isnull() & table.longitude.isnull(), None),
         (table.latitude.isnull() | table.longitude.isnull(), "only one of two coordinates"),
         (latitude.isnull() | longitude.isnull(), "coordinate is not a number"),
@@ -151,12 +152,25 @@ def mark_places(table: ir.Table) -> ir.Table:
     ).cast("string")
     possible = (latitude.abs() <= 90) & (longitude.abs() <= 180)
     known = swapped | (possible & ((latitude != 0) | (longitude != 0)))
-    return table.mutate(
+    place = table.latitude.fill_null("") + ", " + table.longitude.fill_null("")
+    table = table.mutate(
         latitude_e7=_to_e7(known, swapped.ifelse(longitude, latitude)),
         longitude_e7=_to_e7(known, swapped.ifelse(latitude, longitude)),
-        changed=changed,
-        sample=table.latitude.fill_null("") + ", " + table.longitude.fill_null(""),
-    ).drop("latitude", "longitude", "latitude_number", "longitude_number")
+        place_change=change,
+    )
+    table = table.mutate(place=table.place_change.isnull().ifelse(None, place))
+    return table.drop("latitude", "longitude", "latitude_number", "longitude_number")
+
+
+def mark_places(table: ir.Table) -> ir.Table:
+    """Adds `changed` and `sample` to `read_places`.
+
+    An impossible place does not make the event untrue: it stays, and its place becomes unknown.
+    So does (0, 0), a spot in the open sea where devices without a fix report to be. A latitude
+    that is impossible but would do as a longitude, with a longitude that would do as a latitude,
+    was written the wrong way round: the two are swapped.
+    """
+    return table.rename(changed="place_change", sample="place")
 
 
 def to_number(text: ir.StringValue) -> ir.FloatingValue:
@@ -164,15 +178,7 @@ def to_number(text: ir.StringValue) -> ir.FloatingValue:
 
     The pattern keeps out what only one engine reads: "1d", "0x1F", "1_000", "nan", "infinity".
     """
-    return finite(_parse(text))
-
-
-def _parse(text: ir.StringValue) -> ir.FloatingValue:
-    return text.re_search(_NUMBER).ifelse(text, None).try_cast("float64")
-
-
-def finite(number: ir.FloatingValue) -> ir.FloatingValue:
-    """The number, null where it is infinite."""
+    number = text.re_search(_NUMBER).ifelse(text, None).try_cast("float64")
     return (number.abs() <= _LARGEST).ifelse(number, None)
 
 
@@ -189,13 +195,12 @@ def mark_numbers(table: ir.Table, columns: Mapping[str, str]) -> ir.Table:
     """Turns text columns into float64; adds `changed` and `sample` for what is no number.
 
     Args:
-      table: text columns, null where missing, and their `read_numbers`.
+      table: `read_numbers` of text columns.
       columns: column of `table` -> its name in the files.
     """
-    numbers = {column: finite(table[f"{column}_number"]) for column in columns}
+    numbers = {column: table[f"{column}_number"] for column in columns}
     branches = [
-        (table[column].notnull() & number.isnull(), f"{columns[column]} is not a number")
-        for column, number in numbers.items()
+        (table[column].notnull(), f"{name} is not a number") for column, name in columns.items()
     ]
     sample = ibis.literal(", ").join([table[column].fill_null("") for column in columns])
     changed = ibis.cases(*branches, else_=None).cast("string")
@@ -213,7 +218,15 @@ def mark_outside(table: ir.Table, from_s: int | None, to_s: int | None) -> ir.Ta
     return table.mutate(dropped=ibis.cases(*branches, else_=None).cast("string"))
 
 
-def mark_duplicates(table: ir.Table, store: Store = _as_it_is) -> ir.Table:
+def find_revisits(table: ir.Table) -> ir.Table:
+    """(user, item) of which there is more than one event: only those can be duplicates."""
+    pairs = table.group_by(_VISIT).agg(num_events=table.count())
+    return pairs.filter(pairs.num_events > 1)
+
+
+def mark_duplicates(
+    table: ir.Table, revisits: ir.Table | None = None, store: Store = _as_it_is
+) -> ir.Table:
     """Adds `dropped` to rows that equal an earlier row in every column but `source_row`.
 
     Of a log's many columns only those of rows are compared, and given, that share user, item and
@@ -221,10 +234,12 @@ def mark_duplicates(table: ir.Table, store: Store = _as_it_is) -> ir.Table:
 
     Args:
       table: rows.
+      revisits: stored `find_revisits`; None looks for them here.
       store: computes a small table once. An engine that does not know how few rows another one has
         may take the whole log into memory to look them up in it.
     """
-    moment = ["user", "item", "time_s"]
+    table = table.semi_join(find_revisits(table) if revisits is None else revisits, _VISIT)
+    moment = [*_VISIT, "time_s"]
     shared = table.group_by(moment).agg(num_rows=table.count())
     shared = store(shared.filter(shared.num_rows > 1))
     table = table.semi_join(shared, moment)
@@ -234,7 +249,9 @@ def mark_duplicates(table: ir.Table, store: Store = _as_it_is) -> ir.Table:
     return table.mutate(dropped=dropped)
 
 
-def mark_near_duplicates(table: ir.Table, window_s: float, store: Store = _as_it_is) -> ir.Table:
+def mark_near_duplicates(
+    table: ir.Table, window_s: float, revisits: ir.Table | None = None
+) -> ir.Table:
     """Adds `dropped` to events less than `window_s` after the person's last one at the same item.
 
     A chain of events each of which is near the one before keeps its first only, so a second run
@@ -244,13 +261,10 @@ def mark_near_duplicates(table: ir.Table, window_s: float, store: Store = _as_it
     Args:
       table: events.
       window_s: seconds.
-      store: as of `mark_duplicates`.
+      revisits: as of `mark_duplicates`.
     """
-    visits = ["part", "user", "item"]
-    repeated = table.group_by(visits).agg(num_events=table.count())
-    repeated = store(repeated.filter(repeated.num_events > 1))
-    table = table.semi_join(repeated, visits)
-    window = ibis.window(group_by=visits, order_by=IN_ORDER)
+    table = table.semi_join(find_revisits(table) if revisits is None else revisits, _VISIT)
+    window = ibis.window(group_by=["part", *_VISIT], order_by=IN_ORDER)
     gap_us = (table.time_s - table.time_s.lag().over(window)) * 1_000_000
     gap_us += table.time_us - table.time_us.lag().over(window)
     near = gap_us < round(window_s * 1e6)

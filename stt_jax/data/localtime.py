@@ -12,7 +12,7 @@ import pyarrow as pa
 from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
-from stt_jax.data.clean import finite, to_nearest
+from stt_jax.data.clean import to_nearest
 from stt_jax.data.columns import fetch_columns
 from stt_jax.data.engine import Engine
 
@@ -144,18 +144,18 @@ def mark_offsets(table: ir.Table) -> ir.Table:
     """Turns text `utc_offset` (minutes) into `utc_offset_s`; adds `changed`, `sample`.
 
     Args:
-      table: the text and its `clean.read_numbers`.
+      table: `clean.read_numbers` of the text.
     """
-    minutes = finite(table.utc_offset_number)
+    minutes = table.utc_offset_number
     possible = (minutes.abs() <= MAX_OFFSET_MIN).fill_null(False)
     return table.mutate(
         utc_offset_s=possible.ifelse(to_nearest(minutes * 60), 0).cast("int64"),
         changed=ibis.cases(
-            (table.utc_offset.isnull(), "UTC offset is empty"),
+            (table.utc_offset.isnull() & minutes.isnull(), "UTC offset is empty"),
             (~possible, f"UTC offset is not a number of minutes within {MAX_OFFSET_MIN}"),
             else_=None,
         ).cast("string"),
-        sample=table.utc_offset,
+        sample=table.utc_offset.fill_null(minutes.cast("string")),
     ).drop("utc_offset", "utc_offset_number")
 
 

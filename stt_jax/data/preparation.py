@@ -175,13 +175,19 @@ def _clean(
         numbers = {f"numeric_{i}": name for i, name in enumerate(config.numeric)}
         flag = f"--numeric={','.join(config.numeric)}"
         steps.run("numbers", clean.mark_numbers(steps.table, numbers), broken_flag=flag)
-    # Parsed, and rid of the texts: what follows looks at the whole log many times.
-    steps.table = steps.store(steps.table)
-    if config.time and not config.keep_duplicates:
-        steps.drop("duplicates", clean.mark_duplicates(steps.table, steps.store_few))
-    if config.dedupe_window_s:
-        marked = clean.mark_near_duplicates(steps.table, config.dedupe_window_s, steps.store_few)
-        steps.drop("near duplicates", marked)
+    if steps.num_rows < raw.num_rows or config.timezone or config.time_from or config.time_to:
+        # What follows looks at the whole log many times.
+        steps.table = steps.store(steps.table)
+    exact = bool(config.time) and not config.keep_duplicates
+    if exact or config.dedupe_window_s:
+        revisits = steps.engine.store("revisits", clean.find_revisits(steps.table))
+        if exact:
+            marked = clean.mark_duplicates(steps.table, revisits, steps.store_few)
+            steps.drop("duplicates", marked)
+        if config.dedupe_window_s:
+            marked = clean.mark_near_duplicates(steps.table, config.dedupe_window_s, revisits)
+            steps.drop("near duplicates", marked)
+        steps.engine.drop("revisits")
     if config.max_events_per_day:
         marked = clean.mark_bots(steps.table, config.max_events_per_day, steps.store_few)
         steps.drop("bots", marked)
@@ -214,9 +220,9 @@ def _find_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:
 def _select_roles(
     config: PrepareConfig, engine: Engine, table: ir.Table, *, columns: Mapping[str, str]
 ) -> ir.Table:
-    """One text column for each role that the log has, null where missing.
+    """One column for each role that the log has, null where missing.
 
-    Beside the texts that are numbers or times stands what they read as, for the steps to come.
+    Times, places and numbers as they read, with the text where they do not.
     """
     names = {role: getattr(config, flag) for role, flag in ROLE_FLAGS.items()}
     names |= {f"context_{i}": name for i, name in enumerate(config.context)}
@@ -227,10 +233,10 @@ def _select_roles(
     }
     texts = {role: table[columns[name]].nullif("") for role, name in names.items() if name}
     table = table.select("source_row", "part", **texts)
-    roles = [role for role in ("utc_offset", "latitude", "longitude") if role in texts]
-    table = clean.read_numbers(
-        table, roles + [name for name in names if name.startswith("numeric_")]
-    )
+    numbers = [role for role in texts if role == "utc_offset" or role.startswith("numeric_")]
+    table = clean.read_numbers(table, numbers)
+    if config.latitude:
+        table = clean.read_places(table)
     return times.read_times(table, config.time_format, engine) if config.time else table
 
 
@@ -243,7 +249,10 @@ def _read_times(
         return Clock("none, in the order of the rows", "none")
     flag = f"--time={config.time}"
     reading = times.choose_reading(
-        steps.table, time_format=config.time_format, flag=flag, where=raw.where
+        steps.table,
+        time_format=config.time_format,
+        flag=flag,
+        show=lambda row: raw.show(row, config.time),
     )
     steps.run(
         f"times: {config.time} read as {reading.description}",

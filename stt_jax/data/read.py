@@ -45,7 +45,7 @@ class RawLog:
       columns: name in the files -> name in `table`. A name that only the table of items or that of
         people has is there too: they are joined on.
       first_rows: source row of the first row of each file, ascending.
-      paths: the file of each entry of `first_rows`.
+      files: the file of each entry of `first_rows`.
       counts: what reading and joining did to the rows.
       num_rows: rows of `table`.
       is_selected: `table` has the columns that `select` of `read_log` gave, instead of those.
@@ -54,15 +54,29 @@ class RawLog:
     table: ir.Table
     columns: dict[str, str]
     first_rows: tuple[int, ...]
-    paths: tuple[pathlib.Path, ...]
+    files: tuple[LogFile, ...]
     counts: tuple[StepCount, ...]
     num_rows: int
     is_selected: bool
 
     def where(self, source_row: int) -> str:
         """The file and the row in it (from 1, without the header) of a source row."""
+        file, row = self._find(source_row)
+        return f"{file.path} row {row + 1}"
+
+    def show(self, source_row: int, name: str) -> str:
+        """`where`, and the text of a column there, for which the file is read once more."""
+        file, row = self._find(source_row)
+        if name in file.names:
+            for batch in file.batches([file.names.index(name)]):
+                if row < len(batch):
+                    return f"{self.where(source_row)} {batch.column(0)[row].as_py()!r}"
+                row -= len(batch)
+        return self.where(source_row)
+
+    def _find(self, source_row: int) -> tuple[LogFile, int]:
         file = bisect.bisect_right(self.first_rows, source_row) - 1
-        return f"{self.paths[file]} row {source_row - self.first_rows[file] + 1}"
+        return self.files[file], source_row - self.first_rows[file]
 
 
 def read_log(config: PrepareConfig, engine: Engine, select: SelectColumns | None = None) -> RawLog:
@@ -218,7 +232,7 @@ def _load_files(
         table=table,
         columns=columns,
         first_rows=tuple(first_rows),
-        paths=tuple(file.path for file, _ in files),
+        files=tuple(file for file, _ in files),
         counts=tuple(counts),
         num_rows=num_rows,
         is_selected=select is not None,

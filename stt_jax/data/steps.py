@@ -58,7 +58,7 @@ class Steps:
         for column in counted:
             if column in marked.columns:
                 counted[column] = self._count(marked, column, broken_flag)
-        kept = marked.filter(marked.dropped.isnull()) if "dropped" in marked.columns else marked
+        kept = marked.filter(marked.dropped.isnull()) if counted["dropped"] else marked
         kept = kept.drop(*({"dropped", "changed", "sample"} & set(kept.columns)))
         self.table = self.engine.view(f"view_{len(self.counts)}", kept)
         self._end(name, **counted)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import ibis
 from ibis.expr import types as ir
 
-from stt_jax.data.clean import read_numbers, to_nearest
+from stt_jax.data.clean import read_numbers, to_nearest, to_number
 from stt_jax.data.engine import Engine
 
 _DAY = r"\d{4}-\d{2}-\d{2}"
@@ -35,6 +35,7 @@ _UNITS_PER_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6}
 _UNITS_PER_SECOND["nanoseconds"] = 10**9
 _DATE_DIGITS_KIND = "date digits"
 _OTHER = "other"
+_CODES = {kind: code for code, kind in enumerate((*KINDS, _DATE_DIGITS_KIND, _OTHER))}
 _MICROS = 1_000_000
 FORMAT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
 
@@ -55,63 +56,81 @@ class TimeReading:
 
 
 def read_times(table: ir.Table, time_format: str, engine: Engine) -> ir.Table:
-    """Adds beside text `time` what `choose_reading` and `mark_times` look at, to be stored once.
+    """Reads text `time`, for `choose_reading` and `mark_times`, to be stored once.
 
-    `time_micros`, int64, is what the clock shows, counted from 1970, null where the text is no time
-    on a clock; `zone_s`, int64, the offset written with it, else 0. Unless `time_format` is a
-    pattern: `time_number`, float64, and `time_kind`, text, null where there is no time.
+    Adds `time_s`, int64, seconds since 1970 that the clock shows (floor), and `time_us`, int32, the
+    rest of the second, both null where the text is no time; and `zone_s`, int32, the offset written
+    with it, else 0. Unless `time_format` is a pattern or a unit also `time_kind`, int8, the place
+    in `_CODES` of what the text looks like, null where there is none. `time` itself stays only
+    where it was not read, or may be read in two ways: texts are most of what a log takes.
 
     Raises:
       ValueError: there is no such format.
     """
-    if time_format and (pattern := _named_reading(time_format).pattern):
-        moment = engine.parse_time(table.time, pattern)
-        return table.mutate(time_micros=engine.to_micros(moment), zone_s=ibis.literal(0, "int64"))
-    table = read_numbers(table, ["time"])
+    reading = _named_reading(time_format) if time_format else None
+    if reading and reading.pattern:
+        table = table.mutate(micros=engine.to_micros(engine.parse_time(table.time, time_format)))
+        read = _split_micros(table.micros)
+        return _keep_unread(table.mutate(**read, zone_s=ibis.literal(0, "int32")).drop("micros"))
+    table = read_numbers(table.mutate(text=table.time), ["text"]).drop("text")
+    if reading and reading.kinds[0] in _UNITS_PER_SECOND:
+        read = _split_numbers(table.text_number, _UNITS_PER_SECOND[reading.kinds[0]])
+        table = table.mutate(**read, zone_s=ibis.literal(0, "int32"))
+        return _keep_unread(table.drop("text_number"))
     # One search tells both kinds of text apart: most of the work is in searching.
-    wall = table.time_number.isnull().ifelse(table.time.re_extract(_CLOCK, 1), None).nullif("")
+    wall = table.text_number.isnull().ifelse(table.time.re_extract(_CLOCK, 1), None).nullif("")
     zoned = wall.length() < table.time.length()
     # Most logs are in UTC and say so by a letter: no need to look for digits.
     has_digits = zoned & ~table.time.endswith("Z")
-    return table.mutate(
-        time_kind=_kind(table.time, table.time_number, wall),
-        time_micros=engine.to_micros(wall.try_cast("timestamp")),
-        zone_s=has_digits.ifelse(_read_zone(table.time), 0),
+    table = table.mutate(
+        time_kind=_kind(table.time, table.text_number, wall),
+        micros=engine.to_micros(wall.try_cast("timestamp")),
+        zone_s=has_digits.ifelse(_read_zone(table.time), 0).cast("int32"),
     )
+    read = _split_micros(table.micros)
+    if not reading:
+        units = [(table.time_kind == _CODES[kind], n) for kind, n in _UNITS_PER_SECOND.items()]
+        unit = ibis.cases(*units, else_=None).cast("float64")
+        of_number = _split_numbers(table.text_number, unit)
+        read = {name: of_number[name].fill_null(of_wall) for name, of_wall in read.items()}
+    return _keep_unread(table.mutate(**read).drop("text_number", "micros"))
+
+
+def _keep_unread(table: ir.Table) -> ir.Table:
+    return table.mutate(time=table.time_s.isnull().ifelse(table.time, None))
 
 
 def choose_reading(
-    table: ir.Table, *, time_format: str, flag: str, where: Callable[[int], str]
+    table: ir.Table, *, time_format: str, flag: str, show: Callable[[int], str]
 ) -> TimeReading:
     """The reading that `time_format` names, or else the one that the data show.
 
     Args:
-      table: text `time`, null where missing, its `read_times`, and `source_row`.
+      table: `source_row` and its `read_times`.
       time_format: as --time_format; empty to find it from the data.
       flag: "--time=ts", to begin error messages.
-      where: source row -> words for it.
+      show: source row -> words for it and its time.
 
     Raises:
       ValueError: no known format, or two of them in one column; names a row and its value.
     """
     if time_format:
         return _named_reading(time_format)
-    table = table.select("source_row", "time", kind="time_kind")
-    table = table.filter(table.kind.notnull())
-    found = table.group_by("kind").agg(
-        count=table.count(), first=table.source_row.min(), text=table.time.argmin(table.source_row)
-    )
+    table = table.select("source_row", kind="time_kind")
+    found = table.group_by("kind").agg(count=table.count(), first=table.source_row.min())
+    names = list(_CODES)
     seen = {
-        row["kind"]: _Seen(row["count"], f"{where(row['first'])} {row['text']!r}")
+        names[row["kind"]]: _Seen(row["count"], row["first"])
         for row in found.to_pyarrow().to_pylist()
+        if row["kind"] is not None
     }
-    return _reading_of(seen, flag)
+    return _reading_of(seen, flag, show)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
     count: int
-    first: str
+    first: int  # source row
 
 
 def _named_reading(time_format: str) -> TimeReading:
@@ -134,34 +153,37 @@ def _named_reading(time_format: str) -> TimeReading:
 
 def _kind(
     times: ir.StringColumn, numbers: ir.FloatingColumn, walls: ir.StringColumn
-) -> ir.StringColumn:
+) -> ir.IntegerColumn:
+    """The place in `_CODES`, int8."""
     number = numbers.abs()
     of_number = ibis.cases(
-        (times.re_search(_DATE_DIGITS), _DATE_DIGITS_KIND),
+        (times.re_search(_DATE_DIGITS), _CODES[_DATE_DIGITS_KIND]),
         # Not what has spaces around it.
-        (~times.re_search(_NUMBER), _OTHER),
-        (number < 1e11, "seconds"),
-        (number < 1e14, "milliseconds"),
-        (number < 1e17, "microseconds"),
-        (number < 1e20, "nanoseconds"),
-        else_=_OTHER,
+        (~times.re_search(_NUMBER), _CODES[_OTHER]),
+        (number < 1e11, _CODES["seconds"]),
+        (number < 1e14, _CODES["milliseconds"]),
+        (number < 1e17, _CODES["microseconds"]),
+        (number < 1e20, _CODES["nanoseconds"]),
+        else_=_CODES[_OTHER],
     )
     return ibis.cases(
-        (times.isnull(), ibis.null("string")),
+        (times.isnull(), ibis.null("int8")),
         (numbers.notnull(), of_number),
-        (walls.isnull(), _OTHER),
-        (walls.length() < times.length(), "iso_zone"),
-        else_="iso",
-    )
+        (walls.isnull(), _CODES[_OTHER]),
+        (walls.length() < times.length(), _CODES["iso_zone"]),
+        else_=_CODES["iso"],
+    ).cast("int8")
 
 
-def _reading_of(seen: Mapping[str, _Seen], flag: str) -> TimeReading:
+def _reading_of(
+    seen: Mapping[str, _Seen], flag: str, show: Callable[[int], str]
+) -> TimeReading:
     seen = dict(seen)
     numbers = [kind for kind in seen if kind in _UNITS_PER_SECOND]
     digits = seen.get(_DATE_DIGITS_KIND)
     if digits and not numbers:
         raise ValueError(
-            f"{flag}: {digits.first} may be a date in digits or a number of seconds; say which: "
+            f"{flag}: {show(digits.first)} may be a date in digits or a number of seconds; say which: "
             "--time_format=%Y%m%d or --time_format=seconds"
         )
     known = [kind for kind in KINDS if kind in seen]
@@ -169,12 +191,12 @@ def _reading_of(seen: Mapping[str, _Seen], flag: str) -> TimeReading:
         main = max(known, key=lambda kind: seen[kind].count)
         odd = min((kind for kind in known if kind != main), key=lambda kind: seen[kind].count)
         raise ValueError(
-            f"{flag}: times are written in several ways: {seen[odd].first} reads as {KINDS[odd]} "
-            f"({seen[odd].count} rows), {seen[main].first} as {KINDS[main]} ({seen[main].count} "
+            f"{flag}: times are written in several ways: {show(seen[odd].first)} reads as {KINDS[odd]} "
+            f"({seen[odd].count} rows), {show(seen[main].first)} as {KINDS[main]} ({seen[main].count} "
             "rows). Make them alike, or name the right one by --time_format"
         )
     if not known:
-        example = seen[_OTHER].first if _OTHER in seen else "every value is empty"
+        example = show(seen[_OTHER].first) if _OTHER in seen else "every value is empty"
         raise ValueError(
             f"{flag}: the format of the times is not known: {example}. Give --time_format, e.g. "
             "--time_format='%d/%m/%Y %H:%M'; or is it another column?"
@@ -183,43 +205,50 @@ def _reading_of(seen: Mapping[str, _Seen], flag: str) -> TimeReading:
 
 
 def mark_times(table: ir.Table, reading: TimeReading) -> ir.Table:
-    """Turns text `time` with its `read_times` into numbers; adds `dropped` and `sample`.
+    """Drops what `read_times` was not sure of, or takes it as `reading`; adds `dropped`, `sample`.
 
-    The numbers are int64 `time_s` (unix seconds, floor), `time_us` (the rest of the second) and
-    `zone_s` (the offset written with the time, else 0). Where bool `is_zoned` is False, the time
-    says no zone and comes out as if it were UTC.
+    `time_s` and `time_us` stay, and `zone_s`, the offset that is taken off `time_s`. Where bool
+    `is_zoned` is False, the time says no zone and comes out as if it were UTC.
     """
     is_zoned: ir.BooleanValue = ibis.literal("%z" in reading.pattern or not reading.pattern)
     if "iso" in reading.kinds:
-        is_zoned = table.time_kind != "iso"
-    (kind, *_) = reading.kinds
-    if kind in _UNITS_PER_SECOND:
-        time_s, time_us = _read_numbers(table.time_number, _UNITS_PER_SECOND[kind])
-    else:
-        time_us = (table.time_micros % _MICROS + _MICROS) % _MICROS  # the sign of % is the time's
-        time_s = ((table.time_micros - time_us) / _MICROS).cast("int64") - table.zone_s
+        is_zoned = table.time_kind != _CODES["iso"]
+    time_s, time_us = table.time_s, table.time_us
+    if (unit := _UNITS_PER_SECOND.get(reading.kinds[0])) and "time_kind" in table.columns:
+        # Digits that might have been a date, or a number with spaces around it.
+        late = _split_numbers(to_number(table.time), unit)
+        time_s, time_us = time_s.fill_null(late["time_s"]), time_us.fill_null(late["time_us"])
     dropped = ibis.cases(
-        (table.time.isnull(), "time is empty"),
+        (table.time.isnull() & time_s.isnull(), "time is empty"),
         (time_s.isnull(), f"time is not {reading.description}"),
         else_=None,
     ).cast("string")
     table = table.mutate(
-        time_s=time_s,
+        time_s=time_s - table.zone_s,
         time_us=time_us,
         is_zoned=is_zoned,
         dropped=dropped,
         sample=table.time,
     )
-    read = {"time", "time_kind", "time_number", "time_micros"}
-    return table.drop(*(read & set(table.columns)))
+    return table.drop(*({"time", "time_kind"} & set(table.columns)))
 
 
-def _read_numbers(numbers: ir.FloatingColumn, per_second: int) -> tuple[ir.Value, ir.Value]:
+def _split_micros(micros: ir.IntegerValue) -> dict[str, ir.Value]:
+    rest = (micros % _MICROS + _MICROS) % _MICROS  # the sign of % is the time's
+    return {
+        "time_s": ((micros - rest) / _MICROS).cast("int64"),
+        "time_us": rest.cast("int32"),
+    }
+
+
+def _split_numbers(
+    numbers: ir.FloatingValue, per_second: int | ir.FloatingValue
+) -> dict[str, ir.Value]:
     # float64 holds every number of milliseconds or microseconds until the year 2255.
     number = (numbers.abs() < 1e11 * per_second).ifelse(numbers, None)
     seconds = (number / per_second).floor()
     micros = to_nearest((number - seconds * per_second) * (1e6 / per_second))
-    return seconds.cast("int64"), micros.cast("int64")
+    return {"time_s": seconds.cast("int64"), "time_us": micros.cast("int32")}
 
 
 def _read_zone(times: ir.StringColumn) -> ir.IntegerValue:

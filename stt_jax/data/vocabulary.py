@@ -20,7 +20,7 @@ def number_users(table: ir.Table) -> ir.Table:
         count=table.count(), train_count=(table.part == TRAIN).sum().cast("int64")
     )
     order = [ibis.desc(users.train_count > 0), users.user]
-    return users.mutate(user_row=ibis.row_number().over(order_by=order).cast("int64"))
+    return users.mutate(user_row=ibis.row_number().over(order_by=order).cast("int32"))
 
 
 def number_values(table: ir.Table, column: str) -> ir.Table:
@@ -31,13 +31,25 @@ def number_values(table: ir.Table, column: str) -> ir.Table:
     return values.mutate(row=(ibis.row_number().over(order_by=order) + 1).cast("int32"))
 
 
+def number_items(table: ir.Table) -> ir.Table:
+    """The same of all items: those without training events stand last, with a `train_count` of 0.
+
+    Their rows are for whoever needs their texts; in a prepared log they are the unknown item.
+    """
+    items = table.group_by(value=table.item).agg(
+        train_count=(table.part == TRAIN).sum().cast("int64")
+    )
+    order = [ibis.desc(items.train_count), items.value]
+    return items.mutate(row=(ibis.row_number().over(order_by=order) + 1).cast("int32"))
+
+
 def describe_items(table: ir.Table, items: ir.Table, traits: Sequence[str]) -> ir.Table:
-    """`items` (value, row, train_count) with each item's name, category, traits and place.
+    """Items with training events, with each one's name, category, traits and place.
 
     Args:
       table: events with text `item`, `name`, `category`, the traits, and int32 `latitude_e7`,
         `longitude_e7`.
-      items: `number_values(table, "item")`.
+      items: `number_items(table)`.
       traits: further text columns.
 
     Returns:
@@ -45,6 +57,7 @@ def describe_items(table: ir.Table, items: ir.Table, traits: Sequence[str]) -> i
       null if none), latitude_e7, longitude_e7 (lower medians), in the order of `row`.
     """
     train = table.filter(table.part == TRAIN)
+    items = items.filter(items.train_count > 0)
     for column in ("name", "category", *traits):
         items = _look_up(items, most_frequent(train, column, of="item"))
     for column in ("latitude_e7", "longitude_e7"):

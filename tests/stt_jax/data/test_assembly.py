@@ -27,12 +27,12 @@ def test_the_line_of_an_event_is_what_the_docstring_says():
     events = pa.table(
         {
             "user_row": pa.array([1, 0], pa.int32()),
-            "item_text": ["i\u00e9", "j"],
+            "items": pa.array([2, 1], pa.int32()),
             "times": pa.array([-5, 1_600_000_000], pa.int64()),
             "parts": pa.array([0, 2], pa.int8()),
         }
     )
-    lines = split_lines(events, pa.array(["a", "b c"])).to_pylist()
+    lines = split_lines(events, pa.array(["a", "b c"]), pa.array(["j", "i\u00e9"])).to_pylist()
     assert lines == ["b c\ti\u00e9\t-5\ttrain\n", "a\tj\t1600000000\ttest\n"]
 
 

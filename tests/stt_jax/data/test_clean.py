@@ -96,7 +96,7 @@ def test_impossible_places_become_unknown(engine):
         ("0", "5", None),
     ]
     table = make(latitude=[p[0] for p in places], longitude=[p[1] for p in places])
-    marked = clean.mark_places(clean.read_numbers(table, ["latitude", "longitude"]))
+    marked = clean.mark_places(clean.read_places(table))
     assert marks(engine, marked, "changed") == [p[2] for p in places]
     latitudes = marks(engine, marked, "latitude_e7")
     longitudes = marks(engine, marked, "longitude_e7")
@@ -108,9 +108,7 @@ def test_impossible_places_become_unknown(engine):
 
 def test_degrees_are_rounded_not_cut(engine):
     texts = [f"{degree + 0.1234567:.7f}" for degree in range(-89, 89)]
-    marked = clean.mark_places(
-        clean.read_numbers(make(latitude=texts, longitude=texts), ["latitude", "longitude"])
-    )
+    marked = clean.mark_places(clean.read_places(make(latitude=texts, longitude=texts)))
     wanted = [int(text.replace(".", "")) for text in texts]
     assert marks(engine, marked, "latitude_e7") == wanted
 
@@ -166,7 +164,7 @@ def test_core_is_the_fixed_point(engine):
 
 def test_swapped_coordinates_are_put_right(engine):
     table = make(latitude=["-114.1", "95", "200"], longitude=["51.04", "95", "51"])
-    marked = clean.mark_places(clean.read_numbers(table, ["latitude", "longitude"]))
+    marked = clean.mark_places(clean.read_places(table))
     assert marks(engine, marked, "changed") == [
         "latitude and longitude swapped",
         "latitude beyond 90",

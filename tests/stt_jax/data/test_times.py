@@ -20,7 +20,10 @@ def read_times(texts, engine, time_format=""):
     rows = pa.table({"source_row": list(range(len(texts))), "time": pa.array(texts, pa.string())})
     table = times.read_times(ibis.memtable(rows), time_format, engine)
     reading = times.choose_reading(
-        table, time_format=time_format, flag="--time=t", where=lambda row: f"row {row + 1}"
+        table,
+        time_format=time_format,
+        flag="--time=t",
+        show=lambda row: f"row {row + 1} {texts[row]!r}",
     )
     marked = times.mark_times(table, reading)
     marked = marked.order_by("source_row").to_pyarrow()
