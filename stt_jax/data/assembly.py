@@ -18,7 +18,7 @@ from ibis.expr import types as ir
 
 from stt_jax.config import DOMAIN, PrepareConfig
 from stt_jax.data import store, vocabulary
-from stt_jax.data.arrays import texts_to_arrow, to_numpy
+from stt_jax.data.arrays import texts_to_arrow, to_arrow, to_numpy
 from stt_jax.data.columnfiles import ColumnFiles
 from stt_jax.data.findings import describe_log, find_warnings
 from stt_jax.data.schema import (
@@ -70,12 +70,20 @@ def assemble_log(
     absent = {"category", "name"} - set(steps.table.columns)
     table = steps.table.mutate(**dict.fromkeys(sorted(absent), ibis.null("string")))
     users = engine.store("users", vocabulary.number_users(table))
-    items = engine.store("item_rows", vocabulary.number_items(table))
+    traits = {f"item_trait_{i}": name for i, name in enumerate(config.item_traits)}
+    if config.domain:
+        traits["domain"] = DOMAIN
+    described = ["item", "name", "category", *traits, "latitude_e7", "longitude_e7"]
+    counts = engine.store("counts", vocabulary.count_events(table, described))
+    items = engine.store("item_rows", vocabulary.number_items(counts))
     values = {
-        field: engine.store(f"{field}_rows", vocabulary.number_values(table, field))
-        for field in ("category", *refined.contexts.values())
+        "category": engine.store("category_rows", vocabulary.number_values(counts, "category"))
     }
-    of_items = _describe_items(table, items, values["category"], config)
+    of_items = _describe_items(counts, items, values["category"], traits, config.trait_separator)
+    engine.drop("counts")
+    for field in refined.contexts.values():
+        of_field = vocabulary.count_events(table, [field])
+        values[field] = engine.store(f"{field}_rows", vocabulary.number_values(of_field, field))
     dtypes: dict[str, Any] = {
         **EVENT_DTYPES,
         **{f"{column}_row": np.int32 for column in refined.contexts.values()},
@@ -226,12 +234,12 @@ def split_lines(
       events: int32 `user_row` from 0, int32 `items` from 1, int64 `times`, int8 `parts`.
       user_texts, item_texts: ids in the order of these rows.
     """
-    # Not Arrow's own arrays of texts: they import pandas, which takes a second.
+    # Not Arrow's own arrays and scalars: they import pandas, which takes a second.
     parts = texts_to_arrow([f"{name}\n" for name in PART_NAMES])
     (tab,) = texts_to_arrow(["\t"])
     return pc.binary_join_element_wise(
         user_texts.take(events["user_row"]),
-        item_texts.take(pc.subtract(events["items"], pa.scalar(1, pa.int32()))),
+        item_texts.take(to_arrow(to_numpy(events["items"]) - 1)),
         events["times"].cast(pa.string()),
         parts.take(events["parts"]),
         tab,
@@ -312,7 +320,8 @@ def _hash_texts(digest: Any, column: pa.ChunkedArray) -> None:
 
 def _describe_users(table: ir.Table, users: ir.Table, config: PrepareConfig) -> dict[str, Any]:
     for i in range(len(config.user_traits)):
-        found = vocabulary.most_frequent(table, f"user_trait_{i}", of="user")
+        counts = vocabulary.count_events(table, ["user", f"user_trait_{i}"])
+        found = vocabulary.most_frequent(counts, f"user_trait_{i}", of="user")
         users = users.left_join(found, "user").drop("user_right")
     columns = users.order_by("user_row").to_pyarrow()
     counts = to_numpy(columns["count"])
@@ -335,19 +344,27 @@ def _describe_users(table: ir.Table, users: ir.Table, config: PrepareConfig) -> 
 
 
 def _describe_items(
-    table: ir.Table, items: ir.Table, categories: ir.Table, config: PrepareConfig
+    counts: ir.Table,
+    items: ir.Table,
+    categories: ir.Table,
+    traits: Mapping[str, str],
+    trait_separator: str,
 ) -> dict[str, Any]:
-    """The item columns of a prepared log, each with the unknown item in front."""
-    traits = {f"item_trait_{i}": name for i, name in enumerate(config.item_traits)}
-    if config.domain:
-        traits["domain"] = DOMAIN
-    items = vocabulary.describe_items(table, items, list(traits))
+    """The item columns of a prepared log, each with the unknown item in front.
+
+    Args:
+      counts: `vocabulary.count_events`.
+      items, categories: of `vocabulary`, numbered.
+      traits: column of `counts` -> name of the trait.
+      trait_separator: between the values of a trait.
+    """
+    items = vocabulary.describe_items(counts, items, list(traits))
     items = vocabulary.encode(items, "category", categories, name="categories")
     columns = items.order_by("row").to_pyarrow()
     ids, names = columns["value"].to_pylist(), columns["name"].to_pylist()
     encoded = {
         name: encode_item_trait(
-            columns[column].to_pylist(), None if name == DOMAIN else config.trait_separator
+            columns[column].to_pylist(), None if name == DOMAIN else trait_separator
         )
         for column, name in traits.items()
     }

@@ -175,25 +175,23 @@ def _kind(
     ).cast("int8")
 
 
-def _reading_of(
-    seen: Mapping[str, _Seen], flag: str, show: Callable[[int], str]
-) -> TimeReading:
+def _reading_of(seen: Mapping[str, _Seen], flag: str, show: Callable[[int], str]) -> TimeReading:
     seen = dict(seen)
     numbers = [kind for kind in seen if kind in _UNITS_PER_SECOND]
     digits = seen.get(_DATE_DIGITS_KIND)
     if digits and not numbers:
         raise ValueError(
-            f"{flag}: {show(digits.first)} may be a date in digits or a number of seconds; say which: "
-            "--time_format=%Y%m%d or --time_format=seconds"
+            f"{flag}: {show(digits.first)} may be a date in digits or a number of seconds; say "
+            "which: --time_format=%Y%m%d or --time_format=seconds"
         )
     known = [kind for kind in KINDS if kind in seen]
     if len(known) > 1:
         main = max(known, key=lambda kind: seen[kind].count)
         odd = min((kind for kind in known if kind != main), key=lambda kind: seen[kind].count)
         raise ValueError(
-            f"{flag}: times are written in several ways: {show(seen[odd].first)} reads as {KINDS[odd]} "
-            f"({seen[odd].count} rows), {show(seen[main].first)} as {KINDS[main]} ({seen[main].count} "
-            "rows). Make them alike, or name the right one by --time_format"
+            f"{flag}: times are written in several ways: {show(seen[odd].first)} reads as "
+            f"{KINDS[odd]} ({seen[odd].count} rows), {show(seen[main].first)} as {KINDS[main]} "
+            f"({seen[main].count} rows). Make them alike, or name the right one by --time_format"
         )
     if not known:
         example = show(seen[_OTHER].first) if _OTHER in seen else "every value is empty"

@@ -23,40 +23,57 @@ def number_users(table: ir.Table) -> ir.Table:
     return users.mutate(user_row=ibis.row_number().over(order_by=order).cast("int32"))
 
 
-def number_values(table: ir.Table, column: str) -> ir.Table:
-    """value, row (from 1), train_count of a text column: the most frequent in training first."""
-    train = table.filter((table.part == TRAIN) & table[column].notnull())
-    values = train.group_by(value=train[column]).agg(train_count=train.count())
-    order = [ibis.desc(values.train_count), values.value]
-    return values.mutate(row=(ibis.row_number().over(order_by=order) + 1).cast("int32"))
+def count_events(table: ir.Table, columns: Sequence[str]) -> ir.Table:
+    """bool is_training, the columns, num_events: how often values occur together, training apart.
+
+    What is asked about items and values below is asked of this. A log has far fewer items, each
+    with one name, category and place as a rule, than events, so those are looked at once.
+    """
+    table = table.mutate(is_training=table.part == TRAIN)
+    return table.group_by(["is_training", *columns]).agg(num_events=table.count())
 
 
-def number_items(table: ir.Table) -> ir.Table:
+def number_values(counts: ir.Table, column: str) -> ir.Table:
+    """value, row (from 1), train_count of a text column: the most frequent in training first.
+
+    Args:
+      counts: `count_events` with that column.
+      column: its name.
+    """
+    train = counts.filter(counts.is_training & counts[column].notnull())
+    values = train.group_by(value=train[column]).agg(train_count=train.num_events.sum())
+    return _number(values)
+
+
+def number_items(counts: ir.Table) -> ir.Table:
     """The same of all items: those without training events stand last, with a `train_count` of 0.
 
     Their rows are for whoever needs their texts; in a prepared log they are the unknown item.
     """
-    items = table.group_by(value=table.item).agg(
-        train_count=(table.part == TRAIN).sum().cast("int64")
-    )
-    order = [ibis.desc(items.train_count), items.value]
-    return items.mutate(row=(ibis.row_number().over(order_by=order) + 1).cast("int32"))
+    num_training = counts.is_training.ifelse(counts.num_events, 0).sum()
+    return _number(counts.group_by(value=counts.item).agg(train_count=num_training))
 
 
-def describe_items(table: ir.Table, items: ir.Table, traits: Sequence[str]) -> ir.Table:
+def _number(values: ir.Table) -> ir.Table:
+    values = values.mutate(train_count=values.train_count.cast("int64"))
+    order = [ibis.desc(values.train_count), values.value]
+    return values.mutate(row=(ibis.row_number().over(order_by=order) + 1).cast("int32"))
+
+
+def describe_items(counts: ir.Table, items: ir.Table, traits: Sequence[str]) -> ir.Table:
     """Items with training events, with each one's name, category, traits and place.
 
     Args:
-      table: events with text `item`, `name`, `category`, the traits, and int32 `latitude_e7`,
-        `longitude_e7`.
-      items: `number_items(table)`.
+      counts: `count_events` with text `item`, `name`, `category`, the traits, and int32
+        `latitude_e7`, `longitude_e7`.
+      items: `number_items(counts)`.
       traits: further text columns.
 
     Returns:
       row, value, train_count, name, category and traits (the most frequent ones, ties by bytes,
       null if none), latitude_e7, longitude_e7 (lower medians), in the order of `row`.
     """
-    train = table.filter(table.part == TRAIN)
+    train = counts.filter(counts.is_training)
     items = items.filter(items.train_count > 0)
     for column in ("name", "category", *traits):
         items = _look_up(items, most_frequent(train, column, of="item"))
@@ -73,10 +90,16 @@ def _look_up(items: ir.Table, described: ir.Table) -> ir.Table:
     )
 
 
-def most_frequent(table: ir.Table, column: str, *, of: str) -> ir.Table:
-    """(`of`, `column`): the most frequent text of a column for each value of another."""
-    known = table.filter(table[column].notnull())
-    counts = known.group_by([of, column]).agg(count=known.count())
+def most_frequent(counts: ir.Table, column: str, *, of: str) -> ir.Table:
+    """(`of`, `column`): the most frequent text of a column for each value of another.
+
+    Args:
+      counts: `count_events` with both columns, or rows of it.
+      column: of texts.
+      of: name of the other column.
+    """
+    known = counts.filter(counts[column].notnull())
+    counts = known.group_by([of, column]).agg(count=known.num_events.sum())
     order = [ibis.desc(counts["count"]), counts[column]]
     counts = counts.mutate(place=ibis.row_number().over(group_by=of, order_by=order))
     return counts.filter(counts.place == 0).select(of, column)
@@ -84,7 +107,7 @@ def most_frequent(table: ir.Table, column: str, *, of: str) -> ir.Table:
 
 def _lower_median(train: ir.Table, column: str) -> ir.Table:
     known = train.filter(train[column] != UNKNOWN_E7)
-    counts = known.group_by(["item", column]).agg(count=known.count())
+    counts = known.group_by(["item", column]).agg(count=known.num_events.sum())
     so_far = ibis.window(group_by="item", order_by=column, preceding=None, following=0)
     counts = counts.mutate(
         so_far=counts["count"].sum().over(so_far), size=counts["count"].sum().over(group_by="item")

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks.bench_realtime import Setup
 from stt_jax import approximate
@@ -31,3 +32,13 @@ def test_the_index_finds_the_best_items():
             if item in expected:
                 assert abs(probability / expected[item] - 1) < 0.2
     assert index.search(np.zeros((1, 16), np.float32), 5000).shape == (1, 3000)
+
+
+@pytest.mark.parametrize(("num_items", "width"), [(20, 16), (1023, 8), (1024, 8), (5000, 6)])
+def test_all_candidates_are_found_once(num_items, width):
+    config = ModelConfig(
+        width=width, num_heads=2, num_layers=1, attention="reference", use_sequel=False
+    )
+    index = approximate.ItemIndex(Setup(num_items, 16, config=config).scorer)
+    found = index.search(np.ones((2, width), np.float32), num_items)
+    assert np.sort(found, axis=1).tolist() == [list(range(1, num_items + 1))] * 2

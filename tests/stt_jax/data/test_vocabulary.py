@@ -15,11 +15,21 @@ def make_events(rows, columns):
 
 def test_values_are_numbered_by_training_count_then_bytes():
     rows = [(TRAIN, v) for v in ["b", "a", "a", "é", "Z", None]] + [(TEST, "new"), (TEST, "b")] * 5
-    values = vocabulary.number_values(make_events(rows, ["part", "kind"]), "kind")
+    counts = vocabulary.count_events(make_events(rows, ["part", "kind"]), ["kind"])
+    values = vocabulary.number_values(counts, "kind")
     table = values.order_by("row").to_pyarrow().to_pydict()
     assert table["value"] == ["a", "Z", "b", "é"]
     assert table["row"] == [1, 2, 3, 4]
     assert table["train_count"] == [2, 1, 1, 1]
+
+
+def test_items_without_training_events_are_numbered_last():
+    rows = [(TEST, "a"), (TEST, "a"), (TRAIN, "c"), (TRAIN, "b"), (TEST, "b"), (TEST, "0")]
+    counts = vocabulary.count_events(make_events(rows, ["part", "item"]), ["item"])
+    table = vocabulary.number_items(counts).order_by("row").to_pyarrow().to_pydict()
+    assert table["value"] == ["b", "c", "0", "a"]
+    assert table["row"] == [1, 2, 3, 4]
+    assert table["train_count"] == [1, 1, 0, 0]
 
 
 def test_users_with_training_events_come_first():
@@ -42,10 +52,11 @@ def test_an_item_is_described_by_its_training_events():
         (TEST, "x", "Zoo", "z", 99, 99),
         (TEST, "x", "Zoo", "z", 99, 99),
         (TRAIN, "y", None, None, u, u),
+        (TEST, "z", "Zoo", "z", 99, 99),
     ]
-    columns = ["part", "item", "name", "category", "latitude_e7", "longitude_e7"]
-    events = make_events(rows, columns)
-    items = vocabulary.describe_items(events, vocabulary.number_values(events, "item"), ())
+    described = ["item", "name", "category", "latitude_e7", "longitude_e7"]
+    counts = vocabulary.count_events(make_events(rows, ["part", *described]), described)
+    items = vocabulary.describe_items(counts, vocabulary.number_items(counts), ())
     found = items.to_pyarrow().to_pylist()
     assert [row["value"] for row in found] == ["x", "y"]
     # Most frequent, ties by bytes; the lower one of two middle values.
