@@ -4,8 +4,8 @@
     nice -n 19 python -m benchmarks.bench_realtime --quick    the smallest, to see that it runs
 
 Before it is timed, every live answer is compared with the recomputed one. Both end in the same
-scoring, so the ratio is what a caller sees; blocks of ten calls take turns. Parameters are random: time does
-not depend on them, and random vectors are the hardest case of the approximate index.
+scoring, so the ratio is what a caller sees; blocks of ten calls take turns. Parameters are random:
+time does not depend on them, and random vectors are the hardest case of the approximate index.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ normaliser: the sum over the candidates, and over a fixed sample that stands for
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from typing import Any, cast
@@ -138,9 +139,14 @@ def _rescore(
     k: int,
 ) -> Ranked:
     queries, places = answer.queries[:, 0], answer.places[:, 0]
+    ids, candidates, answer = _few_rows(candidates, answer)
+    logits = scorer.candidate_logits(queries, places, ids)
 
-    found = scorer.candidate_logits(queries, places, candidates)
-    in_order = jnp.sort(candidates, axis=1)
+    def logits_of(items: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(logits, items, axis=1)
+
+    found = logits_of(candidates)
+    in_order = jnp.take_along_axis(ids, jnp.sort(candidates, axis=1), axis=1)
     place = jax.vmap(lambda items: jnp.searchsorted(items, sample))(in_order)
     drawn_twice = jnp.take_along_axis(in_order, place, axis=1, mode="clip") == sample[None]
     others = jnp.where(drawn_twice, -jnp.inf, sampled.logits(queries, places))
@@ -151,11 +157,29 @@ def _rescore(
         jax.nn.logsumexp(others, axis=1, keepdims=True) + jnp.log(weight),
     )
     generated = answer.gates * jnp.exp(found - log_norm)
-    if not answer.items.shape[-1]:
-        return best_of(candidates, generated, k)
-    mass = item_mass(answer.masses, answer.items, scorer.bias.shape[0])[:, 0]
-    twice = jnp.take_along_axis(mass, candidates, axis=1) > 0
-    named, growth = named_items(scorer, answer, None, mass, log_norm)
+    mass = item_mass(answer.masses, answer.items, ids.shape[1])[:, 0]
+    named, growth = named_items(answer, None, mass, log_norm, logits_of)
     generated = generated * jnp.exp(-growth)
-    ids = jnp.concatenate([jnp.where(twice, 0, candidates), named.items], axis=1)
-    return best_of(ids, jnp.concatenate([generated, named.probabilities], axis=1), k)
+    twice = jnp.take_along_axis(mass, candidates, axis=1) > 0
+    rows = jnp.concatenate([jnp.where(twice, 0, candidates), named.items], axis=1)
+    best = best_of(rows, jnp.concatenate([generated, named.probabilities], axis=1), k)
+    return Ranked(jnp.take_along_axis(ids, best.items, axis=1), best.probabilities)
+
+
+def _few_rows(candidates: jax.Array, answer: Answer) -> tuple[jax.Array, jax.Array, Answer]:
+    """A catalogue of each request's own, of what is named at all: no array of all the items.
+
+    Returns:
+      the items, int32 [B, N], ascending from 0, no item; and the candidates and the answer with
+      places in there for items.
+    """
+    named, boosts = answer.items[:, 0], answer.boosts
+    parts = [jnp.zeros_like(candidates[:, :1]), candidates, named]
+    if boosts is not None:
+        parts.append(boosts.items[:, 0])
+    ids = jnp.sort(jnp.concatenate(parts, axis=1), axis=1)
+    rows_of = jax.vmap(jnp.searchsorted)  # the first of equal ones
+    if boosts is not None:
+        boosts = dataclasses.replace(boosts, items=rows_of(ids, boosts.items[:, 0])[:, None])
+    answer = dataclasses.replace(answer, items=rows_of(ids, named)[:, None], boosts=boosts)
+    return ids, rows_of(ids, candidates), answer

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -188,7 +188,11 @@ def score(
     # they are left out of the ranking of all others and compete with its best by their full p.
     mass = item_mass(answer.masses, answer.items, num_rows)[:, 0]
     best, log_norm = _best_generated(scorer, answer, allowed, mass > 0, k, chunk_items)
-    named, growth = named_items(scorer, answer, allowed, mass, log_norm)
+
+    def logits_of(items: jax.Array) -> jax.Array:
+        return scorer.candidate_logits(answer.queries[:, 0], answer.places[:, 0], items)
+
+    named, growth = named_items(answer, allowed, mass, log_norm, logits_of)
     best = dataclasses.replace(best, probabilities=best.probabilities * jnp.exp(-growth))
     ids = jnp.concatenate([best.items, named.items], axis=1)
     probabilities = jnp.concatenate([best.probabilities, named.probabilities], axis=1)
@@ -276,20 +280,21 @@ def _best_generated(
 
 
 def named_items(
-    scorer: ItemScorer,
     answer: Answer,
     allowed: jax.Array | None,
     mass: jax.Array,
     log_norm: jax.Array,
+    logits_of: Callable[[jax.Array], jax.Array],
 ) -> tuple[Ranked, jax.Array]:
     """The items that the sources beside the catalogue name, each once, with their full p.
 
     And by how much the crowd's boosts of some of them raise the log of the normaliser, [B, 1].
 
     Args:
-      scorer, answer, allowed: as in `score`.
+      answer, allowed: as in `score`.
       mass: float32 [B, rows], what the sources give each item.
       log_norm: float32 [B, 1], log of the catalogue's normaliser.
+      logits_of: items int32 [B, P] -> their logits in the catalogue, float32 [B, P].
     """
     items = answer.items[:, 0]
     people = jnp.arange(items.shape[0])[:, None]
@@ -300,14 +305,12 @@ def named_items(
     if allowed is not None:
         keep = keep & jnp.take_along_axis(allowed, items, axis=1)
 
-    queries, places = answer.queries[:, 0], answer.places[:, 0]
-    logits = scorer.candidate_logits(queries, places, items)
+    logits = logits_of(items)
     growth = jnp.zeros_like(log_norm)
     if answer.boosts is not None:
         boosts = jax.tree.map(lambda part: part[:, 0], answer.boosts)
-        boosted = scorer.candidate_logits(queries, places, boosts.items)
-        growth = boosts.log_growth(boosted, log_norm[:, 0])[:, None]
-        added = boosts.dense(scorer.bias.shape[0])
+        growth = boosts.log_growth(logits_of(boosts.items), log_norm[:, 0])[:, None]
+        added = boosts.dense(last.shape[1])
         logits = logits + jnp.take_along_axis(added, items, axis=1)
     probabilities = answer.gates * jnp.exp(logits - log_norm - growth) + mass
     return Ranked(jnp.where(keep, items, 0), jnp.where(keep, probabilities, 0.0)), growth
