@@ -22,7 +22,7 @@ from stt_jax.model.cache import Cache
 from stt_jax.model.head import ItemScorer, item_mass
 from stt_jax.model.mixture import Answer
 from stt_jax.model.stt import SpatiotemporalTransformer
-from stt_jax.session import Ranked, best_of, named_items
+from stt_jax.session import Ranked, best_of, for_few_queries, named_items
 
 _SAMPLE = 4096  # items that stand for those that are no candidates
 _FEW = 1024
@@ -123,6 +123,7 @@ def score(
 def _answer(
     model: Any, params: Any, catalogue: Any, cache: Any, rows: jax.Array, requests: Any
 ) -> Answer:
+    model = for_few_queries(model)
     answer = model.apply({"params": params}, catalogue, cache, rows, requests, method=model.answer)
     return cast(Answer, answer)
 

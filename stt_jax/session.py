@@ -59,7 +59,7 @@ def window_start(num_events: int, window: int, hop: int) -> int:
     return max(0, (num_events // hop + 1) * hop - 1 - window)
 
 
-def _for_few_queries(model: SpatiotemporalTransformer) -> SpatiotemporalTransformer:
+def for_few_queries(model: SpatiotemporalTransformer) -> SpatiotemporalTransformer:
     """The same model with dense attention: for few queries it is as fast and compiles sooner."""
     if model.config.attention != "auto":
         return model
@@ -121,7 +121,7 @@ def append(
         watch: an event without room is dropped.
       events: [B, N], times and coords from the same anchor as those that are there.
     """
-    model = _for_few_queries(model)
+    model = for_few_queries(model)
     extended = model.apply({"params": params}, cache, rows, starts, events, method=model.extend)
     return cast(Cache, extended)
 
@@ -171,7 +171,7 @@ def score(
       chunk_items: items of a chunk; 0 = as many as have `CHUNK_LOGITS` logits. Few chunks are
         better: each is a copy of its part of the catalogue.
     """
-    model = _for_few_queries(model)
+    model = for_few_queries(model)
     chunk_items = chunk_items or max(1, CHUNK_LOGITS // rows.shape[0])
     answer = cast(
         Answer,
@@ -223,7 +223,7 @@ def explain(
     requests: Requests,
 ) -> Explanation:
     """What the requests of `score` look at."""
-    model = _for_few_queries(model)
+    model = for_few_queries(model)
     answer, effects = model.apply(
         {"params": params}, scorer.catalogue, cache, rows, requests, method=model.explain
     )

@@ -199,6 +199,11 @@ class ServeConfig:
     state_megabytes: int = option(256, "Memory for live states of people.")
     max_batch: int = option(32, "Most requests that are answered in one call.")
     max_waiting: int = option(512, "Requests that may wait; more are answered 429.")
+    index_candidates: int = option(
+        0,
+        "Items that an approximate index picks for a request without filters, to be scored in "
+        "place of the whole catalogue; for a million items. Recall is in the README. 0 = no index.",
+    )
     timeout_s: float = option(5.0, "A request that waited longer is answered 429.")
     max_body_bytes: int = option(1 << 20, "Largest request body; a larger one is answered 413.")
     receive_s: float = option(10.0, "Seconds in which a client has to send a whole request.")
@@ -211,6 +216,8 @@ class ServeConfig:
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
         for name in ("timeout_s", "receive_s", "swap_seconds"):
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+        candidates = self.index_candidates
+        check(candidates >= 0, f"--index_candidates={candidates} must be 0 or more")
         check(0 <= self.port < 65536, f"--port={self.port} must be in 0..65535")
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stt_jax import ranking, session
+from stt_jax import approximate, ranking, session
 from stt_jax.batch import Successions, Trends
 from stt_jax.data.pipeline import model_users, traits_of_user
 from stt_jax.histories import Question, request_rows, wanted_domains
@@ -47,7 +47,13 @@ class LiveTable:
     """
 
     def __init__(
-        self, served: ServedModel, store: EventStore, *, state_bytes: int, max_batch: int
+        self,
+        served: ServedModel,
+        store: EventStore,
+        *,
+        state_bytes: int,
+        max_batch: int,
+        index_candidates: int = 0,
     ) -> None:
         """Makes the states.
 
@@ -56,9 +62,16 @@ class LiveTable:
           store: the log of events.
           state_bytes: memory for states, see `LiveStates`.
           max_batch: most asks at a time.
+          index_candidates: items that an `approximate.ItemIndex` picks for an ask that may list
+            all; 0 = every item is scored.
+
+        Raises:
+          ValueError: an index is wanted, and its package is not installed.
         """
         self.served = served
         self._scorer = served.scorer
+        self._num_picked = index_candidates
+        self._index = approximate.ItemIndex(served.scorer) if index_candidates else None
         self.counts: collections.Counter[str] = collections.Counter()
         self._has_times = served.log.meta.has_times
         self._batch_sizes = (*(size for size in (1, 8, 64) if size < max_batch), max_batch)
@@ -86,9 +99,14 @@ class LiveTable:
             view = self._states.empty_view(pool)
             question = self._question(view, None, 0, None)
             one = _Prepared(0, False, view, question, ranking.Rules(), None, None)
+            kinds = [one]
+            if self._index is not None:  # which does not know of filters
+                every = np.ones(self.served.log.num_items + 1, bool)
+                kinds.append(dataclasses.replace(one, allowed=every))
             for size in self._batch_sizes:
                 for candidates in self._candidates[: len(_CANDIDATES)]:
-                    self._score(pool, [one] * size, candidates)
+                    for kind in kinds:
+                        self._score(pool, [kind] * size, candidates)
             self._reasons(view, question, np.zeros(0, np.int64))
             _, probabilities = self._score(pool, [one], self._candidates[-1])[0]
             if not 0 < probabilities.sum() < 1.01:  # False for NaN
@@ -209,17 +227,26 @@ class LiveTable:
         size = session.size_bucket(len(prepared), self._batch_sizes)
         rows = np.full(size, pool.empty, np.int32)
         rows[: len(prepared)] = [one.view.row for one in prepared]
-        masks: jax.Array | np.ndarray = self._every_item[size]
-        if any(one.allowed is not None for one in prepared):
-            masks = np.ones(masks.shape, bool)
-            for row, one in enumerate(prepared):
-                if one.allowed is not None:
-                    masks[row] = one.allowed
         questions = request_rows([one.question for one in prepared], size)
         run, scorer = self.served.run, self._scorer
-        ranked = session.score(
-            run.model, run.params, scorer, pool.cache, rows, questions, masks, k=k
-        )
+        is_free = all(one.allowed is None for one in prepared)
+        if self._index is not None and is_free and k <= self._num_picked:
+            ranked = approximate.score(
+                run.model, run.params, scorer, self._index, pool.cache, rows, questions,
+                k=k, num_candidates=self._num_picked,
+            )  # fmt: skip
+            self.counts["indexed_requests"] += len(prepared)
+        else:
+            masks = self._every_item[size]
+            if not is_free:
+                allowed = np.ones(masks.shape, bool)
+                for row, one in enumerate(prepared):
+                    if one.allowed is not None:
+                        allowed[row] = one.allowed
+                masks = jnp.asarray(allowed)  # for the same compiled function
+            ranked = session.score(
+                run.model, run.params, scorer, pool.cache, rows, questions, masks, k=k
+            )
         items, probabilities = jax.device_get((ranked.items, ranked.probabilities))
         self.counts["scored_requests"] += len(prepared)
         kept = items > 0

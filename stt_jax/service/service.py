@@ -229,6 +229,7 @@ class Service:
             self.store,
             state_bytes=self.config.state_megabytes << 20,
             max_batch=self.config.max_batch,
+            index_candidates=self.config.index_candidates,
         )
         table.warm_up()
         self.ids = ids

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from stt_jax import session
+from stt_jax import approximate, session
 from stt_jax.config import RequestConfig
 from stt_jax.data.store import UNKNOWN_E7, open_log
 from stt_jax.ranking import recommend_items
@@ -69,17 +69,22 @@ def test_a_person_of_the_log_is_answered_as_by_the_command_line(run, client):
                 assert found["distance_km"] == pytest.approx(item.distance_km)
 
 
-def test_nothing_is_compiled_after_the_service_is_ready(run, tmp_path):
+@pytest.mark.parametrize("index_candidates", [0, 16])
+def test_nothing_is_compiled_after_the_service_is_ready(run, tmp_path, index_candidates):
     def num_compiled():
-        return [step._cache_size() for step in (session.start, session.append, session.score)]
+        steps = (session.start, session.append, session.score, session.explain)
+        return [step._cache_size() for step in (*steps, approximate._answer, approximate._rescore)]
 
     # A batch size of its own, so that no other test has compiled the same.
-    with serving(run, store=f"sqlite:///{tmp_path}/events.db", max_batch=3) as client:
+    size = 3 + index_candidates
+    options = {"max_batch": size, "index_candidates": index_candidates}
+    with serving(run, store=f"sqlite:///{tmp_path}/events.db", **options) as client:
         ready = num_compiled()
         for user in ("u0", "u1", "somebody new"):
             client.recommend(user=user)
             client.events(event(user, "i1", 400))
             client.recommend(user=user)
+            client.recommend(user=user, categories=["a"])
         assert num_compiled() == ready
 
 
@@ -272,6 +277,31 @@ def test_the_list_obeys_its_rules(client):
     assert client("POST", "/recommend", json={"user": "u4", "categories": ["z"]}).status_code == 422
     alone = {"radius_km": 1, "user": "nobody"}
     assert "needs a place" in client("POST", "/recommend", json=alone).json()["detail"]
+
+
+def test_an_index_lists_what_the_whole_catalogue_does(run, tmp_path):
+    store = f"sqlite:///{tmp_path}/events.db"
+    with (
+        serving(run, store=store) as client,
+        serving(run, store=store, index_candidates=16) as indexed,
+    ):
+
+        def num_indexed():
+            lines = indexed("GET", "/metrics").text.splitlines()
+            name = 'stt_states_total{done="indexed_requests"}'
+            (line,) = (line for line in lines if line.startswith(name))
+            return float(line.split()[1])
+
+        before = num_indexed()
+        for asked in ({"user": "u4"}, {"user": "u1", "latitude": 40.7, "longitude": -74.0}):
+            expected = client.recommend(k=11, **asked)
+            found = indexed.recommend(k=11, **asked)
+            assert names(found) == names(expected)
+            assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-5)
+        assert num_indexed() == before + 2
+        asked = {"user": "u4", "k": 5, "categories": ["a", "b"]}
+        assert names(indexed.recommend(**asked)) == names(client.recommend(**asked))
+        assert num_indexed() == before + 2, "it knows of no filters"
 
 
 def test_time_and_place_and_trail_are_heard(client):
