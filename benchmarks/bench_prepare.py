@@ -47,7 +47,7 @@ FLAGS = (
     "--dedupe_window_s=30",
     "--max_events_per_day=500",
     "--session_gap_h=12",
-    "--memory_gb=3.5",
+    "--memory_gb=4",
 )
 _MEASURE = """
 import json, resource, sys, time

@@ -314,7 +314,8 @@ def main(argv: list[str] | None = None) -> int:
         ]
     else:
         todo = [(one_event, (small, length, 20)) for length in HISTORIES]
-        todo += [(one_event, (large, 1024, 20)), (one_event, (large, 1024, 20, CANDIDATES[1]))]
+        todo.append((one_event, (large, 1024, 20)))
+        todo += [(one_event, (large, length, 20, CANDIDATES[1])) for length in HISTORIES]
         todo += [(batched, (small, length, 20)) for length in (128, 1024)]
         todo.append((approximation, (large, 5)))
     rows = []

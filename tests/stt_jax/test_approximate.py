@@ -1,5 +1,7 @@
 """The approximate index finds what the exact pass finds, nearly always, with nearly its numbers."""
 
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -32,6 +34,12 @@ def test_the_index_finds_the_best_items():
             if item in expected:
                 assert abs(probability / expected[item] - 1) < 0.2
     assert index.search(np.zeros((1, 16), np.float32), 5000).shape == (1, 3000)
+
+
+def test_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"pip install 'stt_jax\[ann\]'"):
+        approximate.ItemIndex(None)
 
 
 @pytest.mark.parametrize(("num_items", "width"), [(20, 16), (1023, 8), (1024, 8), (5000, 6)])
