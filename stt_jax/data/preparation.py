@@ -175,8 +175,9 @@ def _clean(
         numbers = {f"numeric_{i}": name for i, name in enumerate(config.numeric)}
         flag = f"--numeric={','.join(config.numeric)}"
         steps.run("numbers", clean.mark_numbers(steps.table, numbers), broken_flag=flag)
-    if steps.num_rows < raw.num_rows or config.timezone or config.time_from or config.time_to:
-        # What follows looks at the whole log many times.
+    if steps.num_rows < raw.num_rows or config.timezone or config.zone_column:
+        # What follows looks at the whole log many times: not without these rows, nor with the
+        # rules of a zone, anew each time.
         steps.table = steps.store(steps.table)
     exact = bool(config.time) and not config.keep_duplicates
     if exact or config.dedupe_window_s:

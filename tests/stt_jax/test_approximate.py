@@ -11,9 +11,18 @@ from stt_jax import approximate
 from stt_jax.config import ModelConfig
 
 
-def test_the_index_finds_the_best_items():
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {},
+        {"use_boost": True},
+        {"use_pointer": False, "use_crowd": False, "habit_share": 0.0},
+    ],
+    ids=["mixture", "boost", "network alone"],
+)
+def test_the_index_finds_the_best_items(sources):
     config = ModelConfig(
-        width=16, num_heads=2, num_layers=1, attention="reference", use_sequel=False
+        width=16, num_heads=2, num_layers=1, attention="reference", use_sequel=False, **sources
     )
     setup = Setup(3000, 16, num_people=8, config=config)
     cache = setup.append(setup.cache())
