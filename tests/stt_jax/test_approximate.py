@@ -7,33 +7,48 @@ import numpy as np
 import pytest
 
 from benchmarks.bench_realtime import Setup
-from stt_jax import approximate
+from stt_jax import approximate, session
 from stt_jax.config import ModelConfig
 
 
-@pytest.mark.parametrize(
-    "sources",
-    [
-        {},
-        {"use_boost": True},
-        {"use_pointer": False, "use_crowd": False, "habit_share": 0.0},
-    ],
-    ids=["mixture", "boost", "network alone"],
-)
-def test_the_index_finds_the_best_items(sources):
+def ranked_by_both(num_items, k, num_candidates, **changes):
     config = ModelConfig(
-        width=16, num_heads=2, num_layers=1, attention="reference", use_sequel=False, **sources
+        width=16, num_heads=2, num_layers=1, attention="reference", use_sequel=False, **changes
     )
-    setup = Setup(3000, 16, num_people=8, config=config)
+    setup = Setup(num_items, 16, num_people=8, config=config)
     cache = setup.append(setup.cache())
-    exact = jax.device_get(setup.score(cache))
+    asked = (setup.model, setup.params, setup.scorer)
+    exact = session.score(*asked, cache, setup.people, setup.requests, None, k=k)
     index = approximate.ItemIndex(setup.scorer)
-    found = jax.device_get(
-        approximate.score(
-            setup.model, setup.params, setup.scorer, index, cache, setup.people, setup.requests,
-            k=10, num_candidates=300,
-        )
-    )  # fmt: skip
+    found = approximate.score(
+        *asked, index, cache, setup.people, setup.requests, k=k, num_candidates=num_candidates
+    )
+    return jax.device_get((exact, found))
+
+
+SOURCES = {
+    "mixture": {},
+    "boost": {"use_boost": True},
+    "network alone": {"use_pointer": False, "use_crowd": False, "habit_share": 0.0},
+}
+
+
+@pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
+def test_with_every_item_a_candidate_it_is_the_exact_answer(sources):
+    exact, found = ranked_by_both(200, 200, 200, **sources)
+    for row in range(8):
+        assert sorted(found.items[row]) == list(range(1, 201))
+        expected = dict(zip(exact.items[row], exact.probabilities[row], strict=True))
+        wanted = [expected[item] for item in found.items[row]]
+        np.testing.assert_allclose(found.probabilities[row], wanted, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize(
+    ("num_items", "tolerance"), [(3000, 1e-4), (6000, 0.2)], ids=["all sampled", "some sampled"]
+)
+def test_the_index_finds_the_best_items(num_items, tolerance, sources):
+    exact, found = ranked_by_both(num_items, 10, 300, **sources)
     same = [len(set(a) & set(b)) for a, b in zip(exact.items, found.items, strict=True)]
     assert np.mean(same) >= 9
     assert all(len(set(row)) == 10 for row in found.items)
@@ -41,8 +56,7 @@ def test_the_index_finds_the_best_items(sources):
         expected = dict(zip(exact.items[row], exact.probabilities[row], strict=True))
         for item, probability in zip(found.items[row], found.probabilities[row], strict=True):
             if item in expected:
-                assert abs(probability / expected[item] - 1) < 0.2
-    assert index.search(np.zeros((1, 16), np.float32), 5000).shape == (1, 3000)
+                assert probability == pytest.approx(expected[item], rel=tolerance)
 
 
 def test_it_says_what_to_install(monkeypatch):
@@ -59,3 +73,15 @@ def test_all_candidates_are_found_once(num_items, width):
     index = approximate.ItemIndex(Setup(num_items, 16, config=config).scorer)
     found = index.search(np.ones((2, width), np.float32), num_items)
     assert np.sort(found, axis=1).tolist() == [list(range(1, num_items + 1))] * 2
+
+
+def test_a_small_catalogue_is_searched_exactly():
+    config = ModelConfig(
+        width=8, num_heads=2, num_layers=1, attention="reference", use_sequel=False
+    )
+    scorer = Setup(500, 16, config=config).scorer
+    queries = np.random.default_rng(0).standard_normal((5, 8), np.float32)
+    logits = queries @ np.asarray(scorer.vectors).T + np.asarray(scorer.bias)
+    logits[:, ~np.asarray(scorer.is_item)] = -np.inf
+    found = approximate.ItemIndex(scorer).search(queries, 7)
+    assert found.tolist() == np.argsort(-logits, axis=1)[:, :7].tolist()

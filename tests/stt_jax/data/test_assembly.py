@@ -1,8 +1,16 @@
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from stt_jax.data.assembly import _whole_users, number_sessions, sessions_by_gap, split_lines
+from stt_jax.data.assembly import (
+    _at_once,
+    _whole_users,
+    number_sessions,
+    sessions_by_gap,
+    split_lines,
+)
 from stt_jax.data.columnfiles import ColumnFiles
 
 
@@ -34,6 +42,16 @@ def test_the_line_of_an_event_is_what_the_docstring_says():
     )
     lines = split_lines(events, pa.array(["a", "b c"]), pa.array(["j", "i\u00e9"])).to_pylist()
     assert lines == ["b c\ti\u00e9\t-5\ttrain\n", "a\tj\t1600000000\ttest\n"]
+
+
+def test_what_is_done_on_two_threads_comes_in_order():
+    def slowest_first(value):
+        time.sleep(0.02 * (value == 0))
+        return -value
+
+    assert list(_at_once(slowest_first, range(7))) == [-value for value in range(7)]
+    with pytest.raises(ZeroDivisionError):
+        list(_at_once(lambda value: 1 // value, range(3)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])

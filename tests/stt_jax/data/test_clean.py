@@ -98,6 +98,9 @@ def test_impossible_places_become_unknown(engine):
     table = make(latitude=[p[0] for p in places], longitude=[p[1] for p in places])
     marked = clean.mark_places(clean.read_places(table))
     assert marks(engine, marked, "changed") == [p[2] for p in places]
+    # The texts are only kept to be shown.
+    samples = [f"{p[0] or ''}, {p[1] or ''}" if p[2] else None for p in places]
+    assert marks(engine, marked, "sample") == samples
     latitudes = marks(engine, marked, "latitude_e7")
     longitudes = marks(engine, marked, "longitude_e7")
     assert latitudes[:3] == [407_128_001, -900_000_000, UNKNOWN_E7]

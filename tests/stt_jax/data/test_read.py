@@ -1,10 +1,13 @@
+import pathlib
+
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data.engine import DuckEngine
-from stt_jax.data.read import read_log
+from stt_jax.data.files import BrokenRows, LogFile
+from stt_jax.data.read import RawLog, read_log
 
 
 @pytest.fixture
@@ -140,3 +143,20 @@ def test_many_batches_keep_their_rows_in_order(tmp_path, engine):
     pa.parquet.write_table(pa.table({"u": values, "i": values, "t": values}), path)
     raw = read_log(config(tmp_path, str(path)), engine)
     assert rows_of(raw)["u"] == values
+
+
+def test_a_row_is_shown_with_a_text_of_its_file():
+    def file(path, *batches):
+        return LogFile(
+            pathlib.Path(path),
+            "made up",
+            ("u", "t"),
+            lambda wanted: (pa.table({"1": batch}) for batch in batches if wanted == [1]),
+            BrokenRows(),
+        )
+
+    files = (file("a", ["5"]), file("b", ["6", "7"], ["8", None]))
+    raw = RawLog(None, {}, (0, 1), files, (), 5, False)
+    shown = [raw.show(row, "t") for row in range(5)]
+    assert shown == ["a row 1 '5'", "b row 1 '6'", "b row 2 '7'", "b row 3 '8'", "b row 4 None"]
+    assert raw.show(3, "of a table that was joined") == "b row 3"

@@ -125,6 +125,8 @@ def test_iso_by_name_reads_times_with_and_without_zone(engine):
     _, rows = read_times(["2012-04-03T10:00+02:00", "2012-04-03T10:00"], engine, "iso")
     assert [row["time_s"] for row in rows] == [moment(2012, 4, 3, 8), moment(2012, 4, 3, 10)]
     assert [row["is_zoned"] for row in rows] == [True, False]
+    _, rows = read_times(["2012-04-03", "1333476000", "20120403"], engine, "iso")
+    assert [row["dropped"] for row in rows] == [None, *["time is not ISO 8601"] * 2]
 
 
 def test_moments_of_flags():

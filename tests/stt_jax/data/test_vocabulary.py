@@ -64,3 +64,17 @@ def test_an_item_is_described_by_its_training_events():
     assert (found[0]["latitude_e7"], found[0]["longitude_e7"]) == (20, 7)
     assert (found[1]["name"], found[1]["category"]) == (None, None)
     assert (found[1]["latitude_e7"], found[1]["longitude_e7"]) == (u, u)
+
+
+def test_an_item_is_described_by_events_not_by_the_ways_to_describe_it():
+    rows = [(TRAIN, "x", "A", "b", 10, 7)] * 3
+    rows += [(TRAIN, "x", "A", "a", 30, 8), (TRAIN, "x", "B", "a", 40, 9)]
+    described = ["item", "name", "category", "latitude_e7", "longitude_e7"]
+    counts = vocabulary.count_events(make_events(rows, ["part", *described]), described)
+    (found,) = (
+        vocabulary.describe_items(counts, vocabulary.number_items(counts), ())
+        .to_pyarrow()
+        .to_pylist()
+    )
+    assert (found["name"], found["category"], found["train_count"]) == ("A", "b", 5)
+    assert (found["latitude_e7"], found["longitude_e7"]) == (10, 7)
