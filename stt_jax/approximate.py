@@ -113,7 +113,12 @@ def score(
       model, params, scorer, cache, rows, requests, k: as in `session.score`.
       index: of the scorer.
       num_candidates: items that are taken from the index and scored exactly, at least `k`.
+
+    Raises:
+      ValueError: fewer candidates than `k`.
     """
+    if num_candidates < k:
+        raise ValueError(f"num_candidates={num_candidates} must be at least k={k}")
     answer = _answer(model, params, scorer.catalogue, cache, rows, requests)
     candidates = index.search(np.asarray(answer.queries)[:, 0], num_candidates)
     return _rescore(scorer, index.sampled, index.sample, answer, candidates, index.num_items, k=k)

@@ -218,27 +218,30 @@ def mark_outside(table: ir.Table, from_s: int | None, to_s: int | None) -> ir.Ta
     return table.mutate(dropped=ibis.cases(*branches, else_=None).cast("string"))
 
 
-def find_revisits(table: ir.Table) -> ir.Table:
-    """(user, item) of which there is more than one event: only those can be duplicates."""
+def find_revisits(table: ir.Table, store: Store = _as_it_is) -> ir.Table:
+    """The events of everybody at an item where they were more than once.
+
+    No other event can be a duplicate of one, or near one.
+
+    Args:
+      table: events.
+      store: computes a small table once. An engine that does not know how few rows another one has
+        may take the whole log into memory to look them up in it.
+    """
     pairs = table.group_by(_VISIT).agg(num_events=table.count())
-    return pairs.filter(pairs.num_events > 1)
+    return table.semi_join(store(pairs.filter(pairs.num_events > 1)), _VISIT)
 
 
-def mark_duplicates(
-    table: ir.Table, revisits: ir.Table | None = None, store: Store = _as_it_is
-) -> ir.Table:
+def mark_duplicates(table: ir.Table, store: Store = _as_it_is) -> ir.Table:
     """Adds `dropped` to rows that equal an earlier row in every column but `source_row`.
 
     Of a log's many columns only those of rows are compared, and given, that share user, item and
     second with another row.
 
     Args:
-      table: rows.
-      revisits: stored `find_revisits`; None looks for them here.
-      store: computes a small table once. An engine that does not know how few rows another one has
-        may take the whole log into memory to look them up in it.
+      table: events, or the `find_revisits` of them.
+      store: as of `find_revisits`.
     """
-    table = table.semi_join(find_revisits(table) if revisits is None else revisits, _VISIT)
     moment = [*_VISIT, "time_s"]
     shared = table.group_by(moment).agg(num_rows=table.count())
     shared = store(shared.filter(shared.num_rows > 1))
@@ -249,21 +252,16 @@ def mark_duplicates(
     return table.mutate(dropped=dropped)
 
 
-def mark_near_duplicates(
-    table: ir.Table, window_s: float, revisits: ir.Table | None = None
-) -> ir.Table:
+def mark_near_duplicates(table: ir.Table, window_s: float) -> ir.Table:
     """Adds `dropped` to events less than `window_s` after the person's last one at the same item.
 
     A chain of events each of which is near the one before keeps its first only, so a second run
-    finds nothing more. Only events of a user who was at the item more than once are put in order,
-    and given.
+    finds nothing more.
 
     Args:
-      table: events.
+      table: events, or the `find_revisits` of them.
       window_s: seconds.
-      revisits: as of `mark_duplicates`.
     """
-    table = table.semi_join(find_revisits(table) if revisits is None else revisits, _VISIT)
     window = ibis.window(group_by=["part", *_VISIT], order_by=IN_ORDER)
     gap_us = (table.time_s - table.time_s.lag().over(window)) * 1_000_000
     gap_us += table.time_us - table.time_us.lag().over(window)
@@ -282,7 +280,7 @@ def mark_bots(table: ir.Table, max_events_per_day: int, store: Store = _as_it_is
     Args:
       table: events.
       max_events_per_day: of a user.
-      store: as of `mark_duplicates`.
+      store: as of `find_revisits`.
     """
     users = table.group_by("user").agg(num_events=table.count())
     active = store(users.filter(users.num_events > max_events_per_day))

@@ -181,14 +181,7 @@ def _clean(
         steps.table = steps.store(steps.table)
     exact = bool(config.time) and not config.keep_duplicates
     if exact or config.dedupe_window_s:
-        revisits = steps.engine.store("revisits", clean.find_revisits(steps.table))
-        if exact:
-            marked = clean.mark_duplicates(steps.table, revisits, steps.store_few)
-            steps.drop("duplicates", marked)
-        if config.dedupe_window_s:
-            marked = clean.mark_near_duplicates(steps.table, config.dedupe_window_s, revisits)
-            steps.drop("near duplicates", marked)
-        steps.engine.drop("revisits")
+        _drop_duplicates(steps, exact, config.dedupe_window_s)
     if config.max_events_per_day:
         marked = clean.mark_bots(steps.table, config.max_events_per_day, steps.store_few)
         steps.drop("bots", marked)
@@ -203,6 +196,17 @@ def _clean(
         )
         steps.replace("k-core", kept, dropped)
     return clock
+
+
+def _drop_duplicates(steps: Steps, exact: bool, window_s: float) -> None:
+    revisits = steps.engine.store("revisits", clean.find_revisits(steps.table, steps.store_few))
+    few = revisits
+    if exact:
+        left = steps.drop("duplicates", clean.mark_duplicates(few, steps.store_few))
+        few = few if left is None else few.anti_join(left, "source_row")
+    if window_s:
+        steps.drop("near duplicates", clean.mark_near_duplicates(few, window_s))
+    steps.engine.drop(revisits.get_name())
 
 
 def _find_fast(steps: Steps, max_speed_kmh: float) -> ir.Table:

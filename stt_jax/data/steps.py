@@ -63,7 +63,7 @@ class Steps:
         self.table = self.engine.view(f"view_{len(self.counts)}", kept)
         self._end(name, **counted)
 
-    def drop(self, name: str, marked: ir.Table) -> None:
+    def drop(self, name: str, marked: ir.Table) -> ir.Table | None:
         """Ends a step that takes few rows out and changes nothing else.
 
         What it stores are the numbers of these rows, not the table without them: a window over a
@@ -72,6 +72,9 @@ class Steps:
         Args:
           name: the step as printed.
           marked: `self.table`, or those of its rows that may leave, with the column `dropped`.
+
+        Returns:
+          `source_row` and `dropped` of the rows that have left; None = there were none.
         """
         leaving = marked.filter(marked.dropped.notnull()).select("source_row", "dropped")
         place = f"leaving_{len(self.counts)}"
@@ -86,6 +89,7 @@ class Steps:
         else:
             self.engine.drop(place)
         self._end(name, dropped)
+        return leaving if dropped else None
 
     def store_few(self, table: ir.Table) -> ir.Table:
         """Computes a small table once, for the step that `drop` ends next."""

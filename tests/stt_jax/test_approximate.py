@@ -59,6 +59,11 @@ def test_the_index_finds_the_best_items(num_items, tolerance, sources):
                 assert probability == pytest.approx(expected[item], rel=tolerance)
 
 
+def test_fewer_candidates_than_are_wanted_are_refused():
+    with pytest.raises(ValueError, match="num_candidates=5 must be at least k=6"):
+        approximate.score(*[None] * 7, k=6, num_candidates=5)
+
+
 def test_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ValueError, match=r"pip install 'stt_jax\[ann\]'"):

@@ -3,20 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stt_jax.config import CityConfig
-from stt_jax.data import city_categories, city_law, synthetic
-
-SMALL = CityConfig(num_users=60, num_places=80, num_days=28, seed=5)
-
-
-@pytest.fixture(scope="module")
-def city():
-    return synthetic.generate_city(SMALL)
-
-
-@pytest.fixture(scope="module")
-def blind_city():
-    return synthetic.generate_city(dataclasses.replace(SMALL, informative=False))
+from stt_jax.data import city_categories, city_law
 
 
 def random_contexts(city, count, seed=0):

@@ -134,6 +134,15 @@ def test_duplicates_equal_in_every_column_the_first_stays(engine):
     assert marks(engine, clean.mark_duplicates(later)) == []
 
 
+def test_revisits_are_all_events_of_who_was_there_twice(engine):
+    table = make(user=["a", "a", "b", "a", "b", "b"], item=["i", "j", "i", "i", "k", "k"]).mutate(
+        time_s=7
+    )
+    found = clean.find_revisits(table)
+    assert sorted(marks(engine, found, "source_row")) == [0, 3, 4, 5]
+    assert found.columns == table.columns
+
+
 def plain_core(rows, min_user_events, min_item_events):
     while True:
         users = collections.Counter(user for _, user, _ in rows)
@@ -219,7 +228,8 @@ def test_near_duplicates_leave_the_first_of_a_chain(engine):
         *(100, 109, 118, 128, (109, {"item": "y"}), (110, {"user": "b"}), 137.9),
         *((119, {"part": 2}), (200, {"item": "z"}), (209, {"item": "z"})),
     )
-    dropped = marks_by_row(engine, clean.mark_near_duplicates(events, 10))
+    revisits = clean.find_revisits(events)
+    dropped = marks_by_row(engine, clean.mark_near_duplicates(revisits, 10))
     reason = "within 10 s of the same user's last event at the item"
     chain = {0: None, 1: reason, 2: reason, 3: None, 6: reason}
     assert dropped == {**chain, 7: None, 8: None, 9: reason}, "4 and 5 stand alone"

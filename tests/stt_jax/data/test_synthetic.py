@@ -7,18 +7,7 @@ import pytest
 
 from stt_jax.config import CityConfig
 from stt_jax.data import city_categories, city_law, synthetic
-
-SMALL = CityConfig(num_users=60, num_places=80, num_days=28, seed=5)
-
-
-@pytest.fixture(scope="module")
-def city():
-    return synthetic.generate_city(SMALL)
-
-
-@pytest.fixture(scope="module")
-def blind_city():
-    return synthetic.generate_city(dataclasses.replace(SMALL, informative=False))
+from tests.stt_jax.data.small_city import SMALL
 
 
 def test_uninformative_favourites_are_not_near_home(city, blind_city):
