@@ -47,7 +47,7 @@ def realtime_table() -> str:
     lines = [
         f"One appended event and a new top-10, one person; {first['processor']}, {first['cores']} "
         f"cores, load {min(loads):.1f} to {max(loads):.1f}, jax {first['jax']} "
-        "(`benchmarks/results/realtime.json`).",
+        "(`benchmarks/results/realtime.json`). The full recompute scores every item.",
         "",
         "| items | history | live p50 / p95 / p99, ms | full recompute p50, ms | times faster |",
         "|---|---|---|---|---|",
