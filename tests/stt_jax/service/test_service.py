@@ -16,6 +16,7 @@ from stt_jax import approximate, session
 from stt_jax.config import RequestConfig
 from stt_jax.data.store import UNKNOWN_E7, open_log
 from stt_jax.ranking import recommend_items
+from stt_jax.service.asks import Ask
 from stt_jax.service.schemas import iso_time
 from stt_jax.training.run import load_run
 from tests.stt_jax.service.served import (
@@ -249,10 +250,14 @@ def test_raw_numbers_are_answered_as_those_of_the_prepared_log(tmp_path):
 
 
 def test_unknown_people_take_no_room(client):
-    live = client.service._table.num_people
-    answers = {str(client.recommend(user=f"stranger {i}")["items"]) for i in range(200)}
-    assert len(answers) == 1
-    assert client.service._table.num_people == live
+    table, size = client.service._table, client.service.config.max_batch
+    live, encoded = table.num_people, table.counts["encoded_histories"]
+    lists = set()
+    for first in range(0, 100_000, size):
+        answers = table.ask([Ask(f"stranger {i}") for i in range(first, first + size)])
+        lists |= {tuple(item.item_id for item in answer.items) for answer in answers}
+    assert len(lists) == 1
+    assert (table.num_people, table.counts["encoded_histories"]) == (live, encoded)
 
 
 def test_the_list_obeys_its_rules(client):
