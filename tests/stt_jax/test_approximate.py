@@ -9,6 +9,8 @@ import pytest
 from benchmarks.bench_realtime import Setup
 from stt_jax import approximate, session
 from stt_jax.config import ModelConfig
+from stt_jax.model.crowd import Boosts
+from stt_jax.model.mixture import Answer
 
 
 def ranked_by_both(num_items, k, num_candidates, **changes):
@@ -31,6 +33,20 @@ SOURCES = {
     "boost": {"use_boost": True},
     "network alone": {"use_pointer": False, "use_crowd": False, "habit_share": 0.0},
 }
+
+
+def test_what_is_boosted_has_a_row_of_its_own_too():
+    items = np.array([[[5, 0, 7, 5]]], np.int32)
+    boosts = Boosts(np.array([[[9, 5]]], np.int32), np.ones((1, 1, 2)), np.ones((1, 1, 2)))
+    answer = Answer(None, None, None, items, None, boosts)
+    ids, candidates, answer = approximate._few_rows(np.array([[7, 2]], np.int32), answer)
+    for rows, wanted in (
+        (candidates, [7, 2]),
+        (answer.items[:, 0], [5, 0, 7, 5]),
+        (answer.boosts.items[:, 0], [9, 5]),
+    ):
+        assert ids[0][rows[0]].tolist() == wanted
+    assert answer.items[0, 0, 1] == 0, "no item stays no item"
 
 
 @pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)

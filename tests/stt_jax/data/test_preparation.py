@@ -436,3 +436,31 @@ def test_real_logs_give_the_counts_that_their_flagfiles_promise(tmp_path, name):
     ]
     assert f"{log.num_items:,}" in comments
     assert f"{log.num_users:,}" in comments
+
+
+@pytest.mark.parametrize(
+    ("options", "dropped"),
+    [
+        ({"dedupe_window_s": 30.0}, {"duplicates": 1, "near duplicates": 2}),
+        ({"dedupe_window_s": 30.0, "keep_duplicates": True}, {"near duplicates": 3}),
+        ({}, {"duplicates": 1}),
+    ],
+)
+def test_what_equals_an_event_and_what_is_near_one_leaves_once(tmp_path, options, dropped):
+    events = [("a", "x", 0), ("a", "x", 0), ("a", "x", 10), ("a", "x", 100), ("b", "y", 5)]
+    events += [("a", "y", 0), ("b", "x", 0), ("b", "y", 7)]
+    rows = [(user, item, str(1_600_000_000 + second)) for user, item, second in events]
+    write_csv(tmp_path / "log.csv", rows, ("u", "i", "t"))
+    config = PrepareConfig(
+        input=(str(tmp_path / "log.csv"),),
+        output=str(tmp_path / "out"),
+        user="u",
+        item="i",
+        time="t",
+        split="time",
+        **options,
+    )
+    log = prepare_log(config)
+    found = {step.name: step.rows_in - step.rows_out for step in log.meta.steps}
+    assert {name: count for name, count in found.items() if "duplicates" in name} == dropped
+    assert log.num_events == len(events) - sum(dropped.values())
