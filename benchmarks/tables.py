@@ -64,6 +64,9 @@ def realtime_table() -> str:
                 f"{whole['p50']:.1f} | {faster:.1f} |"
             )
     lines.append("")
+    indexed = [row for row in rows if "num_candidates" in row]
+    alike = ", ".join(f"{row['speedup']:.1f} ({row['history']:,})" for row in indexed)
+    lines.append(f"- Times faster where the recompute takes the index, too (history): {alike}.")
     for row in rows:
         if row["question"] == "many people at once":
             lines.append(
