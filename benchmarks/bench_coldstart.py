@@ -36,8 +36,9 @@ from benchmarks.coldstart_split import (
 from stt_jax import command
 from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import EvaluationConfig, ModelConfig, option
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.store import open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.metrics import MISS, ranking_metrics, standard_errors
 from stt_jax.relations import model_catalogue

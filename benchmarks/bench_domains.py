@@ -44,8 +44,9 @@ from benchmarks.domain_logs import (
 from stt_jax import command
 from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import CityConfig, ModelConfig, ProtocolConfig, TrainingConfig, check, option
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets, find_targets
-from stt_jax.data.store import TEST, PreparedLog, open_log
+from stt_jax.data.store import TEST, open_log
 from stt_jax.data.synthetic import generate_city
 from stt_jax.data.synthetic_domains import best_without
 from stt_jax.metrics import ranking_metrics, standard_errors, target_ranks

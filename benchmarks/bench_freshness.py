@@ -44,8 +44,9 @@ from stt_jax.config import ModelConfig, PrepareConfig, ProtocolConfig, TrainingC
 from stt_jax.data.newitems import add_items
 from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.data.preparation import prepare_log
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets, find_targets
-from stt_jax.data.store import TEST, PreparedLog, open_log
+from stt_jax.data.store import TEST, open_log
 from stt_jax.metrics import ranking_metrics
 from stt_jax.relations import model_catalogue
 from stt_jax.training.loop import train_model

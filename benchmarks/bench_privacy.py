@@ -65,8 +65,9 @@ from stt_jax.config import (
     option,
 )
 from stt_jax.config.options import check
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import find_targets
-from stt_jax.data.store import TEST, VALIDATION, PreparedLog, open_log
+from stt_jax.data.store import TEST, VALIDATION, open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.metrics import ranking_metrics
 from stt_jax.training.loop import train_model

@@ -28,7 +28,8 @@ import numpy as np
 
 from stt_jax import command
 from stt_jax.config import DeviceConfig, EvaluationConfig, option
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.prepared_log import PreparedLog
+from stt_jax.data.store import open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.model.block import TABLE_SCALE
 from stt_jax.training.loop import train_model

@@ -32,8 +32,9 @@ from benchmarks.bench_training import MOVIELENS, export
 from benchmarks.peers.client import Client
 from stt_jax import command
 from stt_jax.config import check, option
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import TEST, VALIDATION
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.store import open_log
 from stt_jax.metrics import ranking_metrics
 from stt_jax.training.run import FLAG_GROUPS
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from stt_jax.data import denoise, impute
 from stt_jax.data.columns import Columns, distance_km
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import UNKNOWN_E7
-from stt_jax.data.store import TRAIN, PreparedLog, open_log
+from stt_jax.data.store import TRAIN, open_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "repair.json"

@@ -33,8 +33,9 @@ import pyarrow.compute as pc
 from benchmarks.raw_log import event_rows, prepare_rows
 from stt_jax import command
 from stt_jax.config import EvaluationConfig, check, option
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import TEST
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.store import open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.training.loop import train_model
 from stt_jax.training.run import FLAG_GROUPS

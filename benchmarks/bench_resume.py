@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks import timing
 from stt_jax.config import CityConfig, PrepareConfig
 from stt_jax.data.preparation import prepare_log
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.prepared_log import PreparedLog
+from stt_jax.data.store import open_log
 from stt_jax.data.synthetic import LOG_NAME, generate_city, write_city
 from stt_jax.training.run import load_run
 

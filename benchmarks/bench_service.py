@@ -32,7 +32,8 @@ import aiohttp
 import numpy as np
 
 from benchmarks import timing
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.prepared_log import PreparedLog
+from stt_jax.data.store import open_log
 from stt_jax.training.run import read_run_files
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "service.json"

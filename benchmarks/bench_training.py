@@ -44,9 +44,10 @@ from benchmarks import timing
 from benchmarks.made_log import make_log
 from benchmarks.peers.client import NUM_THREADS, Client
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import find_targets
 from stt_jax.data.schema import PART_NAMES
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.store import open_log
 from stt_jax.metrics import ranking_metrics
 from stt_jax.training.loop import READ_AHEAD
 from stt_jax.training.ranks import make_ranker, model_ranks

@@ -14,8 +14,9 @@ import numpy as np
 from stt_jax.config import ModelConfig
 from stt_jax.counting import TrainingCounts, latest_followers
 from stt_jax.data.pipeline import earth_coords
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
-from stt_jax.data.store import TRAIN, PreparedLog
+from stt_jax.data.store import TRAIN
 from stt_jax.metrics import ranking_metrics, target_ranks
 from stt_jax.successions import find_successions
 from stt_jax.trends import find_trends

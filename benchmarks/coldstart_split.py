@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from stt_jax.data.newitems import add_items
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
 from stt_jax.data.schema import EVENT_DTYPES
-from stt_jax.data.store import TEST, TRAIN, VALIDATION, PreparedLog, open_log, write_log
+from stt_jax.data.store import TEST, TRAIN, VALIDATION, open_log, write_log
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ import pyarrow as pa
 from benchmarks.raw_log import event_rows, prepare_rows
 from stt_jax.data import city_law, synthetic
 from stt_jax.data.city_categories import CATEGORIES
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import TEST, TRAIN, VALIDATION
-from stt_jax.data.store import PreparedLog
 
 FOOD, REST = "food", "rest"
 # Words in the names of Foursquare's categories that are about eating and drinking.

@@ -6,7 +6,8 @@ import pathlib
 
 import numpy as np
 
-from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7, LogMeta, PreparedLog
+from stt_jax.data.prepared_log import LogMeta, PreparedLog
+from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7
 from stt_jax.data.texts import Texts
 
 _ORIGIN_S = 1_600_000_000

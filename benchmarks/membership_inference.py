@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from stt_jax.data.pipeline import gather_history, gather_requests
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import EVENT_DTYPES
-from stt_jax.data.store import TRAIN, PreparedLog
+from stt_jax.data.store import TRAIN
 from stt_jax.data.windows import training_windows
 from stt_jax.model.mixture import Prediction
 from stt_jax.relations import model_catalogue

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import timing
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.training.privacy import Account
 from stt_jax.training.setup import Training, set_up
 from stt_jax.training.step import make_train_step

@@ -12,8 +12,9 @@ import pyarrow.parquet
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data.preparation import prepare_log
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import PART_NAMES, TEST, TRAIN, UNKNOWN_E7, VALIDATION
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.store import open_log
 
 
 def event_rows(log: PreparedLog, events: np.ndarray | None = None) -> pa.Table:

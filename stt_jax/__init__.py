@@ -14,7 +14,8 @@ if TYPE_CHECKING:
         TrainingConfig,
     )
     from stt_jax.data.preparation import prepare_log
-    from stt_jax.data.store import PreparedLog, open_log
+    from stt_jax.data.prepared_log import PreparedLog
+    from stt_jax.data.store import open_log
     from stt_jax.data.synthetic import generate_city, write_city
     from stt_jax.evaluation import evaluate_model
     from stt_jax.ranking import Recommendation, recommend_items

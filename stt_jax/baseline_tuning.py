@@ -25,8 +25,8 @@ from stt_jax.counting import (
     gather_questions,
     largest_per_row,
 )
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
-from stt_jax.data.store import PreparedLog
 from stt_jax.metrics import MISS
 
 MODES = ("unknown", "known")

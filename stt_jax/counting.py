@@ -15,8 +15,9 @@ import numpy as np
 import scipy.sparse
 
 from stt_jax.batch import NUM_LATEST, Successions, Trends
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
-from stt_jax.data.store import TRAIN, PreparedLog
+from stt_jax.data.store import TRAIN
 from stt_jax.metrics import MISS
 from stt_jax.successions import find_successions
 from stt_jax.trends import LiveTrends

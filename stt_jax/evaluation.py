@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import DeviceConfig, EvaluationConfig
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets, find_targets
-from stt_jax.data.store import TEST, VALIDATION, PreparedLog, open_log
+from stt_jax.data.store import TEST, VALIDATION, open_log
 from stt_jax.metrics import grouped_metrics, length_groups, ranking_metrics, standard_errors
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue

@@ -14,7 +14,8 @@ import numpy as np
 
 from stt_jax.batch import History, Requests
 from stt_jax.data.pipeline import earth_coords, hour_of_week
-from stt_jax.data.store import UNKNOWN_E7, PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
+from stt_jax.data.store import UNKNOWN_E7
 
 _INT32_MAX = 2**31 - 1
 _NOW_MIN = 2**30  # after all that was counted, whatever is subtracted from it

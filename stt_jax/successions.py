@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from stt_jax.batch import NUM_LATEST, Successions, table_rows
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
 
 _NEVER_MIN = 2**31 - 1
 

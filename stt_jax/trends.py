@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from stt_jax.batch import Relation, Trends
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
 
 NUM_TRENDING = 256  # items of a row
 _MAX_STRETCHES = 1000  # of hours; of shorter steps as many more as they are shorter

@@ -25,8 +25,9 @@ import scipy.sparse
 from benchmarks.bench_quality import SUITES
 from stt_jax import command
 from stt_jax.config import option
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets, find_targets
-from stt_jax.data.store import TEST, TRAIN, VALIDATION, PreparedLog, open_log
+from stt_jax.data.store import TEST, TRAIN, VALIDATION, open_log
 from stt_jax.metrics import ranking_metrics, target_ranks
 from stt_jax.training.run import FLAG_GROUPS
 

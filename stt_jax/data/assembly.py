@@ -21,6 +21,7 @@ from stt_jax.data import store, vocabulary
 from stt_jax.data.arrays import texts_to_arrow, to_arrow, to_numpy
 from stt_jax.data.columnfiles import ColumnFiles
 from stt_jax.data.findings import describe_log, find_warnings
+from stt_jax.data.prepared_log import LogMeta, PreparedLog
 from stt_jax.data.schema import (
     EVENT_DTYPES,
     PART_NAMES,
@@ -50,7 +51,7 @@ def assemble_log(
     cuts: Cuts | None,
     refined: Values,
     folder: pathlib.Path,
-) -> store.PreparedLog:
+) -> PreparedLog:
     """Numbers users, items, categories, contexts and sessions, and lays the events out by user.
 
     The events come out of the engine in their order and go to disk some users at a time, so what
@@ -108,7 +109,7 @@ def assemble_log(
         "numbers": {name: events[column] for name, column in refined.numbers.items()},
         "was_missing": {name: events[column] for name, column in refined.flags.items()},
     }
-    meta = store.LogMeta(
+    meta = LogMeta(
         format_version=store.FORMAT_VERSION,
         data_hash="",
         split_hash=split_hash,
@@ -121,7 +122,7 @@ def assemble_log(
         warnings=(),
         numerics=refined.stages,
     )
-    log = store.PreparedLog(directory=pathlib.Path(config.output), meta=meta, **columns)
+    log = PreparedLog(directory=pathlib.Path(config.output), meta=meta, **columns)
     statistics = describe_log(log)
     has_places = statistics["events_without_place"] < log.num_events
     statistics |= dataclasses.asdict(cuts) if cuts else {}

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import NUMBER_LIMIT, PART_NAMES, TEST, TRAIN, UNKNOWN_E7, VALIDATION
-from stt_jax.data.store import PreparedLog
 
 # Logs of behaviour from before 1990 or after 2100 are likelier to be misread than real.
 EARLY_S, LATE_S = 631_152_000, 4_102_444_800

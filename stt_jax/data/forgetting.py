@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.report import render_report
 from stt_jax.data.schema import EVENT_DTYPES, TRAIN, UNKNOWN_E7, StepCount
-from stt_jax.data.store import FLAGS_FILE, REPORT_FILE, PreparedLog, open_log, write_log
+from stt_jax.data.store import FLAGS_FILE, REPORT_FILE, open_log, write_log
 
 _FORGOTTEN = "forgotten"
 

@@ -18,8 +18,9 @@ from stt_jax import command
 from stt_jax.config import DOMAIN, ColumnOptions
 from stt_jax.data.files import ReadOptions
 from stt_jax.data.formats import open_file
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7
-from stt_jax.data.store import FLAGS_FILE, PreparedLog, open_log
+from stt_jax.data.store import FLAGS_FILE, open_log
 from stt_jax.data.traits import find_values, split_values
 
 

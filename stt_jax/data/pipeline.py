@@ -14,8 +14,9 @@ import numpy as np
 
 from stt_jax.batch import HOURS_PER_WEEK, Catalogue, History, Requests, table_rows
 from stt_jax.data.packing import Packing, in_order, pack, shuffle_epoch
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
-from stt_jax.data.store import UNKNOWN_E7, PreparedLog
+from stt_jax.data.store import UNKNOWN_E7
 from stt_jax.data.traits import find_user_trait
 from stt_jax.data.windows import Windows, target_windows, training_windows
 

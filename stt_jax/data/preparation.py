@@ -54,6 +54,7 @@ from stt_jax.data.assembly import Clock, assemble_log, fetch_items
 from stt_jax.data.columns import fetch_columns
 from stt_jax.data.engine import Engine, error_types, open_engine
 from stt_jax.data.layouts import apply_layout
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.pseudonyms import HIDDEN_IDS, KEY_CHECK, check_value
 from stt_jax.data.read import RawLog, read_log
 from stt_jax.data.report import render_report
@@ -78,7 +79,7 @@ _FLAGS_NOT_KEPT = (
 
 def prepare_log(
     config: PrepareConfig, *, announce: Callable[[StepCount], None] = lambda count: None
-) -> store.PreparedLog:
+) -> PreparedLog:
     """Reads, cleans, splits and encodes a raw log, and stores it in `config.output`.
 
     Args:

@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
 
 TARGETS = ("every", "session_last", "last")
 CONTEXTS = ("all", "strict")

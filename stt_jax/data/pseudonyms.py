@@ -15,7 +15,7 @@ import re
 import secrets
 import stat
 
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
 
 # What --pseudonymise says -> the columns that it replaces.
 PSEUDONYMISED = {"": (), "users": ("user",), "users_and_items": ("user", "item")}

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import UNKNOWN_E7
-from stt_jax.data.store import PreparedLog
 
 FOLDER = "recbole"
 PART_FILES = ("log.train.inter", "log.valid.inter", "log.test.inter")

@@ -10,8 +10,8 @@ import numpy as np
 from stt_jax.data.charts import bar_chart, curve_chart, density_map
 from stt_jax.data.columns import distance_km
 from stt_jax.data.findings import iso_time
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import PART_NAMES, UNKNOWN_E7
-from stt_jax.data.store import PreparedLog
 
 _MOST_EVENTS = 2_000_000  # looked at for the drawings; in even blocks of a larger log
 _GAP_TICKS: dict[float, str] = {

@@ -11,8 +11,9 @@ import dataclasses
 
 import numpy as np
 
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
-from stt_jax.data.store import TRAIN, PreparedLog
+from stt_jax.data.store import TRAIN
 
 _COUNTED_AT_ONCE = 1 << 20  # events
 

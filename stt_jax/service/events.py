@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import TEST, UNKNOWN_E7
-from stt_jax.data.store import PreparedLog
 from stt_jax.histories import Events, join_events, log_events, traits_of_items
 from stt_jax.service.models import ServedModel
 from stt_jax.service.store import StoredEvent

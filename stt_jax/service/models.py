@@ -11,7 +11,8 @@ import numpy as np
 
 from stt_jax import session
 from stt_jax.data.newitems import read_new_items
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.prepared_log import PreparedLog
+from stt_jax.data.store import open_log
 from stt_jax.model.head import ItemScorer
 from stt_jax.ranking import item_coords
 from stt_jax.relations import model_catalogue

@@ -14,8 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stt_jax.config import ServeConfig
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.pseudonyms import Ids, open_ids
-from stt_jax.data.store import UNKNOWN_E7, PreparedLog
+from stt_jax.data.store import UNKNOWN_E7
 from stt_jax.service.asks import Answer, Ask
 from stt_jax.service.batcher import Batcher
 from stt_jax.service.events import person_events

@@ -19,8 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from stt_jax.batch import Catalogue, History, Requests
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
-from stt_jax.data.store import PreparedLog
 from stt_jax.metrics import ranking_metrics
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.training.ranks import MODES, asked_batches, in_mode

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from stt_jax.config import ModelConfig, TrainingConfig
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.pseudonyms import KEY_CHECK
-from stt_jax.data.store import PreparedLog, open_log
+from stt_jax.data.store import open_log
 from stt_jax.training import run as runs
 from stt_jax.training.checkpoint import whole_steps
 from stt_jax.training.sharding import parameter_name

@@ -7,7 +7,7 @@ import numpy as np
 import rich.table
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.model.cost import step_flops
 from stt_jax.training.setup import Training, set_up
 from stt_jax.training.sharding import parameter_name

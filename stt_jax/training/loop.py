@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig, WatchConfig
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.metrics import ranking_metrics
 from stt_jax.training import checkpoint, privacy, speed
 from stt_jax.training import run as runs

@@ -18,7 +18,7 @@ from typing import Any
 
 from stt_jax import command
 from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig
-from stt_jax.data.store import PreparedLog
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.model.stt import ModelSizes, SpatiotemporalTransformer
 from stt_jax.training import checkpoint
 

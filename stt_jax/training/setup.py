@@ -12,8 +12,9 @@ import optax
 from stt_jax.batch import table_rows
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.pipeline import PersonBatches, TrainingBatches
+from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets, find_targets
-from stt_jax.data.store import VALIDATION, PreparedLog
+from stt_jax.data.store import VALIDATION
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import live_crowd, model_catalogue
 from stt_jax.training import privacy

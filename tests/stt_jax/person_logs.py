@@ -7,7 +7,8 @@ import numpy as np
 
 from stt_jax.config import CityConfig
 from stt_jax.data import synthetic
-from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7, VALIDATION, LogMeta, PreparedLog
+from stt_jax.data.prepared_log import LogMeta, PreparedLog
+from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7, VALIDATION
 
 
 def make_log(users, items, times, parts, *, utc_offset_s=0, has_times=True):

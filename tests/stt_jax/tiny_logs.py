@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 
 from stt_jax.data.numerics import apply_stages
-from stt_jax.data.store import TRAIN, UNKNOWN_E7, LogMeta, PreparedLog
+from stt_jax.data.prepared_log import LogMeta, PreparedLog
+from stt_jax.data.store import TRAIN, UNKNOWN_E7
 
 FIRST_MONDAY = 1_333_324_800  # 2012-04-02 00:00 UTC, a Monday
 STAGES = {

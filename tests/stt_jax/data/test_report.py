@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
-from stt_jax.data import store
+from stt_jax.data import prepared_log
 from stt_jax.data.charts import bar_chart, curve_chart, density_map
 from stt_jax.data.findings import describe_log, find_warnings
 from stt_jax.data.preparation import prepare_log
@@ -137,7 +137,7 @@ def test_a_log_of_many_stretches_is_described_as_one_of_a_single(monkeypatch):
     log = dataclasses.replace(log, times=crowded, items=log.items * (log.parts < 2))
     whole = describe_log(log), find_warnings(log)
     assert len(whole[1]) > 1
-    monkeypatch.setattr(store, "_STRETCH_EVENTS", 7)
+    monkeypatch.setattr(prepared_log, "_STRETCH_EVENTS", 7)
     assert (describe_log(log), find_warnings(log)) == whole
 
 

@@ -7,17 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stt_jax.data import store
+from stt_jax.data.prepared_log import LogMeta, PreparedLog
 from stt_jax.data.schema import EVENT_DTYPES, StepCount
-from stt_jax.data.store import (
-    FORMAT_VERSION,
-    UNKNOWN_E7,
-    LogMeta,
-    PreparedLog,
-    check_output,
-    open_log,
-    write_log,
-)
+from stt_jax.data.store import FORMAT_VERSION, UNKNOWN_E7, check_output, open_log, write_log
 
 
 def make_log(directory):
@@ -112,25 +104,6 @@ def test_the_data_hash_sees_every_value_and_nothing_else(tmp_path):
     assert hash_of("b") == first
     assert hash_of("c", item_names=["", "Bar", "Zoo!"]) != first
     assert hash_of("d", items=np.array([1, 2, 1, 1, 2], np.int32)) != first
-
-
-def test_stretches_hold_whole_users(tmp_path, monkeypatch):
-    log = make_log(tmp_path)
-    monkeypatch.setattr(store, "_STRETCH_EVENTS", 3)
-    found = [(users.start, users.stop, e.start, e.stop) for users, e in log.stretches()]
-    assert found == [(0, 2, 0, 4), (2, 3, 4, 5)]
-    monkeypatch.setattr(store, "_STRETCH_EVENTS", 1)
-    assert [(e.start, e.stop) for _, e in log.stretches()] == [(0, 2), (2, 4), (4, 5)]
-
-
-def test_ids_are_found_in_both_blocks_of_users(stored):
-    log = open_log(stored)
-    assert [log.user_row(user) for user in ("10", "9", "8")] == [0, 1, 2]
-    assert [log.item_row(item) for item in ("x", "ü")] == [1, 2]
-    with pytest.raises(ValueError, match=r"user '99' is not in .*; near ids: 9"):
-        log.user_row("99")
-    with pytest.raises(ValueError, match="item '' is not among the training items"):
-        log.item_row("")
 
 
 def test_reading_needs_no_table_engine(stored):
