@@ -68,7 +68,6 @@ class DomainsConfig:
     epochs: float = option(8.0, "Passes over the training events of each model.")
     learning_rate: float = option(0.01, "Peak rate of the trainings.")
     width: int = option(48, "Width of the models.")
-    window: int = option(128, "Tokens in a row of the trainings, and that a request sees.")
     balance_domains: float = option(0.5, "Of the models of several domains.")
     hide_domain_rate: float = option(0.3, "Of all models.")
     known_domain_rate: float = option(1.0, "Of all models: requests are asked with their domain.")
@@ -103,7 +102,6 @@ def bench(domains: DomainsConfig) -> None:
             "epochs",
             "learning_rate",
             "width",
-            "window",
             "balance_domains",
             "hide_domain_rate",
             "known_domain_rate",
@@ -234,7 +232,6 @@ def _train(log: PreparedLog, domains: DomainsConfig, run: pathlib.Path) -> tuple
             run=str(run),
             epochs=domains.epochs,
             learning_rate=domains.learning_rate,
-            window=domains.window,
             loss="chunked",
             balance_domains=domains.balance_domains,
             hide_domain_rate=domains.hide_domain_rate,
