@@ -152,6 +152,8 @@ class Catalogue:
       successions: what followed what when; None where the model does not look.
       log_popularity: float32 [rows], log of each item's share of the training events; the mean for
         the unknown item and those without any. None where the model does not look.
+      waits_s: int32 [168, K], equally likely waits for the next event, by the hour of the week of
+        the one before, for requests that hide their time; None where the model does not look.
       target_weights: float32 [rows], what a training request whose answer is the item counts; None
         = all alike.
     """
@@ -164,6 +166,7 @@ class Catalogue:
     trends: Trends | None = None
     successions: Successions | None = None
     log_popularity: Array | None = None
+    waits_s: Array | None = None
     target_weights: Array | None = None
 
 

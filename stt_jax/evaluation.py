@@ -110,6 +110,7 @@ def evaluate_model(
         "domains": domains if log.domain_values else None,
         "asked_window": run.training.asked_tokens,
         "habit_share": run.model_config.habit_share,
+        "likely_times": run.model_config.likely_times,
         "known_in": config.known_in or None,
         "data_hash": log.meta.data_hash,
         "split_hash": log.meta.split_hash,
@@ -164,6 +165,8 @@ def _asked_as(run: Run, config: EvaluationConfig) -> Run:
         training = dataclasses.replace(training, asked_window=config.asked_window)
     if config.habit_share >= 0:
         model_config = dataclasses.replace(model_config, habit_share=config.habit_share)
+    if config.likely_times >= 0:
+        model_config = dataclasses.replace(model_config, likely_times=config.likely_times)
     model = SpatiotemporalTransformer(model_config, run.model.sizes)
     return dataclasses.replace(run, training=training, model_config=model_config, model=model)
 

@@ -22,6 +22,7 @@ from stt_jax.data.pipeline import catalogue
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.successions import find_successions
 from stt_jax.trends import LiveTrends, find_trends
+from stt_jax.waits import find_waits
 
 
 def model_catalogue(
@@ -38,6 +39,8 @@ def model_catalogue(
     items = catalogue(log)
     if config.use_popularity:
         items = dataclasses.replace(items, log_popularity=log_popularity(log))
+    if config.likely_times and config.use_time and log.meta.has_times:
+        items = dataclasses.replace(items, waits_s=find_waits(log, config.likely_times))
     if not config.use_crowd:
         return items
     counts = TrainingCounts(log)

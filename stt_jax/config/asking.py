@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from stt_jax.config.options import check, option
+from stt_jax.config.training import MOST_TIMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,11 @@ class EvaluationConfig:
     habit_share: float = option(
         -1.0, "Share of habits in the answer, in [0, 1); -1 = as the run. To try before a training."
     )
+    likely_times: int = option(
+        -1,
+        "At how many likely times a request of unknown time is asked; -1 = as the run. To try "
+        "before a training.",
+    )
     max_targets: int = option(20_000, "Most targets, drawn by a fixed seed; 0 = all of them.")
     known_in: str = option(
         "",
@@ -101,6 +107,10 @@ class EvaluationConfig:
         check(
             self.habit_share == -1 or 0 <= self.habit_share < 1,
             f"--habit_share={self.habit_share} must be in [0, 1), or -1 for that of the run",
+        )
+        check(
+            -1 <= self.likely_times <= MOST_TIMES,
+            f"--likely_times={self.likely_times} must be in 0..{MOST_TIMES}, or -1 for as the run",
         )
 
 

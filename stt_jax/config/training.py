@@ -6,6 +6,8 @@ import dataclasses
 
 from stt_jax.config.options import check, option
 
+MOST_TIMES = 168  # that a hidden request time may be
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -40,6 +42,12 @@ class ModelConfig:
         "With --use_pointer: share of the answer that is the person's own history, counted by hour "
         "and by what was last, in [0, 1); training does not see it. For people who do for years "
         "what they do, as at places.",
+    )
+    likely_times: int = option(
+        0,
+        "With --use_pointer: a request that hides its time is asked at so many likely ones, and "
+        "what it points at is the mean of that; 0 = as one without a time. Training does not see "
+        "it. For logs where the hour says much of where people go.",
     )
     use_crowd: bool = option(
         True,
@@ -127,6 +135,10 @@ class ModelConfig:
                 all(_is_positive(text) for text in texts),
                 f"--{name}={','.join(texts)} must be positive numbers",
             )
+        check(
+            0 <= self.likely_times <= MOST_TIMES,
+            f"--likely_times={self.likely_times} must be in 0..{MOST_TIMES}",
+        )
         check(1 <= self.num_related <= 50, f"--num_related={self.num_related} must be in 1..50")
         check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
 

@@ -8,6 +8,7 @@ through the decoder and the pointer, and may be unknown.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -40,6 +41,7 @@ from stt_jax.model.recurrence import (
     find_recurrence,
     find_recurrences,
 )
+from stt_jax.model.waits import asked_after, hide_time, likely_waits
 
 _TINY = 1e-30  # no probability, as a number to divide by
 
@@ -424,10 +426,38 @@ class SpatiotemporalTransformer(nn.Module):
         history: History,
         requests: Requests,
     ) -> _Asked:
+        sources = crowd.find_sources(self.config, catalogue, history, requests, held_out=False)
+
+        def ask(model: SpatiotemporalTransformer, requests: Requests) -> _Asked:
+            return model._ask_once(states, memory, pointer_keys, history, requests, sources)
+
+        asked = ask(self, requests)
+        if catalogue.waits_s is None:
+            return asked
+        shares = _mean_over_waits(self, ask, asked, catalogue.waits_s, history, requests)
+        gates, pointed, habits = shares
+        return dataclasses.replace(
+            asked,
+            log_gates=jnp.log(jnp.maximum(gates, _TINY)),
+            pointed=[
+                mass / jnp.maximum(gates[..., number, None], _TINY)
+                for number, mass in enumerate(pointed, start=1)
+            ],
+            habits=habits,
+        )
+
+    def _ask_once(
+        self,
+        states: jax.Array,
+        memory: Memory,
+        pointer_keys: jax.Array | None,
+        history: History,
+        requests: Requests,
+        sources: list[crowd.Named],
+    ) -> _Asked:
         hidden, geometry = self._decode(states, memory, history, requests, deterministic=True)
         queries = self.generate(hidden)
         geometries, counts = self._pointed_at(history, requests, geometry)
-        sources = crowd.find_sources(self.config, catalogue, history, requests, held_out=False)
         counts += [named.counts for named in sources]
         pointed = []
         if pointer_keys is not None:
@@ -476,6 +506,45 @@ class SpatiotemporalTransformer(nn.Module):
             earlier = at_tokens(found.counts, requests.last_tokens) - 1
             counts.append(jnp.maximum(earlier, 0))
         return geometries, [count.astype(jnp.float32) for count in counts]
+
+
+def _mean_over_waits(
+    model: SpatiotemporalTransformer,
+    ask: Callable[[SpatiotemporalTransformer, Requests], _Asked],
+    asked: _Asked,
+    waits_s: jax.Array,
+    history: History,
+    requests: Requests,
+) -> tuple[jax.Array, list[jax.Array], jax.Array | None]:
+    """Gates [B, R, 1 + M], the pointers' shares and the habits of an answer, float32 [B, R, S].
+
+    As of `asked`; of requests that hide their time the mean over likely ones (`model.waits`).
+    """
+    hides = hide_time(history, requests)
+
+    def shares(of: _Asked) -> tuple[jax.Array, list[jax.Array], jax.Array | None]:
+        gates = jnp.exp(of.log_gates)
+        masses = [gates[..., i, None] * mass for i, mass in enumerate(of.pointed, start=1)]
+        return gates, masses, of.habits
+
+    def add(model: SpatiotemporalTransformer, total: Any, waits: jax.Array) -> tuple[Any, None]:
+        now = shares(ask(model, asked_after(history, requests, waits)))
+        return jax.tree.map(jnp.add, total, now), None
+
+    as_asked = shares(asked)
+
+    def mean(model: SpatiotemporalTransformer) -> Any:
+        waits = likely_waits(waits_s, history, requests)
+        over_waits = nn.scan(add, variable_broadcast="params", split_rngs={})
+        total, _ = over_waits(model, jax.tree.map(jnp.zeros_like, as_asked), waits)
+        return jax.tree.map(
+            lambda summed, once: jnp.where(hides[..., None], summed / len(waits), once),
+            total,
+            as_asked,
+        )
+
+    # Nothing of it where every request tells its time, as in service.
+    return nn.cond(hides.any(), mean, lambda _: as_asked, model)
 
 
 def wanted_items(catalogue: Catalogue, requests: Requests) -> jax.Array | None:

@@ -130,7 +130,7 @@ def test_how_a_run_is_asked_can_be_tried_before_it_is_trained_so(inside, capsys)
     assert reports[0]["modes"] != reports[1]["modes"] == reports[2]["modes"]
     asked = [(report["asked_window"], report["habit_share"]) for report in reports]
     assert asked == [(64, 0.0), (16, 0.3), (16, 0.3)]
-    for one in ("--habit_share=0.3", "--asked_window=16"):
+    for one in ("--habit_share=0.3", "--asked_window=16", "--likely_times=4"):
         flags = ("--run=runs/x", "--baselines=false", "--max_targets=50", "--output=tried.json")
         code, output = call(evaluate, capsys, *flags, one)
         assert code == 0, output.err
