@@ -32,8 +32,8 @@ def quality_table(path: pathlib.Path) -> str:
         f"{first['machine'].strip(', ')}, jax {first['versions']['jax']} "
         f"(`benchmarks/results/quality/{path.name}`)."
     ]
-    for key in results["rows"][0]["metrics"]:
-        context, mode = key.split("/")
+    for key, mode in _modes(results["rows"][0]["metrics"]).items():
+        context = key.split("/")[0]
         seen = {"all": "everything before the target", "strict": "strict context"}[context]
         lines += ["", f"Request time {mode}, {seen}:", ""]
         lines.append("| | " + " | ".join(_COLUMNS.values()) + " | parameters | minutes |")

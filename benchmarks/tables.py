@@ -8,6 +8,7 @@ A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import pathlib
@@ -320,11 +321,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "repair value": repair_value_table,
     "summary city": lambda: quality_summary(QUALITY / "city.json"),
     "summary nyc": lambda: quality_summary(QUALITY / "nyc.json"),
-    "quality city": lambda: quality_table(QUALITY / "city.json"),
     "published nyc": lambda: published_table(RESULTS / "published.json", "nyc"),
     "published ml1m": lambda: published_table(RESULTS / "published.json", "ml1m"),
     "published amazon": lambda: published_table(RESULTS / "published.json", "amazon"),
-    "quality nyc": lambda: quality_table(QUALITY / "nyc.json"),
     "ablation nyc": lambda: ablation_table(QUALITY / "nyc.json"),
     "domains": lambda: domain_tables(RESULTS / "domains.json"),
     "coldstart": lambda: coldstart_table(RESULTS / "coldstart.json"),
@@ -335,7 +334,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "training speed": training_table,
     "scaling": scaling_table,
     "input speed": input_table,
-    "quality ml100k": lambda: quality_table(QUALITY / "ml100k.json"),
+    **{
+        f"quality {name}": functools.partial(quality_table, QUALITY / f"{name}.json")
+        for name in ("city", "nyc", *_OVERVIEW)
+    },
     "quality overview": lambda: quality_overview(QUALITY / f"{name}.json" for name in _OVERVIEW),
 }
 
