@@ -8,7 +8,6 @@ through the decoder and the pointer, and may be unknown.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,31 +16,21 @@ import jax.numpy as jnp
 
 from stt_jax.batch import Catalogue, History, Requests, table_rows
 from stt_jax.config import DOMAIN, ModelConfig
-from stt_jax.model import crowd
-from stt_jax.model.block import GatedBlock, Memory
+from stt_jax.model import asking, crowd
+from stt_jax.model.block import GatedBlock
 from stt_jax.model.cache import Cache
 from stt_jax.model.decoder import Decoder
 from stt_jax.model.dropout import Dropout
 from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
 from stt_jax.model.geometry import (
-    Geometry,
     event_geometry,
     request_geometry,
     request_places,
-    seen_events,
     self_geometry,
 )
-from stt_jax.model.habits import habit_mass
 from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
 from stt_jax.model.mixture import Answer, Prediction
 from stt_jax.model.precision import exact_products
-from stt_jax.model.recurrence import (
-    at_tokens,
-    classes_before,
-    find_recurrence,
-    find_recurrences,
-)
-from stt_jax.model.waits import asked_after, hide_time, likely_waits
 
 _TINY = 1e-30  # no probability, as a number to divide by
 
@@ -62,27 +51,6 @@ class ModelSizes:
     def num_domains(self) -> int:
         """D; 0 = the log has none."""
         return next((size for name, size, _ in self.item_traits if name == DOMAIN), 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What the sources of the mixture say of requests.
-
-    Attributes:
-      queries: [B, R, E], what the catalogue is compared with.
-      log_gates: float32 [B, R, 1 + M], without habits; their exponentials sum to what habits leave.
-      pointed: float32 [B, R, S] of every pointer, its mass on each event.
-      sources: what the crowd names.
-      habits: float32 [B, R, S], share of the answer on each event by habit; None = no habits.
-      boosts: of generating; None = nothing.
-    """
-
-    queries: jax.Array
-    log_gates: jax.Array
-    pointed: list[jax.Array]
-    sources: list[crowd.Named]
-    habits: jax.Array | None
-    boosts: crowd.Boosts | None
 
 
 class SpatiotemporalTransformer(nn.Module):
@@ -124,13 +92,14 @@ class SpatiotemporalTransformer(nn.Module):
         self.generate = GenerateHead(config, sizes.num_items, sizes.num_categories)
         if config.use_pointer:
             self.pointer_keys = PointerKeys(config)
-            self.pointers = {name: Pointer(config, name=name) for name in self._pointers}
-        self.mixer = Mixer(len(self._pointers) + crowd.num_sources(config))
+            self.pointers = {name: Pointer(config, name=name) for name in self.pointer_names}
+        self.mixer = Mixer(len(self.pointer_names) + crowd.num_sources(config))
         if config.use_boost:
             self.booster = crowd.Booster(crowd.num_sources(config))
 
     @property
-    def _pointers(self) -> tuple[str, ...]:
+    def pointer_names(self) -> tuple[str, ...]:
+        """Of the pointers, in the order of their gates."""
         if not self.config.use_pointer:
             return ()
         return ("pointer", "sequel") if self.config.use_sequel else ("pointer",)
@@ -154,19 +123,19 @@ class SpatiotemporalTransformer(nn.Module):
             )
         states = self.encode(history, deterministic=deterministic, hidden_ids=hidden_ids)
         memory = self.decoder.memory(states)
-        hidden, geometry = self._decode(
-            states, memory, history, requests, deterministic=deterministic
+        hidden, geometry = asking.decode(
+            self, states, memory, history, requests, deterministic=deterministic
         )
         queries = self.generate(hidden)
-        geometries, counts = self._pointed_at(history, requests, geometry)
+        geometries, counts = asking.pointed_at(self, history, requests, geometry)
         masses = []
-        if self._pointers:
+        if self.pointer_names:
             keys = self.pointer_keys(states)
             masses = [
                 self.pointers[name].log_mass(
                     hidden, keys, history.items, requests.targets, geometries[name]
                 )
-                for name in self._pointers
+                for name in self.pointer_names
             ]
         sources = crowd.find_sources(self.config, catalogue, history, requests, held_out=True)
         counts += [named.counts for named in sources]
@@ -175,9 +144,9 @@ class SpatiotemporalTransformer(nn.Module):
             queries,
             request_places(history, requests),
             self.item_scorer(catalogue, hidden_ids),
-            self.mixer(queries, _stack(counts, queries)),
-            _stack(masses, queries),
-            self._boosts(queries, sources),
+            self.mixer(queries, asking.stack(counts, queries)),
+            asking.stack(masses, queries),
+            asking.boosts(self, queries, sources),
         )
 
     @exact_products
@@ -194,9 +163,7 @@ class SpatiotemporalTransformer(nn.Module):
           float32 [B, R, rows], a column a row of the catalogue; zero where that is no item. Where a
           request names domains, of the items in those.
         """
-        memory = self.decoder.memory(states)
-        keys = self.pointer_keys(states) if self.config.use_pointer else None
-        answer = self._answer(states, memory, keys, catalogue, history, requests)
+        answer = asking.answer(self, self._encoded(history, states), catalogue, requests)
         logits = self._logits(answer.queries, answer.places, catalogue)
         if answer.boosts is not None:
             logits = logits + answer.boosts.dense(logits.shape[-1])
@@ -221,9 +188,7 @@ class SpatiotemporalTransformer(nn.Module):
           and how probable each item is by it. Those with a gate of their own come first, as they
           lie in the gate: generating, the pointers, the crowd. Then habits, if there are any.
         """
-        memory = self.decoder.memory(states)
-        keys = self.pointer_keys(states) if self.config.use_pointer else None
-        asked = self._ask(states, memory, keys, catalogue, history, requests)
+        asked = asking.ask(self, self._encoded(history, states), catalogue, requests)
         logits = self._logits(asked.queries, request_places(history, requests), catalogue)
         if asked.boosts is not None:
             logits = logits + asked.boosts.dense(logits.shape[-1])
@@ -328,9 +293,8 @@ class SpatiotemporalTransformer(nn.Module):
     ) -> Answer:
         """What requests [B, R] to the people in `rows` of a cache are to be scored with."""
         kept = cache.of(rows)
-        return self._answer(
-            kept.states, kept.decoder, kept.pointer_keys, catalogue, kept.history, requests
-        )
+        encoded = asking.Encoded(kept.history, kept.states, kept.decoder, kept.pointer_keys)
+        return asking.answer(self, encoded, catalogue, requests)
 
     @exact_products
     def explain(
@@ -365,186 +329,15 @@ class SpatiotemporalTransformer(nn.Module):
             vectors, before, history.contexts, history.numbers, history.phases, history.gaps_s
         )
 
-    def _decode(
-        self,
-        states: jax.Array,
-        memory: Memory,
-        history: History,
-        requests: Requests,
-        *,
-        deterministic: bool,
-    ) -> tuple[jax.Array, Geometry]:
-        geometry = request_geometry(self.config, history, requests)
-        hidden = self.decoder(
-            states, memory, history, requests, geometry, deterministic=deterministic
-        )
-        return hidden, geometry
+    def _encoded(self, history: History, states: jax.Array) -> asking.Encoded:
+        keys = self.pointer_keys(states) if self.config.use_pointer else None
+        return asking.Encoded(history, states, self.decoder.memory(states), keys)
 
     def _logits(self, queries: jax.Array, places: jax.Array, catalogue: Catalogue) -> jax.Array:
         """Of generating every item, without boosts, float32 [B, R, rows]."""
         scorer = self.item_scorer(catalogue)
         logits = scorer.logits(queries.reshape(-1, queries.shape[-1]), places.reshape(-1, 3))
         return logits.reshape(*queries.shape[:2], -1)
-
-    def _answer(
-        self,
-        states: jax.Array,
-        memory: Memory,
-        pointer_keys: jax.Array | None,
-        catalogue: Catalogue,
-        history: History,
-        requests: Requests,
-    ) -> Answer:
-        asked = self._ask(states, memory, pointer_keys, catalogue, history, requests)
-        gates = jnp.exp(asked.log_gates)
-        batch = asked.queries.shape[:2]
-        items, masses = [jnp.zeros((*batch, 0), jnp.int32)], [jnp.zeros((*batch, 0))]
-        if asked.pointed:
-            mass = jnp.zeros_like(asked.pointed[0]) if asked.habits is None else asked.habits
-            for number, pointed in enumerate(asked.pointed, start=1):
-                mass = mass + gates[..., number, None] * pointed
-            items.append(jnp.broadcast_to(history.items[:, None], mass.shape))
-            masses.append(mass)
-        for number, named in enumerate(asked.sources, start=1 + len(asked.pointed)):
-            items.append(named.items)
-            masses.append(gates[..., number, None] * named.shares)
-        return Answer(
-            asked.queries,
-            request_places(history, requests),
-            gates[..., 0],
-            jnp.concatenate(items, axis=-1),
-            jnp.concatenate(masses, axis=-1),
-            asked.boosts,
-        )
-
-    def _ask(
-        self,
-        states: jax.Array,
-        memory: Memory,
-        pointer_keys: jax.Array | None,
-        catalogue: Catalogue,
-        history: History,
-        requests: Requests,
-    ) -> _Asked:
-        sources = crowd.find_sources(self.config, catalogue, history, requests, held_out=False)
-
-        def ask(model: SpatiotemporalTransformer, requests: Requests) -> _Asked:
-            return model._ask_once(states, memory, pointer_keys, history, requests, sources)
-
-        asked = ask(self, requests)
-        if catalogue.waits_s is None:
-            return asked
-        shares = _mean_over_waits(self, ask, asked, catalogue.waits_s, history, requests)
-        gates, pointed, habits = shares
-        return dataclasses.replace(
-            asked,
-            log_gates=jnp.log(jnp.maximum(gates, _TINY)),
-            pointed=[
-                mass / jnp.maximum(gates[..., number, None], _TINY)
-                for number, mass in enumerate(pointed, start=1)
-            ],
-            habits=habits,
-        )
-
-    def _ask_once(
-        self,
-        states: jax.Array,
-        memory: Memory,
-        pointer_keys: jax.Array | None,
-        history: History,
-        requests: Requests,
-        sources: list[crowd.Named],
-    ) -> _Asked:
-        hidden, geometry = self._decode(states, memory, history, requests, deterministic=True)
-        queries = self.generate(hidden)
-        geometries, counts = self._pointed_at(history, requests, geometry)
-        counts += [named.counts for named in sources]
-        pointed = []
-        if pointer_keys is not None:
-            pointed = [
-                self.pointers[name].event_mass(hidden, pointer_keys, geometries[name])
-                for name in self._pointers
-            ]
-        log_gates = self.mixer(queries, _stack(counts, queries))
-        habits = None
-        if self.config.use_pointer and self.config.habit_share:
-            weights = habit_mass(history, requests, use_time=self.config.use_time)
-            habits = self.config.habit_share * weights
-            # Who has no habits yet is answered by the others alone.
-            log_gates = log_gates + jnp.log1p(-habits.sum(axis=-1, keepdims=True))
-        return _Asked(
-            queries,
-            log_gates,
-            pointed,
-            sources,
-            habits,
-            self._boosts(queries, sources),
-        )
-
-    def _boosts(self, queries: jax.Array, sources: list[crowd.Named]) -> crowd.Boosts | None:
-        return self.booster(queries, sources) if self.config.use_boost else None
-
-    def _pointed_at(
-        self, history: History, requests: Requests, geometry: Geometry
-    ) -> tuple[dict[str, Geometry], list[jax.Array]]:
-        """Which events each pointer may point at, and how many they are, float32 [B, R] each."""
-        geometries = {"pointer": geometry}
-        counts = []
-        if self.config.use_pointer:
-            counts.append(seen_events(history, requests).sum(axis=-1, dtype=jnp.int32))
-        if "sequel" in self._pointers:
-            if requests.last_tokens.shape[1] == 1:  # as in service
-                found = find_recurrence(history.items, history.segment_ids, requests.last_tokens)
-            else:
-                found = find_recurrences(history.items, history.segment_ids)
-            # Its segments are the events that followed one and the same item.
-            geometries["sequel"] = dataclasses.replace(
-                geometry,
-                segment_ids=classes_before(found, history.segment_ids),
-                query_segment_ids=at_tokens(found.classes, requests.last_tokens),
-            )
-            earlier = at_tokens(found.counts, requests.last_tokens) - 1
-            counts.append(jnp.maximum(earlier, 0))
-        return geometries, [count.astype(jnp.float32) for count in counts]
-
-
-def _mean_over_waits(
-    model: SpatiotemporalTransformer,
-    ask: Callable[[SpatiotemporalTransformer, Requests], _Asked],
-    asked: _Asked,
-    waits_s: jax.Array,
-    history: History,
-    requests: Requests,
-) -> tuple[jax.Array, list[jax.Array], jax.Array | None]:
-    """Gates [B, R, 1 + M], the pointers' shares and the habits of an answer, float32 [B, R, S].
-
-    As of `asked`; of requests that hide their time the mean over likely ones (`model.waits`).
-    """
-    hides = hide_time(history, requests)
-
-    def shares(of: _Asked) -> tuple[jax.Array, list[jax.Array], jax.Array | None]:
-        gates = jnp.exp(of.log_gates)
-        masses = [gates[..., i, None] * mass for i, mass in enumerate(of.pointed, start=1)]
-        return gates, masses, of.habits
-
-    def add(model: SpatiotemporalTransformer, total: Any, waits: jax.Array) -> tuple[Any, None]:
-        now = shares(ask(model, asked_after(history, requests, waits)))
-        return jax.tree.map(jnp.add, total, now), None
-
-    as_asked = shares(asked)
-
-    def mean(model: SpatiotemporalTransformer) -> Any:
-        waits = likely_waits(waits_s, history, requests)
-        over_waits = nn.scan(add, variable_broadcast="params", split_rngs={})
-        total, _ = over_waits(model, jax.tree.map(jnp.zeros_like, as_asked), waits)
-        return jax.tree.map(
-            lambda summed, once: jnp.where(hides[..., None], summed / len(waits), once),
-            total,
-            as_asked,
-        )
-
-    # Nothing of it where every request tells its time, as in service.
-    return nn.cond(hides.any(), mean, lambda _: as_asked, model)
 
 
 def wanted_items(catalogue: Catalogue, requests: Requests) -> jax.Array | None:
@@ -557,8 +350,3 @@ def wanted_items(catalogue: Catalogue, requests: Requests) -> jax.Array | None:
     every = requests.domains.all(axis=-1, keepdims=True)
     wanted = jnp.concatenate([every, requests.domains], axis=-1)
     return jnp.take(wanted, catalogue.traits[DOMAIN][:, 0], axis=-1)
-
-
-def _stack(sources: list[jax.Array], queries: jax.Array) -> jax.Array:
-    """One number [B, R] a source as float32 [B, R, M]."""
-    return jnp.stack(sources, axis=-1) if sources else jnp.zeros((*queries.shape[:2], 0))
