@@ -92,6 +92,11 @@ class ItemIndex:
         # The threads that have helped with a few queries go on to wait busily, in the way of JAX's.
         self._set_num_threads(1 if len(queries) < _MANY else os.cpu_count() or 1)
         _, found = self._index.search(queries, min(num_candidates, self.num_items))
+        # Where too many items are alike, the index gives up with -1.
+        for row in np.flatnonzero((found < 0).any(axis=1)):
+            missing = found[row] < 0
+            others = np.setdiff1d(np.arange(self.num_items), found[row])
+            found[row, missing] = others[: missing.sum()]
         return self._rows[found]
 
 

@@ -13,7 +13,7 @@ from flax import struct
 
 HOURS_PER_WEEK = 168
 NUM_LATEST = 128  # times that something followed an item which a request looks at
-_ROW_MULTIPLE = 128  # whole vector registers, and any mesh of up to 128 devices can split it
+ROW_MULTIPLE = 128  # whole vector registers, and any mesh of up to 128 devices can split it
 
 Array = Any  # numpy on the host, jax.Array on the device
 
@@ -64,7 +64,8 @@ class Requests:
       last_tokens: int32, row index of the last event that the request sees; -1 = none.
       minutes: int32, minutes since 1970 at the request; meaningless where not `time_known`.
       last_minutes: int32, the same at the last event that the request sees, or at the request
-        itself where it sees none: what is known of "now" even if the time is hidden.
+        itself where it sees none: what is known of "now" even if the time is hidden. A service
+        has that it is now.
       segment_ids: int32, 0 = padding.
       targets: int32, the item that came; 0 = unknown or none, not learned from.
       domains: bool [B, R, D], which domains the answer may be of; None where the log has none.
@@ -175,4 +176,4 @@ def table_rows(num_ids: int) -> int:
 
     The number does not depend on the devices, so neither do parameters and checkpoints.
     """
-    return -(-(num_ids + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    return -(-(num_ids + 1) // ROW_MULTIPLE) * ROW_MULTIPLE

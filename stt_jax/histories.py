@@ -240,7 +240,7 @@ def request_rows(questions: Sequence[Question], num_rows: int) -> Requests:
         coords=put(coords, np.float32, np.nan),
         origins=put(origins, np.float32),
         last_tokens=put([q.num_events - 1 for q in questions], np.int32, -1),
-        minutes=put(times // 60, np.int32),
+        minutes=put(np.clip(times // 60, -_NOW_MIN, _NOW_MIN), np.int32),
         last_minutes=put(np.full(count, _NOW_MIN), np.int32),
         segment_ids=put(np.ones(count), np.int32),
         targets=put(np.zeros(count), np.int32),

@@ -22,13 +22,14 @@ def time_bucket(gap_s: jax.Array, n: int) -> jax.Array:
     """Gives the bucket of a time gap: two buckets an octave of `1 + |gap_s|`.
 
     The lower edges of bucket 0, 1, 2, ... are `1 + |gap_s|` = 1, 1.5, 2, 3, 4, 6, 8, 12, ...
-    seconds: gap 0 is bucket 0, a minute 11, an hour 23, a day 32, a week 38, a year 49, and every
-    gap of int32 is below bucket 62. No integer gap falls in bucket 1. Gaps past the table share its
+    seconds: gap 0 is bucket 0, a minute 11, an hour 23, a day 32, a week 38, a year 49, and no
+    gap is beyond bucket 62. No integer gap falls in bucket 1. Gaps past the table share its
     last bucket. `1 + |gap_s|` is rounded to float32 first, so gaps over 2**24 seconds (194 days)
     move by at most 64 seconds in 2**31.
 
     Args:
-      gap_s: int32, any shape. Seconds; its sign is ignored.
+      gap_s: int32, any shape. Seconds; its sign is ignored. -2**31, which has no positive
+        counterpart, must not occur.
       n: number of buckets, 1..256.
 
     Returns:

@@ -64,6 +64,11 @@ class TrainingBatches:
         return self._packing.fill
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of a batch, of all processes, and tokens of a row."""
+        return self._batch_rows, self._row_tokens
+
+    @property
     def rows_per_epoch(self) -> int:
         """Rows after which every training event was asked for once."""
         return self._packing.num_rows
@@ -118,8 +123,15 @@ class PersonBatches:
     @property
     def fill(self) -> float:
         """The expected fraction of tokens that are not padding."""
-        people = self._rate * self._log.num_train_users
-        return float(people * self._windows.num_tokens.mean() / self._row_tokens / self._batch_rows)
+        tokens = np.add.reduceat(self._windows.num_tokens, self._first_windows[:-1])
+        of_people = tokens / np.diff(self._first_windows)  # one of a person's windows is drawn
+        drawn = self._rate * of_people.sum()
+        return float(drawn / self._row_tokens / self._batch_rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of a batch, which are more than the people expected, and tokens of a row."""
+        return self._batch_rows, self._row_tokens
 
     def num_steps(self, epochs: float) -> int:
         """Steps in which as many windows are expected to be drawn as `epochs` epochs have."""
@@ -271,13 +283,12 @@ def gather_history(
         place_origins=_first_known(coords, of_window, len(w)),
     )
 
-    # What came before a token: the event before it in the log, but never one that the window
+    # What came before a token: the event before it in the log, but never one that the context
     # leaves out between its two ranges.
-    previous = events - 1
-    jumps = (num_history > 0) & (w.num_tokens > num_history)
-    previous[(_starts(w.num_tokens) + num_history)[jumps]] = w.history_ends[jumps] - 1
-    gaps = log.times[events] - log.times[np.maximum(previous, 0)]
-    gaps[events == log.user_offsets[w.users[of_window]]] = -1
+    previous = np.where(events > log.user_offsets[w.users[of_window]], events - 1, -1)
+    has_own = w.num_tokens > num_history
+    previous[(_starts(w.num_tokens) + num_history)[has_own]] = w.befores[has_own]
+    gaps = np.where(previous >= 0, log.times[events] - log.times[np.maximum(previous, 0)], -1)
 
     def put(values: np.ndarray, fill: float = 0) -> np.ndarray:
         return _scatter(values, slots, (len(rows), row_tokens), fill)

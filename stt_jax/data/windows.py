@@ -20,7 +20,11 @@ _COUNTED_AT_ONCE = 1 << 20  # events
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Windows over a prepared log; all arrays int64 [W], event indices and user rows."""
+    """Windows over a prepared log; all arrays int64 [W], event indices and user rows.
+
+    `befores` is the last event of the person that may be known of before `starts`, in the window
+    or not; -1 = there is none. The gap of the event at `starts` counts from it.
+    """
 
     users: np.ndarray
     history_starts: np.ndarray
@@ -29,6 +33,7 @@ class Windows:
     ends: np.ndarray
     request_starts: np.ndarray
     request_ends: np.ndarray
+    befores: np.ndarray
 
     def __len__(self) -> int:
         return len(self.users)
@@ -70,7 +75,8 @@ def training_windows(log: PreparedLog, *, window: int, requests: int) -> Windows
     request_ends = np.minimum(request_starts + requests, firsts[users] + counts[users])
     ends = request_ends - 1  # the last requested event is no token
     starts = np.maximum(firsts[users], ends - window)
-    return Windows(users, starts, starts, starts, ends, request_starts, request_ends)
+    befores = np.where(starts > firsts[users], starts - 1, -1)
+    return Windows(users, starts, starts, starts, ends, request_starts, request_ends, befores)
 
 
 def _train_counts(log: PreparedLog) -> np.ndarray:
@@ -92,12 +98,17 @@ def target_windows(targets: Targets, *, window: int) -> Windows:
     """One window a target, with the last `window` events of its context."""
     own = np.minimum(targets.events - targets.session_starts, window)
     history = np.minimum(targets.history_ends - targets.history_starts, window - own)
+    starts = targets.events - own
+    # Between the two ranges of a context there may be events that it leaves out.
+    has_history = targets.history_ends > targets.history_starts
+    befores = np.where(has_history, targets.history_ends - 1, -1)
     return Windows(
         targets.users,
         targets.history_ends - history,
         targets.history_ends,
-        targets.events - own,
+        starts,
         targets.events,
         targets.events,
         targets.events + 1,
+        np.where(starts > targets.session_starts, starts - 1, befores),
     )

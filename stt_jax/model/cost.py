@@ -40,12 +40,14 @@ def step_flops(
     gate = square if config.use_gate else 0
     block = 4 * square + gate + 4 * square  # q, k, v, out; gate; two layers to twice the width
     catalogue = table_rows(sizes.num_items)
-    scored_items = catalogue if scored_items is None else scored_items
+    scored_items = catalogue if scored_items is None else min(scored_items, sizes.num_items)
 
     per_token = square + place + config.num_layers * block
     per_token += config.num_layers * 2 * width * tokens  # q k^T and p v, of the causal half
-    per_token += 2 * square  # the decoder's keys and values
-    per_request = block - 2 * square + place + 2 * width * tokens
+    per_request = place
+    if config.use_decoder:
+        per_token += 2 * square  # its keys and values
+        per_request += block - 2 * square + 2 * width * tokens
     per_request += 2 * width * scored_items
     if config.use_pointer:
         per_token += square

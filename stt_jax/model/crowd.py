@@ -31,6 +31,7 @@ from stt_jax.model.recurrence import at_tokens
 NUM_BOOSTED = 20  # items of a source whose logits it raises
 SHARPNESS = 1000.0
 _TINY = 1e-30  # no probability, as a number with a logarithm
+_LEAST_GROWTH = -1 + 1e-6  # of a normaliser: float32 tells it from -1
 
 # (relation, how many events before the request its item lies)
 ITEM_SOURCES = (("followers", 0), ("followers", 1), ("neighbours", 0), ("neighbours", 1))
@@ -216,7 +217,7 @@ class Boosts:
         shares = jnp.exp(logits - log_normalizers[..., None])
         growth = (shares * jnp.expm1(self.logits) / self.copies).sum(axis=-1)
         # Above -1 in exact arithmetic; where the normaliser is an estimate it may not be.
-        return jnp.log1p(jnp.maximum(growth, -0.999))
+        return jnp.log1p(jnp.maximum(growth, _LEAST_GROWTH))
 
 
 class Booster(nn.Module):

@@ -27,7 +27,9 @@ class Dropout(nn.Module):
         if deterministic or self.rate == 0:
             return inputs
         words = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
-        dropped = hashed_bits(words, inputs.shape) < np.uint32(round(self.rate * 2**32))
+        dropped = hashed_bits(words, inputs.shape) < np.uint32(
+            min(round(self.rate * 2**32), 2**32 - 1)
+        )
         return jnp.where(dropped, jnp.zeros((), inputs.dtype), inputs / (1 - self.rate))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from stt_jax.batch import HOURS_PER_WEEK, Catalogue, table_rows
 from stt_jax.data.schema import NUMBER_LIMIT
 
-# Wavelengths of the place encoding, metres: from a street to a continent, a factor of about 2.4
+# Wavelengths of the place encoding, metres: from a street to a continent, a factor of about 2.3
 # apart. Shorter ones would need more than float32 earth-centred metres (0.5 m) can resolve.
 PLACE_WAVELENGTHS_M = tuple(400.0 * 10 ** (4 * i / 11) for i in range(12))
 

@@ -47,11 +47,13 @@ def self_geometry(config: ModelConfig, history: History) -> Geometry:
 
 
 def event_geometry(
-    config: ModelConfig, history: History, events: History, places: jax.Array
+    config: ModelConfig, history: History, events: History, places: jax.Array | None
 ) -> Geometry:
-    """New events towards all events of their people, themselves included."""
+    """New events towards all events of their people, themselves included.
+
+    `places`, int32 [B, N], say where in the history they are; None = they are all of it.
+    """
     time, place = config.use_time, config.use_place
-    whole = events.items.shape[1] == history.items.shape[1]
     return Geometry(
         times=history.times if time else None,
         query_times=events.times if time else None,
@@ -61,8 +63,7 @@ def event_geometry(
         query_phases=events.phases if time else None,
         segment_ids=history.segment_ids,
         query_segment_ids=events.segment_ids,
-        # A whole row can only start at 0: its causal half is known before the data.
-        query_positions=None if whole else places,
+        query_positions=places,
     )
 
 

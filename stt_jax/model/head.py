@@ -166,7 +166,7 @@ class ItemScorer:
       coords: float32 [rows, 3], earth-centred metres, NaN = no place.
       distance_table: float32 [C + 1, num_distances], added by the item's category and how far it
         is from the request; None = distance is left out.
-      num_items: V, items of the whole catalogue.
+      num_items: V, items that the model was trained on; the catalogue may have more.
       catalogue: all that is known of the items, for the mixture's other sources; None in training.
     """
 

@@ -269,8 +269,13 @@ class SpatiotemporalTransformer(nn.Module):
             before = jnp.where(starts[:, None, None] > 0, self._item_vectors(last), 0.0)
         x = self._embed(events, vectors, jnp.concatenate([before, vectors[:, :-1]], axis=1))
         history = put(cache.history, events)
+        # The causal half of a whole row that starts at 0 is known before the data.
+        is_whole = starts is None and events.items.shape[1] == cache.capacity
         geometry = event_geometry(
-            self.config, jax.tree.map(lambda kept: kept[rows], history), events, places
+            self.config,
+            jax.tree.map(lambda kept: kept[rows], history),
+            events,
+            None if is_whole else places,
         )
         blocks = []
         for block, kept in zip(self.blocks, cache.blocks, strict=True):

@@ -22,7 +22,7 @@ from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
 from stt_jax.metrics import ranking_metrics
-from stt_jax.model.stt import SpatiotemporalTransformer
+from stt_jax.model.stt import SpatiotemporalTransformer, wanted_items
 from stt_jax.training.ranks import MODES, asked_batches, in_mode
 from stt_jax.training.sharding import Placement
 
@@ -85,9 +85,10 @@ def fit_gates(
                     variables, catalogue, history, asked_in_mode, states, method=model.source_masses
                 ),
             )
-            if allowed is not None:
-                masses = jnp.where(allowed[:, :, None], masses, 0.0)
-            found.append((log_gates, *find_candidates(log_gates, masses, requests.targets)))
+            ranked = jnp.ones((1, 1, 1), bool) if allowed is None else allowed
+            if (wanted := wanted_items(catalogue, asked_in_mode)) is not None:
+                ranked = ranked & wanted
+            found.append((log_gates, *find_candidates(log_gates, masses, requests.targets, ranked)))
         return found
 
     parts: list[list[np.ndarray]] = []
@@ -102,7 +103,7 @@ def fit_gates(
 
 
 def find_candidates(
-    log_gates: jax.Array, masses: jax.Array, targets: jax.Array
+    log_gates: jax.Array, masses: jax.Array, targets: jax.Array, ranked: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The items that may come before a target, whatever the weights of the sources.
 
@@ -110,12 +111,14 @@ def find_candidates(
       log_gates: float32 [B, R, 1 + M].
       masses: float32 [B, R, 1 + M, rows], of every source for every item.
       targets: int32 [B, R].
+      ranked: bool, broadcast to [B, R, rows], which items are ranked at all.
 
     Returns:
       (masses, counted): float32 [B, R, 1 + M, C], the target first, and bool [B, R, C], whether a
       place holds another item than the target and those before it.
     """
     num_rows = masses.shape[-1]
+    masses = jnp.where(ranked[:, :, None], masses, 0.0)
     mixture = jnp.einsum("brm,brmv->brv", jnp.exp(log_gates), masses)
     together = jax.lax.top_k(mixture, min(_TOGETHER, num_rows))[1]
     each = jax.lax.top_k(masses, min(_EACH, num_rows))[1]
@@ -128,6 +131,8 @@ def find_candidates(
     is_new = jnp.diff(ordered, axis=-1, prepend=-1) > 0
     back = jnp.argsort(order, axis=-1)
     counted = jnp.take_along_axis(is_new, back, axis=-1)
+    ranked = jnp.broadcast_to(ranked, mixture.shape)
+    counted &= jnp.take_along_axis(ranked, items, axis=-1)
     return found, counted & (items != targets[..., None]) & (items > 0)
 
 

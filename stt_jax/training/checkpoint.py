@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -127,6 +128,9 @@ def save(
     """
     _check_room(manager, state)
     step = int(state.step)
+    if quality == progress.best and step != progress.best_step:
+        # Orbax takes the last of those that are level; the run's best is the first.
+        quality = math.nextafter(quality, -math.inf)
     params, optimizer = jax.device_get(_fingerprints((state.params, state.opt_state)))
     record = {
         "owner": owner,

@@ -91,6 +91,8 @@ def hide_people(history: History, requests: Requests, key: jax.Array, rate: floa
         requests,
         users=jnp.where(cold, 0, requests.users),
         last_tokens=jnp.where(cold, -1, requests.last_tokens),
+        # Who is new is asked as of now, and not as of an event that nobody sees.
+        last_minutes=jnp.where(cold, requests.minutes, requests.last_minutes),
     )
 
 

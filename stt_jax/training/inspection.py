@@ -67,9 +67,10 @@ def _step_lines(setup: Training) -> list[str]:
     with jax.set_mesh(setup.placement.mesh):
         compiled = step.lower(setup.shapes, setup.items, *setup.put(setup.batches[0])).compile()
     memory = compiled.memory_analysis()
+    rows, row_tokens = setup.batches.shape
     return [
-        f"{setup.num_steps:,} steps of {config.batch_rows} x {config.window} tokens, "
-        f"{setup.batches.fill:.1%} filled, up to {config.batch_rows * config.requests:,} requests",
+        f"{setup.num_steps:,} steps of {rows} x {row_tokens} tokens, "
+        f"{setup.batches.fill:.1%} filled, up to {rows * config.requests:,} requests",
         f"{flops:.3g} floating-point operations of the model in a step",
         f"the compiled step takes on each device {memory.argument_size_in_bytes:,} bytes of "
         f"arguments, of which {memory.alias_size_in_bytes:,} are updated in place, and "

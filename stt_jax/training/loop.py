@@ -122,7 +122,7 @@ def _train(
     train_step = setup.make_step()
     ranker = make_ranker(setup.model)
     validate_every = max(1, setup.batches.num_steps(config.validation_every))
-    meter = speed.Meter(setup.model, config, setup.placement.mesh, setup.batches.fill)
+    meter = speed.Meter(setup.model, config, setup.placement.mesh, setup.batches)
     step = int(state.step)
     unchecked: collections.deque[Any] = collections.deque()
     with (

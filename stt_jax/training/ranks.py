@@ -118,7 +118,8 @@ def model_ranks(
         None = one device.
 
     Returns:
-      mode -> int32 [T], 1 = best, `MISS` where the target is not in the vocabulary.
+      mode -> int32 [T], 1 = best, `MISS` where the target is not in the vocabulary, or is
+      left out because it was seen.
     """
     members = (params, *others)
     ranks = {mode: np.full(len(targets), MISS, np.int32) for mode in modes}

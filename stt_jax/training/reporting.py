@@ -64,7 +64,7 @@ class Reporter:
 
         Args:
           step: of training.
-          kind: "train" or "validation".
+          kind: "train", "validation", "speed" or "privacy".
           measures: name -> number.
         """
         if self._tensorboard is None:

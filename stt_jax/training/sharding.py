@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from stt_jax.batch import ROW_MULTIPLE
 from stt_jax.config import DeviceConfig
 from stt_jax.mesh import DATA, MODEL
 
@@ -149,6 +150,11 @@ def make_placement(config: DeviceConfig) -> Placement:
         raise ValueError(
             f"{flags} needs {max(1, data) * max(1, model)} devices and there are {len(devices)} "
             f"({devices[0].platform}); -1 takes the rest"
+        )
+    if ROW_MULTIPLE % model:
+        raise ValueError(
+            f"{flags} makes {model} devices share the rows of the tables, which does not divide "
+            f"{ROW_MULTIPLE}; give --mesh_model one that does"
         )
     if jax.process_count() > 1 and data * model != len(devices):
         raise ValueError(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from stt_jax.config import TrainingConfig
+from stt_jax.data.pipeline import PersonBatches, TrainingBatches
 from stt_jax.model.cost import step_flops
 from stt_jax.model.precision import exact_products
 from stt_jax.model.stt import SpatiotemporalTransformer
@@ -27,10 +28,14 @@ class Meter:
     """Counts what the steps since the last report did, and the seconds that it took."""
 
     def __init__(
-        self, model: SpatiotemporalTransformer, config: TrainingConfig, mesh: Mesh, fill: float
+        self,
+        model: SpatiotemporalTransformer,
+        config: TrainingConfig,
+        mesh: Mesh,
+        batches: TrainingBatches | PersonBatches,
     ) -> None:
-        self._config = config
-        self._fill = fill
+        rows, row_tokens = batches.shape
+        self._tokens = rows * row_tokens * batches.fill
         self._flops = step_flops(
             model.config,
             model.sizes,
@@ -70,12 +75,11 @@ class Meter:
           where the device does not say.
         """
         events = sum(float(requests) for requests in self._requests)
-        peak = self._peak()
         steps, seconds = len(self._requests), time.perf_counter() - self._start
-        tokens = steps * self._config.batch_rows * self._config.window
+        peak = self._peak()  # is measured when it is first asked for, which takes a while
         found = {
             "events_per_s": events / seconds,
-            "tokens_per_s": tokens * self._fill / seconds,
+            "tokens_per_s": steps * self._tokens / seconds,
             "data_fraction": self._waited_s / seconds,
             "step_ms": 1e3 * seconds / max(1, steps),
             "flops_utilisation": steps * self._flops / seconds / peak,

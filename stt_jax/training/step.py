@@ -49,7 +49,9 @@ def make_optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTran
 
 
 def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> optax.Schedule:
-    """Step -> learning rate."""
+    """Step -> learning rate; with a warm-up it begins at zero."""
+    if not config.warmup:
+        return optax.cosine_decay_schedule(config.learning_rate, num_steps)
     warmup = max(1, round(config.warmup * num_steps))
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, max(num_steps, warmup + 1)

@@ -106,3 +106,11 @@ def test_a_small_catalogue_is_searched_exactly():
     logits[:, ~np.asarray(scorer.is_item)] = -np.inf
     found = approximate.ItemIndex(scorer).search(queries, 7)
     assert found.tolist() == np.argsort(-logits, axis=1)[:, :7].tolist()
+
+
+def test_of_items_that_are_all_alike_none_is_found_twice():
+    scorer = Setup(1500, 16, num_people=1).scorer
+    alike = scorer.replace(vectors=0 * scorer.vectors, bias=0 * scorer.bias)
+    found = approximate.ItemIndex(alike).search(np.zeros((2, scorer.vectors.shape[1])), 256)
+    assert found.shape == (2, 256)
+    assert [len(np.unique(row)) for row in found] == [256, 256]

@@ -64,7 +64,8 @@ def recompute_inputs(counts):
     firsts = LOG.user_offsets[users]
     ends = firsts + np.array(list(counts.values()))
     starts = firsts + [session.window_start(n, WINDOW, HOP) for n in counts.values()]
-    windows = Windows(users, starts, starts, starts, ends, ends, ends + 1)
+    befores = np.where(starts > firsts, starts - 1, -1)
+    windows = Windows(users, starts, starts, starts, ends, ends, ends + 1, befores)
     rows = [np.array([row]) for row in range(len(users))]
     history, layout = gather_history(LOG, windows, rows, row_tokens=WINDOW)
     requests = gather_requests(LOG, layout, (len(users), 1))
@@ -216,6 +217,35 @@ def test_several_events_at_once_equal_one_by_one():
     counts = {user: 5 - user % 2 for user in USERS}
     expected = people.recompute(*recompute_inputs(counts)[:2])
     np.testing.assert_allclose(people.probabilities(counts), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 5])
+def test_padding_of_appended_events_changes_nothing(num_rows):
+    """Also where it makes them as many as the cache holds."""
+    model, params, _ = make(WHOLE)
+    events = log_events(LOG, int(LOG.user_offsets[0]), int(LOG.user_offsets[0]) + 4)
+    origin, row = anchor(events), np.zeros(1, np.int32)
+
+    def start(first_events):
+        history = history_rows([Tokens(first_events, None, origin)], 1, 4, has_times=True)
+        return session.start(model, params, session.new_cache(model, 1, 4), row, history)
+
+    last = [Tokens(events[3:], int(events.times[2]), origin)]
+    grown = session.append(
+        model,
+        params,
+        start(events[:3]),
+        row,
+        np.array([3], np.int32),
+        history_rows(last, 1, num_rows, has_times=True),
+    )
+    np.testing.assert_allclose(grown.states, start(events).states, rtol=0, atol=1e-5)
+
+
+def test_times_beyond_int32_minutes_stay_after_all_that_was_counted():
+    asked = Question(0, 253_370_764_800, 0, None, 0, anchor(log_events(LOG, 0, 1)))
+    question = dataclasses.replace(asked, traits=traits_of_user(LOG, None))  # the year 9999
+    assert request_rows([question], 1).minutes.tolist() == [[2**30]]
 
 
 def test_a_row_shows_nothing_of_its_earlier_owner():

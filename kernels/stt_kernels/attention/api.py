@@ -226,17 +226,21 @@ def available_implementations(
       q: as in `spatiotemporal_attention`.
       k: as in `spatiotemporal_attention`.
       platform: "cpu", "gpu" or "tpu"; None = the one JAX runs on.
-      **options: the encodings, masks and options of `spatiotemporal_attention`.
+      **options: the encodings, masks and options of `spatiotemporal_attention`, but
+        `implementation`.
 
     Returns:
       For every implementation, why it can't take the call, or None. They stand in the order in
       which `implementation=None` tries them, those that it never tries last.
 
     Raises:
-      ValueError: as `spatiotemporal_attention`.
+      ValueError: as `spatiotemporal_attention`, or there is no such platform.
     """
+    platform = jax.default_backend() if platform is None else platform
+    if platform not in _PLATFORM_ORDERS:
+        raise ValueError(f"platform must be one of {', '.join(_PLATFORM_ORDERS)}; got {platform!r}")
     call = checks.check_call(q, k, **options)
-    order = _PLATFORM_ORDERS[jax.default_backend() if platform is None else platform]
+    order = _PLATFORM_ORDERS[platform]
     others = [name for name in _BACKENDS if name not in order]
     return {name: _BACKENDS[name].unsupported(call) for name in (*order, *others)}
 

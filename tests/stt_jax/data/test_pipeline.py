@@ -106,17 +106,21 @@ def test_targets_are_each_asked_once_with_their_own_context():
     assert sorted(seen) == list(range(len(targets)))
 
 
-def test_gaps_never_look_into_events_that_the_protocol_hides():
+@pytest.mark.parametrize("window", [1, 2, 16, 64])
+@pytest.mark.parametrize("kind", ["session_last", "every"])
+def test_gaps_never_look_into_events_that_the_protocol_hides(kind, window):
     log = random_log(num_users=12, seed=2)
-    targets = find_targets(log, TEST, targets="session_last", context="strict")
+    targets = find_targets(log, TEST, targets=kind, context="strict")
     for history, requests, index in target_batches(
-        log, targets, window=64, row_requests=3, batch_rows=2
+        log, targets, window=window, row_requests=3, batch_rows=2
     ):
         for b, r in zip(*np.nonzero(index >= 0), strict=True):
             times = log.times[targets.context(index[b, r])]
             tokens = history.segment_ids[b] == requests.segment_ids[b, r]
             gaps = history.gaps_s[b, tokens]
-            np.testing.assert_array_equal(gaps[1:], np.diff(times))
+            # The first one's reaches back to the event before the window, if the context has it.
+            known = np.concatenate([[-1] * (len(times) > 0), np.diff(times)])
+            np.testing.assert_array_equal(gaps, known[len(known) - len(gaps) :])
 
 
 def test_a_saved_input_goes_on_with_the_same_batches():

@@ -116,6 +116,14 @@ def test_the_mass_on_a_target_is_its_share_and_nothing_has_a_finite_logarithm():
             np.testing.assert_allclose(np.exp(mass[b, r]), share, rtol=1e-5, atol=1e-20)
 
 
+def test_boosts_that_take_nearly_all_of_the_normaliser_are_as_exact():
+    logits = jnp.array([[0.0, 10.0, 0.0, 0.0]])
+    boosts = crowd.Boosts(jnp.array([[1]]), jnp.array([[-12.0]]), jnp.ones((1, 1)))
+    before = jax.nn.logsumexp(logits, axis=-1)
+    exact = jax.nn.logsumexp(logits + boosts.dense(4), axis=-1) - before
+    np.testing.assert_allclose(boosts.log_growth(logits[:, 1:2], before), exact, rtol=1e-3)
+
+
 def test_a_model_without_crowd_or_time_asks_less():
     timeless = dataclasses.replace(CONFIG, use_time=False, succession_half_lives_h=("1",))
     assert len(sources(timeless)) == crowd.num_sources(timeless) == len(crowd.ITEM_SOURCES)

@@ -65,3 +65,11 @@ def test_steps_and_layers_draw_anew_and_the_same_key_the_same():
 def test_deterministic_needs_no_key_and_changes_nothing():
     x = jnp.arange(4.0)
     np.testing.assert_array_equal(Dropout(0.5).apply({}, x, deterministic=True), x)
+
+
+def test_a_rate_next_to_one_drops_nearly_all():
+    dropout = Dropout(1 - 1e-10)
+    found = dropout.apply(
+        {}, jnp.ones((100,)), deterministic=False, rngs={"dropout": jax.random.key(0)}
+    )
+    assert not found.any()

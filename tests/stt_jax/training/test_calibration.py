@@ -13,7 +13,7 @@ from stt_jax.metrics import ranking_metrics, target_ranks
 from stt_jax.training import loop
 from stt_jax.training.calibration import find_biases, find_candidates, fit_gates
 from stt_jax.training.loop import train_model
-from stt_jax.training.ranks import MODES, asked_batches, in_mode
+from stt_jax.training.ranks import MODES, asked_batches, in_mode, make_ranker, model_ranks
 from stt_jax.training.run import load_run
 from stt_jax.training.setup import set_up
 from tests.stt_jax.tiny_logs import random_log
@@ -22,6 +22,7 @@ LOG = random_log(num_users=12, seed=6)
 MODEL = ModelConfig(
     width=8, num_heads=2, num_layers=1, attention="reference", use_boost=True, habit_share=0.2
 )
+EVERY = np.ones((1, 1, 1), bool)  # item may be ranked
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=4, epochs=2, learning_rate=1e-2)
 
 
@@ -47,7 +48,7 @@ def made_sources(num_targets, num_items, reliability, seed):
 def test_the_more_reliable_source_gets_more_weight_and_the_list_gets_better():
     masses, targets = made_sources(3000, 50, (0.2, 0.6, 0.4), seed=0)
     log_gates = np.log(np.full((3000, 3), 1 / 3, np.float32))
-    found, counted = find_candidates(log_gates[None], masses[None], targets[None])
+    found, counted = find_candidates(log_gates[None], masses[None], targets[None], EVERY)
     added = find_biases(log_gates, np.asarray(found[0]), np.asarray(counted[0]), 3)
     assert added[1] > added[2] > added[0]
     before, after = (
@@ -73,7 +74,7 @@ def test_it_looks_for_the_metric_that_is_asked_for():
     masses[:, 1, 1] = 0.1
     masses[:, 1, 2:9] = 0.2
     log_gates = np.log(np.full((num_targets, 2), 0.5, np.float32))
-    found, counted = find_candidates(log_gates[None], masses[None], targets[None])
+    found, counted = find_candidates(log_gates[None], masses[None], targets[None], EVERY)
     found, counted = np.asarray(found[0]), np.asarray(counted[0])
 
     def qualities(metric):
@@ -90,7 +91,7 @@ def test_it_looks_for_the_metric_that_is_asked_for():
 def test_a_source_without_a_gate_keeps_its_share():
     masses, targets = made_sources(3000, 50, (0.2, 0.6, 0.4), seed=0)
     gates = np.tile(np.array([0.35, 0.35, 0.3], np.float32), (3000, 1))
-    found, counted = find_candidates(np.log(gates)[None], masses[None], targets[None])
+    found, counted = find_candidates(np.log(gates)[None], masses[None], targets[None], EVERY)
     added = find_biases(np.log(gates), np.asarray(found[0]), np.asarray(counted[0]), 2)
 
     def quality(added):
@@ -110,7 +111,7 @@ def test_a_source_without_a_gate_keeps_its_share():
 def test_a_rank_among_the_candidates_is_that_among_all_items(added):
     masses, targets = made_sources(300, 50, (0.2, 0.6, 0.4), seed=2)
     log_gates = np.log(np.random.default_rng(0).dirichlet(np.ones(3), 300)).astype(np.float32)
-    found, counted = find_candidates(log_gates[None], masses[None], targets[None])
+    found, counted = find_candidates(log_gates[None], masses[None], targets[None], EVERY)
     scores = np.einsum("nm,nmc->nc", np.exp(log_gates + added), found[0])
     ranks = 1 + (np.asarray(counted[0]) & (scores >= scores[:, :1])).sum(axis=1)
     expected = mean_reciprocal_rank(log_gates, masses, targets, added)
@@ -150,6 +151,34 @@ def test_the_sources_add_up_to_the_answer(setup, params):
             np.testing.assert_allclose(jnp.exp(log_gates).sum(-1)[index >= 0], 1, rtol=1e-5)
             found = jnp.einsum("brm,brmv->brv", jnp.exp(log_gates), masses)
             np.testing.assert_allclose(found[index >= 0], whole[index >= 0], atol=1e-5)
+
+
+def test_it_is_fitted_to_the_ranks_that_validation_has(monkeypatch):
+    """Also where requests name their domain, and items of others are not ranked."""
+    log = random_log(num_users=30, num_items=40, seed=3, has_domains=True)
+    setup = set_up(log, TRAINING, MODEL, ProtocolConfig(), DeviceConfig())
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32),
+        setup.initial_state().params,
+    )
+    asking = {"window": 16, "leave_out_seen": False, "placement": setup.placement}
+    found = {}
+
+    def spy(log_gates, masses, counted, num_gated, metric):
+        scores = np.einsum("nm,nmc->nc", np.exp(log_gates), masses)
+        found["mrr"] = ranking_metrics(1 + (counted & (scores >= scores[:, :1])).sum(1))["mrr"]
+        return np.zeros(num_gated, np.float32)
+
+    monkeypatch.setattr("stt_jax.training.calibration.find_biases", spy)
+    for name_domains in (False, True):
+        arguments = (params, setup.asked_items, log, setup.targets)
+        fit_gates(setup.model, *arguments, **asking, name_domains=name_domains)
+        ranks = model_ranks(
+            make_ranker(setup.model), *arguments, **asking, name_domains=name_domains
+        )
+        validated = np.mean([ranking_metrics(of_mode)["mrr"] for of_mode in ranks.values()])
+        np.testing.assert_allclose(found["mrr"], validated, rtol=1e-6)
 
 
 def test_only_the_bias_of_the_gate_changes(setup, params):

@@ -66,6 +66,8 @@ def test_a_cold_request_shows_neither_history_nor_who_asks_and_is_an_early_one(m
         cold = np.asarray(after.users != before.users)
         assert not cold[~early].any()
         np.testing.assert_array_equal(np.asarray(after.last_tokens)[cold], -1)
+        expected = np.where(cold, before.minutes, before.last_minutes)  # of nobody: now
+        np.testing.assert_array_equal(after.last_minutes, expected)
         np.testing.assert_array_equal(
             np.asarray(after.last_tokens)[~cold & ~early], last[~cold & ~early]
         )

@@ -147,6 +147,16 @@ def test_the_best_step_is_the_best_by_what_was_asked_for(
     assert (printed.err + printed.out).count(f"{title} ") == 4 + 1, "each validation, the best"
 
 
+def test_of_validations_that_are_level_the_first_is_the_best(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "model_ranks", lambda *_, **__: {"unknown": np.array([1, 4])})
+    run = train_model(LOG, options(tmp_path, patience=0, keep=100), MODEL)
+    steps = [line["step"] for line in metric_lines(tmp_path) if line["kind"] == "validation"]
+    assert len(steps) == 4
+    assert run.step == steps[0]
+    printed = capsys.readouterr()
+    assert f"at step {steps[0]}\n" in printed.err + printed.out
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

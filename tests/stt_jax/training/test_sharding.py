@@ -131,6 +131,13 @@ def test_a_mesh_that_does_not_fit_is_refused(config, message):
         make_placement(DeviceConfig(**config))
 
 
+def test_devices_that_tables_cannot_be_split_over_are_refused(monkeypatch):
+    devices = jax.devices()[:3]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(ValueError, match="--mesh_model=-1 makes 3 devices share the rows"):
+        make_placement(DeviceConfig(mesh_model=-1))
+
+
 def test_minus_one_takes_the_rest():
     assert dict(make_placement(DeviceConfig(mesh_data=-1)).mesh.shape) == {DATA: 8, MODEL: 1}
     placement = make_placement(DeviceConfig(mesh_data=2, mesh_model=-1))

@@ -74,6 +74,14 @@ def test_learning_rate_rises_and_then_falls_to_zero():
     assert learning_rate_schedule(config, 1)(1) > 0
 
 
+def test_without_a_warm_up_the_first_step_learns():
+    schedule = learning_rate_schedule(TrainingConfig(learning_rate=0.1, warmup=0), 100)
+    rates = np.array([float(schedule(step)) for step in range(101)])
+    np.testing.assert_allclose(rates[0], 0.1, rtol=1e-6)
+    assert (np.diff(rates) < 0).all()
+    assert rates[100] < 1e-6
+
+
 def test_chunked_training_follows_full_training(plain):
     _, measures = train(loss="chunked", loss_chunk_items=4)
     np.testing.assert_allclose(losses(measures), losses(plain[1]), rtol=1e-5)

@@ -93,6 +93,8 @@ def test_a_caller_can_ask_which_implementation_would_run():
     assert reasons["reference"] is None
     with pytest.raises(ValueError, match="time_table needs times"):
         stt_kernels.available_implementations(q, k, **tables)
+    with pytest.raises(ValueError, match="platform must be one of cpu, gpu, tpu; got 'cuda'"):
+        stt_kernels.available_implementations(q, k, platform="cuda", **tables, **options)
 
 
 def test_public_names_are_listed():
