@@ -265,10 +265,19 @@ def _count_read(file: LogFile, part: int, num_rows: int, config: PrepareConfig) 
             f"{file.description} with {len(file.names)} columns; first: {file.broken.first!r}. "
             "Check --format, --delimiter and --columns"
         )
+    inner, num_lines = file.broken.num_inner_lines, num_rows + file.broken.num_inner_lines
+    if inner > (0 if config.strict else config.max_broken_fraction * num_lines):
+        remedy = "leave out --strict" if config.strict else "give a larger --max_broken_fraction"
+        raise ValueError(
+            f"{file.path}: {inner} of {num_lines} lines are inside quoted fields that span lines, "
+            "maybe rows that a stray quote has swallowed. Mend it, or if the fields are meant so, "
+            + remedy
+        )
     dropped = {"cannot be split into its columns": broken} if broken else {}
+    changed = {"lines inside quoted fields": inner} if inner else {}
     part_name = f" as {PART_NAMES[part]}" if config.split == "given" else ""
     name = f"read {file.path.name} ({file.description}){part_name}"
-    return StepCount(name, num_rows + broken, num_rows, dropped, {})
+    return StepCount(name, num_rows + broken, num_rows, dropped, changed)
 
 
 def _join_table(

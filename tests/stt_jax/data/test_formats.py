@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from stt_jax.data.files import ReadOptions
+from stt_jax.data.files import CountedLines, ReadOptions
 from stt_jax.data.formats import as_text, open_file
 
 
@@ -96,6 +96,36 @@ def test_a_stray_quote_loses_no_row_uncounted(tmp_path):
     columns, file = read(path)
     assert columns["u"] == ["a"]
     assert file.broken.count == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "num_inner_lines"),
+    [
+        ('u,i,n\na,x,"one\ntwo\n\nthree"\nb,y,four\n', 2),
+        ('u,i,n\na,x,"one\nb,y,two\nc,z,three"\nd,w,"fo""ur"', 2),
+        ('\n \nu,i,n\r\n\r\na,x,"one\r\ntwo"\r\n\r\nb,y,\r\n\r\n', 1),
+        ('u,i,n\ra,x,"one\rtwo"\rb,y,\r', 1),
+        ('u,i,n\na,x,n\n"b\n\nc",z\nd,w,5" pipe\n', 0),  # a row too short, but a counted one
+        ('u,i,n\na,x,n\n"b,y,n\nc,z,n\n', 0),  # one that never ends
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lines_inside_quoted_fields_are_counted(tmp_path, text, num_inner_lines, encoding):
+    path = tmp_path / "log.csv"
+    path.write_bytes(text.encode(encoding))
+    file = open_file(path, ReadOptions(encoding=encoding.removesuffix("-sig")))
+    for _ in range(2):  # whoever shows a row reads the file again
+        list(file.batches([0]))
+        assert file.broken.num_inner_lines == num_inner_lines
+
+
+def test_lines_are_counted_alike_wherever_a_block_ends():
+    text = b"skip,me\r\n\r\n\nabc\r\n\ndef\r\rg\n\n\r\nhi"
+    for num_bytes in range(9, len(text) + 1):  # a block holds what is skipped
+        lines = CountedLines(pa.BufferReader(text), skip_lines=1)
+        while len(lines.read_buffer(num_bytes)):
+            pass
+        assert lines.num_lines == 4
 
 
 def test_a_header_without_line_end_is_a_file_without_rows(tmp_path):

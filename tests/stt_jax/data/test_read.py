@@ -137,6 +137,18 @@ def test_a_file_of_another_form_is_refused(tmp_path, engine):
         read_log(config(tmp_path, path), engine)
 
 
+def test_rows_that_a_stray_quote_has_swallowed_are_counted_and_may_be_refused(tmp_path, engine):
+    rows = [f"{row},x,{row},title {row}" for row in range(12)]
+    rows[5], rows[9] = rows[5].replace("title", '"title'), rows[9].replace("title 9", '"title" 9')
+    write(tmp_path / "log.csv", "u,i,t,n\n" + "\n".join(rows) + "\n")
+    raw = read_log(config(tmp_path, "log.csv"), engine)
+    assert raw.num_rows == 8
+    assert raw.counts[0].changed == {"lines inside quoted fields": 4}
+    for option, words in (({"strict": True}, "--strict"), ({"max_broken_fraction": 0.3}, "_frac")):
+        with pytest.raises(ValueError, match=f"log.csv: 4 of 12 lines .* stray quote.*{words}"):
+            read_log(config(tmp_path, "log.csv", **option), DuckEngine(str(tmp_path / "more")))
+
+
 def test_many_batches_keep_their_rows_in_order(tmp_path, engine):
     path = tmp_path / "log.parquet"
     values = [str(i) for i in range(300_000)]
