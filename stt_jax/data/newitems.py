@@ -48,7 +48,10 @@ def read_new_items(log: PreparedLog, path: str | os.PathLike) -> PreparedLog:
             f"--items={path} has no column {key!r} with the ids of the items; its columns are "
             f"{', '.join(file.names)}"
         )
-    table = pa.concat_tables(file.batches(list(range(len(file.names)))))
+    tables = list(file.batches(list(range(len(file.names)))))
+    if not sum(map(len, tables)):  # of a header alone there is not even an empty table
+        raise ValueError(f"--items={path} has no rows; leave out --items, or name the new items")
+    table = pa.concat_tables(tables)
     columns = {name: table.column(number).to_pylist() for number, name in enumerate(file.names)}
     roles = {
         role: columns[getattr(options, role)]

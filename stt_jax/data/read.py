@@ -295,9 +295,9 @@ def _join_table(
         table.rename_columns(aliases)
         for table in file.batches([file.names.index(name) for name in names])
     ]
-    rows = pa.concat_tables(tables)
-    if len(rows) == 0:
+    if not sum(map(len, tables)):  # of a header alone there is not even an empty table
         raise ValueError(f"--{flag}={file.path} has no rows")
+    rows = pa.concat_tables(tables)
     rows = rows.append_column("row", to_arrow(np.arange(len(rows), dtype=np.int64)))
     table = engine.insert(f"{flag}_table", rows.schema, [rows])
     # The first row of an id counts; a join on several would multiply events.

@@ -74,6 +74,7 @@ def test_without_a_table_the_log_is_as_it_was(prepared):
         ("id,kind\nz,pub\nz,bar\n", "row 2: 'z' is there twice; leave it out"),
         ("id,kind\n,pub\n", "row 1: the item has no id"),
         ("name,kind\nz,pub\n", "no column 'id' with the ids of the items; its columns are name"),
+        ("id,kind\n", "new.csv has no rows; leave out --items"),
         ("id,lat,lon\nz,91,0\n", "latitude '91' in row 1 is not within 90 degrees"),
         ("id,lat,lon\nz,1,east\n", "longitude 'east' in row 1 is not within 180 degrees"),
     ],

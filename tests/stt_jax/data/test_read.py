@@ -114,6 +114,14 @@ def test_items_table_with_other_ids_is_refused(tmp_path, engine):
         read_log(config(tmp_path, path, items_key="id", **options), engine)
 
 
+@pytest.mark.parametrize("text", ["id,label\n", "id,label"])
+def test_items_table_without_rows_is_refused(tmp_path, engine, text):
+    path = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
+    write(tmp_path / "items.csv", text)
+    with pytest.raises(ValueError, match="--items=.*items.csv has no rows"):
+        read_log(config(tmp_path, path, items="items.csv", items_key="id", name="label"), engine)
+
+
 def test_a_missing_column_is_named_with_its_file_and_flag(tmp_path, engine):
     a = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
     b = write(tmp_path / "b.csv", "u,i,time\n1,x,5\n")
