@@ -63,6 +63,14 @@ def test_a_table_adds_rows_behind_those_of_training_and_unknown_words_are_unknow
     assert np.isnan(items.coords[4]).all()
 
 
+def test_the_place_zero_zero_is_unknown_as_in_preparing(prepared):
+    table = prepared.parent / "new.csv"
+    table.write_text("id,lat,lon\nz,0,0.0\nw,0,6.7\n")
+    log = open_with_items(prepared, str(table))
+    assert log.item_latitudes_e7[3:].tolist() == [UNKNOWN_E7, 0]
+    assert log.item_longitudes_e7[3:].tolist() == [UNKNOWN_E7, 67_000_000]
+
+
 def test_without_a_table_the_log_is_as_it_was(prepared):
     assert list(open_with_items(prepared, "").item_ids) == ["", "x", "y"]
 
