@@ -142,7 +142,11 @@ class ColumnOptions:
     session_gap_h: float = option(
         0.0, "Instead of --session: a pause of more than so many hours begins a new one."
     )
-    items_key: str = option("", "Column of --items with the item id; empty: named as --item.")
+    items_key: str = option(
+        "",
+        "Column of --items with the item id; empty: named as --item. With --domain, an item is "
+        "found by its domain and id where --items has that column.",
+    )
     users_key: str = option("", "Column of --users with the user id; empty: named as --user.")
     time_format: str = option(
         "",

@@ -83,8 +83,46 @@ def test_items_table_is_joined_by_id(tmp_path, engine):
     assert rows["label"] == ["first", None, "first"]
     # A column that both tables have is the log's.
     assert rows["kind"] == ["log"] * 3
-    assert raw.counts[-1].changed == {"item without a row there": 1}
+    assert raw.counts[-1].changed == {
+        "item without a row there": 1,
+        "rows of an item that has one already": 1,
+    }
     assert raw.num_rows == 3
+
+
+def test_what_is_wrong_with_a_joined_table_is_counted(tmp_path, engine):
+    path = write(tmp_path / "a.csv", "u,i,t\nx,1,5\ny,2,6\n")
+    text = 'u,age\nx,7\n,8\n,9\ny\ny,1\nx,7\nx,"3\nz,4"\n'
+    write(tmp_path / "users.csv", text)
+    raw = read_log(config(tmp_path, path, users="users.csv", user_traits=("age",)), engine)
+    assert rows_of(raw)["age"] == ["7", "1"]
+    assert raw.counts[-1].changed == {
+        "rows of a user that has one already": 2,
+        "rows without a user": 2,
+        "rows that cannot be split into their columns": 1,
+        "lines inside quoted fields": 1,
+    }
+
+
+def test_items_of_one_id_in_two_domains_have_rows_of_their_own(tmp_path, engine):
+    path = write(tmp_path / "a.csv", "u,d,i,t\n1,shop,x,5\n2,news,x,6\n3,shop,y,7\n3,,x,8\n")
+    text = "i,label,d\nx,report,news\nx,shoe,shop\ny,essay,news\nx,boot,shop\n"
+    write(tmp_path / "items.csv", text)
+    raw = read_log(config(tmp_path, path, domain="d", items="items.csv", name="label"), engine)
+    rows = rows_of(raw)
+    assert rows["label"] == ["shoe", "report", None, None]
+    assert rows["d"] == ["shop", "news", "shop", ""]
+    assert raw.counts[-1].changed == {
+        "item without a row there": 2,
+        "rows of an item that has one already": 1,
+    }
+
+
+def test_the_domain_may_come_from_the_items_table(tmp_path, engine):
+    path = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n2,y,6\n")
+    write(tmp_path / "items.csv", "i,d\nx,news\ny,shop\n")
+    raw = read_log(config(tmp_path, path, domain="d", items="items.csv"), engine)
+    assert rows_of(raw)["d"] == ["news", "shop"]
 
 
 def test_items_table_without_header(tmp_path, engine):
@@ -118,7 +156,7 @@ def test_items_table_with_other_ids_is_refused(tmp_path, engine):
 def test_items_table_without_rows_is_refused(tmp_path, engine, text):
     path = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
     write(tmp_path / "items.csv", text)
-    with pytest.raises(ValueError, match="--items=.*items.csv has no rows"):
+    with pytest.raises(ValueError, match=r"items\.csv has no rows"):
         read_log(config(tmp_path, path, items="items.csv", items_key="id", name="label"), engine)
 
 
