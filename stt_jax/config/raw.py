@@ -113,7 +113,8 @@ class ColumnOptions:
     domain: str = option(
         "",
         "Column with the domain of the item, e.g. shops, places or news in one log: every domain "
-        "has items of its own, whose ids become DOMAIN/ITEM, and requests can name domains.",
+        "has items of its own, whose ids become DOMAIN/ITEM, and requests can name domains. Its "
+        "name has no slash.",
     )
     item_traits: tuple[str, ...] = option(
         (),
