@@ -7,6 +7,7 @@ gets the number that preparing it would have given.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,9 +44,12 @@ def rule_number(flag: str, text: str, methods: Mapping[str, float]) -> tuple[str
     """The same with a number for an argument, or the default that `methods` gives."""
     column, method, argument = parse_rule(flag, text, methods)
     try:
-        return column, method, float(argument) if argument else methods[method]
-    except ValueError as error:
-        raise ValueError(f"--{flag}={text}: {argument!r} is not a number") from error
+        number = float(argument) if argument else methods[method]
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"--{flag}={text}: {argument!r} is not a number")
+    return column, method, number
 
 
 def fit_stage(method: str, number: float, train_values: np.ndarray) -> Stage:

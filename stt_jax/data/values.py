@@ -17,6 +17,8 @@ from stt_jax.data.columns import Columns, fetch_columns, to_table
 from stt_jax.data.steps import Steps
 
 DEFAULT_FIX_ERROR_M = 20.0
+_LARGEST_FIX_ERROR_M = 2e7  # no place on Earth is further from another
+_LARGEST_WINDOW = 1000  # events; the windows of many events at a time are in memory
 
 
 @dataclasses.dataclass
@@ -48,14 +50,19 @@ def check_rules(config: PrepareConfig) -> None:
         _require("fill", text, impute.parse_fill(text).column, numbers | texts | places)
     for text in config.smooth:
         if text.partition(":")[0] in places:
-            _kalman_rule(text)
+            if not 0 < _kalman_rule(text)[2] <= _LARGEST_FIX_ERROR_M:
+                raise ValueError(
+                    f"--smooth={text}: the error of a fix is more than 0 and at most "
+                    f"{_LARGEST_FIX_ERROR_M:,.0f} metres, e.g. kalman:{DEFAULT_FIX_ERROR_M:g}"
+                )
         else:
             column, method, number = numerics.rule_number("smooth", text, numerics.SMOOTH_METHODS)
             _require("smooth", text, column, numbers | places)
-            if not (number >= 1 if method == "median" else 0 < number <= 1):
+            is_window = number.is_integer() and 1 <= number <= _LARGEST_WINDOW
+            if not (is_window if method == "median" else 0 < number <= 1):
                 raise ValueError(
-                    f"--smooth={text}: a median takes 1 or more events, an exponential mean a "
-                    "weight in (0, 1]"
+                    f"--smooth={text}: a median takes 1 to {_LARGEST_WINDOW} events, an "
+                    "exponential mean a weight in (0, 1]"
                 )
     for flag, methods, allowed in (
         ("outliers", numerics.OUTLIER_METHODS, numbers),

@@ -232,6 +232,15 @@ def test_numbers_are_kept_as_they_are_without_rules(tmp_path, events):
         ({"numeric": ("price",), "outliers": ("price:quantile:0.7",)}, "quantile:0 to 0.5"),
         ({"fill": ("lat:mean",)}, "lat is a coordinate"),
         ({"smooth": ("lat:kalman:far",)}, "'far' is not a number"),
+        ({"smooth": ("lat:kalman:nan",)}, "--smooth=lat:kalman:nan: 'nan' is not a number"),
+        ({"smooth": ("lat:kalman:inf",)}, "--smooth=lat:kalman:inf: 'inf' is not a number"),
+        ({"smooth": ("lat:kalman:1e200",)}, "1e200: the error of a fix is more than 0"),
+        ({"smooth": ("lat:kalman:-5",)}, "-5: the error of a fix is more than 0"),
+        ({"smooth": ("lat:kalman:0",)}, "0: the error of a fix is more than 0"),
+        ({"numeric": ("price",), "smooth": ("price:median:inf",)}, "'inf' is not a number"),
+        ({"numeric": ("price",), "smooth": ("price:median:1e9",)}, "takes 1 to 1000 events"),
+        ({"numeric": ("price",), "smooth": ("price:median:2.7",)}, "takes 1 to 1000 events"),
+        ({"numeric": ("price",), "outliers": ("price:mad:inf",)}, "'inf' is not a number"),
     ],
 )
 def test_wrong_rules_are_refused(tmp_path, events, options, words):
