@@ -62,18 +62,25 @@ def fit_stage(method: str, number: float, train_values: np.ndarray) -> Stage:
         left them.
 
     Returns:
-      a mapping with "kind" and what `apply_stages` needs.
+      a mapping with "kind" and what `apply_stages` needs; see `is_finite` for too large values.
     """
     values = np.sort(train_values)  # of one order, so sums are the same whatever came first
     if len(values) == 0:
         values = np.zeros(1)
-    if method in SCALE_METHODS:
-        return _fit_scale(values, method)
-    if method == "mad":
-        return _fit_mad(values, number)
-    if method == "quantile":
-        return _fit_tails(values, number) if number else _fit_quantiles(values)
-    return _fit_boxcox(values) if method == "boxcox" else {"kind": "log1p"}
+    with np.errstate(over="ignore", invalid="ignore"):
+        if method in SCALE_METHODS:
+            return _fit_scale(values, method)
+        if method == "mad":
+            return _fit_mad(values, number)
+        if method == "quantile":
+            return _fit_tails(values, number) if number else _fit_quantiles(values)
+        return _fit_boxcox(values) if method == "boxcox" else {"kind": "log1p"}
+
+
+def is_finite(stage: Stage) -> bool:
+    """Whether all numbers of a stage are; differences and squares of 1e308 are not."""
+    fitted = [value for value in stage.values() if not isinstance(value, str | None)]
+    return all(bool(np.all(np.isfinite(value))) for value in fitted)
 
 
 def _fit_mad(values: np.ndarray, number: float) -> Stage:
