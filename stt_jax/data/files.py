@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import pathlib
 import re
@@ -171,19 +172,18 @@ def first_line(path: pathlib.Path, encoding: str) -> tuple[str, int]:
 
 def text_lines(path: pathlib.Path, encoding: str) -> Iterator[str]:
     """Lines with text in them, without their ends."""
-    rest = b""
+    # Decoded first: in UTF-16 the byte of a line feed may be half of another character.
+    decoder = codecs.getincrementaldecoder(encoding)()
+    rest, first, block = "", True, b"-"
     with open_stream(path) as stream:
-        first = True
-        while block := stream.read(_READ_BYTES):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                text = line.decode(encoding)
-                text = (text.removeprefix("\ufeff") if first else text).strip()
+        while block:
+            block = stream.read(_READ_BYTES)
+            *lines, rest = (rest + decoder.decode(block, final=not block)).split("\n")
+            for line in lines if block else [*lines, rest]:
+                text = (line.removeprefix("\ufeff") if first else line).strip()
                 first = False
                 if text:
                     yield text
-    if last := rest.decode(encoding).removeprefix("\ufeff").strip():
-        yield last
 
 
 def text_table(columns: Sequence[Sequence[str | None]], wanted: Sequence[int]) -> pa.Table:

@@ -44,6 +44,8 @@ _SUFFIX_FORMATS = {
     ".user": "recbole",
 }
 _RECBOLE_NAME = re.compile(r"^(.+):(token|token_seq|float|float_seq)$")
+# A written half of a character beyond 16 bits. Two of them make one; half a one is no text.
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 # A row may not straddle two blocks, so this is also the longest row that can be read.
 _BLOCK_BYTES = 32 * 2**20
 _ROWS_PER_BATCH = 131_072
@@ -235,9 +237,10 @@ def _json_objects(path: pathlib.Path, encoding: str, broken: BrokenRows) -> Iter
     for line in text_lines(path, encoding):
         try:
             row = decoder.decode(line)
-        except json.JSONDecodeError:
-            broken.add(line)
-            continue
+            if _HALF_CHARACTER.search(line):
+                json.dumps(row, ensure_ascii=False).encode()
+        except (json.JSONDecodeError, RecursionError, UnicodeEncodeError):
+            row = None  # no JSON, nested deeper than Python goes, or half a character
         if isinstance(row, dict):
             yield row
         else:
