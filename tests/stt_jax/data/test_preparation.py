@@ -355,7 +355,8 @@ def test_overlapping_sessions_and_early_test_events_are_warned_about(tmp_path):
 
 def test_stored_flags_prepare_the_same_log_again(tmp_path):
     write_csv(tmp_path / "log.csv", random_rows(200, 7))
-    first = prepare_log(config_for(tmp_path / "log.csv", tmp_path / "one", min_item_events=2))
+    options = {"min_item_events": 2, "drop_if": ("device=a,b", 'device="web"')}
+    first = prepare_log(config_for(tmp_path / "log.csv", tmp_path / "one", **options))
     groups = command.parse(
         GROUPS, ["", f"--flagfile={tmp_path / 'one' / 'prepare.flags'}", f"--output={tmp_path}/two"]
     )
