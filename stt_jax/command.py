@@ -11,9 +11,11 @@ module defines nothing globally and several commands can run in one process.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 import gc
+import io
 import os
 import sys
 import textwrap
@@ -151,7 +153,10 @@ def from_flagfile(path: str | os.PathLike, groups: Mapping[str, type]) -> dict[s
 
 def _flag_text(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(value)
+        # As absl reads lists: a comma or a quote inside of a value is quoted.
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(value)
+        return text.getvalue()
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)

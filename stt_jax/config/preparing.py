@@ -39,9 +39,15 @@ class CleaningOptions:
     )
     min_user_events: int = option(0, "Keep users with this many events or more (k-core).")
     min_item_events: int = option(0, "Keep items with this many events or more (k-core).")
-    strict: bool = option(False, "Stop at the first broken value instead of counting it.")
+    strict: bool = option(
+        False,
+        "Stop at the first broken value instead of counting it, and at a quoted field that spans "
+        "lines: it may be rows that a stray quote has swallowed.",
+    )
     max_broken_fraction: float = option(
-        0.5, "Stop when more of the rows than this are broken in one way: a wrong flag, likely."
+        0.5,
+        "Stop when more of the rows than this are broken in one way, or more of the lines are "
+        "inside quoted fields: a wrong flag, likely.",
     )
 
     def __post_init__(self) -> None:

@@ -113,7 +113,8 @@ class ColumnOptions:
     domain: str = option(
         "",
         "Column with the domain of the item, e.g. shops, places or news in one log: every domain "
-        "has items of its own, whose ids become DOMAIN/ITEM, and requests can name domains.",
+        "has items of its own, whose ids become DOMAIN/ITEM, and requests can name domains. Its "
+        "name has no slash.",
     )
     item_traits: tuple[str, ...] = option(
         (),
@@ -142,7 +143,11 @@ class ColumnOptions:
     session_gap_h: float = option(
         0.0, "Instead of --session: a pause of more than so many hours begins a new one."
     )
-    items_key: str = option("", "Column of --items with the item id; empty: named as --item.")
+    items_key: str = option(
+        "",
+        "Column of --items with the item id; empty: named as --item. With --domain, an item is "
+        "found by its domain and id where --items has that column.",
+    )
     users_key: str = option("", "Column of --users with the user id; empty: named as --user.")
     time_format: str = option(
         "",

@@ -99,20 +99,25 @@ def mark_bad_ids(
     """Adds `dropped` where `user` or `item` is null or a stray quote has made it span lines.
 
     With a `domain_name` the same for `domain`, and an item's id becomes domain/item: two domains
-    that give out the same id mean two items.
+    that give out the same id mean two items. A domain with a slash in it is dropped, too: "a/b/c"
+    could be c of a/b or b/c of a.
     """
     branches = []
     named = [(table.user, user_name), (table.item, item_name)]
     ids = table.item
+    sample = table.user.fill_null("") + ", " + table.item.fill_null("")
     if domain_name:
         named.append((table.domain, domain_name))
         ids = table.domain + "/" + table.item
     for column, name in named:
         branches.append((column.isnull(), f"{name} is empty"))
         branches.append((column.contains("\n"), f"{name} spans lines"))
+    if domain_name:
+        branches.append((table.domain.contains("/"), f"{domain_name} contains a slash"))
+        sample += ", " + table.domain.fill_null("")
     return table.mutate(
         dropped=ibis.cases(*branches, else_=None).cast("string"),
-        sample=table.user.fill_null("") + ", " + table.item.fill_null(""),
+        sample=sample,
         item=ids,
     )
 

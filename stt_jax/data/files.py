@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _READ_BYTES = 4 * 2**20
 _HEAD_BYTES = 2 * 2**20  # searched for the first line
+_COUNT_BYTES = 2**18  # looked at together for line ends: what a processor's cache holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +37,26 @@ class ReadOptions:
 
 @dataclasses.dataclass
 class BrokenRows:
-    """Rows that could not be split into fields, counted, with the first one for the message."""
+    """Rows that could not be split into fields, counted, with the first one for the message.
+
+    Attributes:
+      count: how many; a row that a stray quote has made of many lines counts as so many.
+      first: the beginning of the first one.
+      num_lines: lines with text that they were written on.
+      num_inner_lines: lines with text, beyond the first of each row that was read, inside its
+        quoted fields. They are text as it is meant, or rows that a stray quote has swallowed.
+    """
 
     count: int = 0
     first: str = ""
+    num_lines: int = 0
+    num_inner_lines: int = 0
 
     def add(self, text: str) -> None:
-        """Counts one more; a row that a stray quote has made of many lines counts as so many."""
+        """Counts one more."""
         self.first = self.first or text[:80]
         self.count += 1 + text.rstrip("\n").count("\n")
+        self.num_lines += sum(1 for line in re.split("[\r\n]", text) if line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +112,53 @@ def open_stream(path: pathlib.Path) -> pa.NativeFile:
     return pa.input_stream(str(path), compression="gzip" if gzipped else None)
 
 
+class CountedLines:
+    """The bytes of a stream as they are, with a count of the lines that have text in them.
+
+    Args:
+      stream: UTF-8 text.
+      skip_lines: lines, empty or not, at its beginning that do not count.
+
+    Attributes:
+      num_lines: in what was read so far; the end of the stream ends a line, too.
+      closed: whether the stream is; Arrow asks.
+    """
+
+    closed = False
+
+    def __init__(self, stream: pa.NativeFile, *, skip_lines: int):
+        self.num_lines = 0
+        self._stream = stream
+        self._skip_lines = skip_lines
+        self._after_end = True  # the last byte ended a line, or there was none yet
+
+    def read_buffer(self, num_bytes: int) -> pa.Buffer:
+        """The next bytes."""
+        block = self._stream.read_buffer(num_bytes)
+        data = np.frombuffer(block, np.uint8)
+        if self._skip_lines:
+            head = re.match(rb"(?:[^\r\n]*(?:\r\n|\r|\n)){%d}" % self._skip_lines, block)
+            data, self._skip_lines = data[head.end() if head else len(data) :], 0
+        for first in range(0, len(data), _COUNT_BYTES):
+            self._count(data[first : first + _COUNT_BYTES])
+        return block
+
+    read = read_buffer
+
+    def _count(self, data: np.ndarray) -> None:
+        # A line with text begins where a byte that is no line end follows one that is.
+        ends = data == ord("\n")
+        ends |= data == ord("\r")
+        self.num_lines += int(np.count_nonzero(ends[1:] < ends[:-1]))
+        self.num_lines += int(self._after_end and not ends[0])
+        self._after_end = bool(ends[-1])
+
+    def close(self) -> None:
+        """Closes the stream."""
+        self._stream.close()
+        self.closed = True
+
+
 def first_line(path: pathlib.Path, encoding: str) -> tuple[str, int]:
     """The first line with text in it, and its number from 0."""
     with open_stream(path) as stream:
@@ -111,19 +172,18 @@ def first_line(path: pathlib.Path, encoding: str) -> tuple[str, int]:
 
 def text_lines(path: pathlib.Path, encoding: str) -> Iterator[str]:
     """Lines with text in them, without their ends."""
-    rest = b""
+    # Decoded first: in UTF-16 the byte of a line feed may be half of another character.
+    decoder = codecs.getincrementaldecoder(encoding)()
+    rest, first, block = "", True, b"-"
     with open_stream(path) as stream:
-        first = True
-        while block := stream.read(_READ_BYTES):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                text = line.decode(encoding)
-                text = (text.removeprefix("\ufeff") if first else text).strip()
+        while block:
+            block = stream.read(_READ_BYTES)
+            *lines, rest = (rest + decoder.decode(block, final=not block)).split("\n")
+            for line in lines if block else [*lines, rest]:
+                text = (line.removeprefix("\ufeff") if first else line).strip()
                 first = False
                 if text:
                     yield text
-    if last := rest.decode(encoding).removeprefix("\ufeff").strip():
-        yield last
 
 
 def text_table(columns: Sequence[Sequence[str | None]], wanted: Sequence[int]) -> pa.Table:

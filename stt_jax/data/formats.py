@@ -21,6 +21,7 @@ import pyarrow.csv
 
 from stt_jax.data.files import (
     BrokenRows,
+    CountedLines,
     FileErrors,
     LogFile,
     ReadOptions,
@@ -43,6 +44,8 @@ _SUFFIX_FORMATS = {
     ".user": "recbole",
 }
 _RECBOLE_NAME = re.compile(r"^(.+):(token|token_seq|float|float_seq)$")
+# A written half of a character beyond 16 bits. Two of them make one; half a one is no text.
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 # A row may not straddle two blocks, so this is also the longest row that can be read.
 _BLOCK_BYTES = 32 * 2**20
 _ROWS_PER_BATCH = 131_072
@@ -157,21 +160,21 @@ def _read_delimited(
         broken.add(row.text)
         return "skip"
 
-    # A codec that is not plain UTF-8 has Arrow decode the bytes first. Else it would hand rows with
-    # undecodable bytes to `skip`, where they cannot raise.
+    # The bytes are decoded first. Else Arrow would hand rows with undecodable ones to `skip`, where
+    # they cannot raise.
     if codecs.lookup(encoding).name == "utf-8":
         encoding = "utf-8-sig"
+    decoded = pa.transcoding_input_stream(stream, encoding, "utf-8")
+    lines = CountedLines(decoded, skip_lines=skip_rows)
+    num_broken_before = broken.num_lines
     # Columns go by position: header names may be empty or occur twice.
     positions = [str(i) for i in range(num_columns)]
     keep = [str(i) for i in wanted]
     try:
         reader = pyarrow.csv.open_csv(
-            stream,
+            pa.PythonFile(lines, mode="r") if quoting else decoded,
             read_options=pyarrow.csv.ReadOptions(
-                column_names=positions,
-                skip_rows=skip_rows,
-                block_size=_BLOCK_BYTES,
-                encoding=encoding,
+                column_names=positions, skip_rows=skip_rows, block_size=_BLOCK_BYTES
             ),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter,
@@ -188,8 +191,13 @@ def _read_delimited(
         if "Empty CSV" in str(error) or "Could not skip" in str(error):
             return  # a header and nothing after it
         raise
+    num_rows = 0
     for batch in reader:
+        num_rows += len(batch)
         yield pa.Table.from_batches([batch])
+    if quoting:
+        num_broken = broken.num_lines - num_broken_before
+        broken.num_inner_lines = lines.num_lines - num_rows - num_broken
 
 
 # --- JSON lines ---
@@ -229,9 +237,10 @@ def _json_objects(path: pathlib.Path, encoding: str, broken: BrokenRows) -> Iter
     for line in text_lines(path, encoding):
         try:
             row = decoder.decode(line)
-        except json.JSONDecodeError:
-            broken.add(line)
-            continue
+            if _HALF_CHARACTER.search(line):
+                json.dumps(row, ensure_ascii=False).encode()
+        except (json.JSONDecodeError, RecursionError, UnicodeEncodeError):
+            row = None  # no JSON, nested deeper than Python goes, or half a character
         if isinstance(row, dict):
             yield row
         else:

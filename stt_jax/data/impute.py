@@ -65,10 +65,12 @@ def fill_numbers(columns: Columns, name: str, fill: Fill) -> Stage | None:
     if fill.method == "constant":
         try:
             value = float(fill.argument)
-        except ValueError as error:
+        except ValueError:
+            value = np.nan
+        if not np.isfinite(value):
             raise ValueError(
                 f"--fill={name}:constant:{fill.argument}: {name} is numeric; give a number"
-            ) from error
+            )
     else:
         whole = np.zeros(len(values), np.int64)
         value = float(group_statistic(whole, values, train, statistic)[0])

@@ -48,7 +48,10 @@ def read_new_items(log: PreparedLog, path: str | os.PathLike) -> PreparedLog:
             f"--items={path} has no column {key!r} with the ids of the items; its columns are "
             f"{', '.join(file.names)}"
         )
-    table = pa.concat_tables(file.batches(list(range(len(file.names)))))
+    tables = list(file.batches(list(range(len(file.names)))))
+    if not sum(map(len, tables)):  # of a header alone there is not even an empty table
+        raise ValueError(f"--items={path} has no rows; leave out --items, or name the new items")
+    table = pa.concat_tables(tables)
     columns = {name: table.column(number).to_pylist() for number, name in enumerate(file.names)}
     roles = {
         role: columns[getattr(options, role)]
@@ -112,8 +115,8 @@ def add_items(
     Args:
       log: a prepared log.
       ids: of the new items.
-      name, category, latitude, longitude: texts of each, degrees; None or "" = unknown. A category
-        that the log does not have is unknown.
+      name, category, latitude, longitude: texts of each, degrees; None or "" = unknown. So is a
+        category that the log does not have, and the place (0, 0), see `clean.mark_places`.
       traits: name -> values of each item; unknown values are left out, and of more than the model
         has room for the rarest.
       where: what a message calls the table.
@@ -136,6 +139,7 @@ def add_items(
         for texts, limit, axis in ((latitude, 90, "latitude"), (longitude, 180, "longitude"))
     ]
     known = (places[0] != UNKNOWN_E7) & (places[1] != UNKNOWN_E7)
+    known &= (places[0] != 0) | (places[1] != 0)  # a missing one, as in preparing
     latitudes, longitudes = (np.where(known, place, UNKNOWN_E7) for place in places)
 
     def append(old: np.ndarray, new: np.ndarray | list[int]) -> np.ndarray:

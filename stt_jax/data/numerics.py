@@ -7,6 +7,7 @@ gets the number that preparing it would have given.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,9 +44,12 @@ def rule_number(flag: str, text: str, methods: Mapping[str, float]) -> tuple[str
     """The same with a number for an argument, or the default that `methods` gives."""
     column, method, argument = parse_rule(flag, text, methods)
     try:
-        return column, method, float(argument) if argument else methods[method]
-    except ValueError as error:
-        raise ValueError(f"--{flag}={text}: {argument!r} is not a number") from error
+        number = float(argument) if argument else methods[method]
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"--{flag}={text}: {argument!r} is not a number")
+    return column, method, number
 
 
 def fit_stage(method: str, number: float, train_values: np.ndarray) -> Stage:
@@ -58,18 +62,25 @@ def fit_stage(method: str, number: float, train_values: np.ndarray) -> Stage:
         left them.
 
     Returns:
-      a mapping with "kind" and what `apply_stages` needs.
+      a mapping with "kind" and what `apply_stages` needs; see `is_finite` for too large values.
     """
     values = np.sort(train_values)  # of one order, so sums are the same whatever came first
     if len(values) == 0:
         values = np.zeros(1)
-    if method in SCALE_METHODS:
-        return _fit_scale(values, method)
-    if method == "mad":
-        return _fit_mad(values, number)
-    if method == "quantile":
-        return _fit_tails(values, number) if number else _fit_quantiles(values)
-    return _fit_boxcox(values) if method == "boxcox" else {"kind": "log1p"}
+    with np.errstate(over="ignore", invalid="ignore"):
+        if method in SCALE_METHODS:
+            return _fit_scale(values, method)
+        if method == "mad":
+            return _fit_mad(values, number)
+        if method == "quantile":
+            return _fit_tails(values, number) if number else _fit_quantiles(values)
+        return _fit_boxcox(values) if method == "boxcox" else {"kind": "log1p"}
+
+
+def is_finite(stage: Stage) -> bool:
+    """Whether all numbers of a stage are; differences and squares of 1e308 are not."""
+    fitted = [value for value in stage.values() if not isinstance(value, str | None)]
+    return all(bool(np.all(np.isfinite(value))) for value in fitted)
 
 
 def _fit_mad(values: np.ndarray, number: float) -> Stage:

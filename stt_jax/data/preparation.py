@@ -3,7 +3,7 @@
     read               files -> rows of text, numbered; the table of items is joined on
     drop by flag       --drop_if, --drop_missing
     ids                rows without a user or an item
-    times              unix seconds; then --time_from, --time_to; then the local clock
+    times              unix seconds; then the local clock; then --time_from, --time_to
     places             impossible coordinates become unknown, swapped ones are swapped back
     zones              --timezone=places: the local clock from the coordinates
     numbers            --numeric
@@ -265,12 +265,6 @@ def _read_times(
         times.mark_times(steps.table, reading),
         broken_flag=flag,
     )
-    if config.time_from or config.time_to:
-        bounds = [
-            times.to_moment(getattr(config, name), name) if getattr(config, name) else None
-            for name in ("time_from", "time_to")
-        ]
-        steps.run("time window", clean.mark_outside(steps.table, *bounds))
     if config.utc_offset_column:
         steps.run(
             "local time",
@@ -283,8 +277,16 @@ def _read_times(
             localtime.mark_zones(steps.table, steps.engine, config),
             broken_flag=f"--zone_column={config.zone_column}",
         )
-        return Clock(reading.description, f"zone in column {config.zone_column}")
-    steps.table, local_time = localtime.set_offsets(steps.table, config, zone)
+        local_time = f"zone in column {config.zone_column}"
+    else:
+        steps.table, local_time = localtime.set_offsets(steps.table, config, zone)
+    # The bounds are in UTC, and only now is every time.
+    if config.time_from or config.time_to:
+        bounds = [
+            times.to_moment(getattr(config, name), name) if getattr(config, name) else None
+            for name in ("time_from", "time_to")
+        ]
+        steps.run("time window", clean.mark_outside(steps.table, *bounds))
     return Clock(reading.description, local_time)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
@@ -265,10 +266,19 @@ def _count_read(file: LogFile, part: int, num_rows: int, config: PrepareConfig) 
             f"{file.description} with {len(file.names)} columns; first: {file.broken.first!r}. "
             "Check --format, --delimiter and --columns"
         )
+    inner, num_lines = file.broken.num_inner_lines, num_rows + file.broken.num_inner_lines
+    if inner > (0 if config.strict else config.max_broken_fraction * num_lines):
+        remedy = "leave out --strict" if config.strict else "give a larger --max_broken_fraction"
+        raise ValueError(
+            f"{file.path}: {inner} of {num_lines} lines are inside quoted fields that span lines, "
+            "maybe rows that a stray quote has swallowed. Mend it, or if the fields are meant so, "
+            + remedy
+        )
     dropped = {"cannot be split into its columns": broken} if broken else {}
+    changed = {"lines inside quoted fields": inner} if inner else {}
     part_name = f" as {PART_NAMES[part]}" if config.split == "given" else ""
     name = f"read {file.path.name} ({file.description}){part_name}"
-    return StepCount(name, num_rows + broken, num_rows, dropped, {})
+    return StepCount(name, num_rows + broken, num_rows, dropped, changed)
 
 
 def _join_table(
@@ -279,25 +289,38 @@ def _join_table(
     config: PrepareConfig,
     engine: Engine,
 ) -> RawLog:
-    """Adds the columns `names[1:]` of the table of a flag, looked up by `names[0]`."""
+    """Adds the columns `names[1:]` of the table of a flag, looked up by `names[0]`.
+
+    With --domain, an item is looked up by domain and id where its table says the domain, too: each
+    domain has items of its own.
+    """
     what = _JOINED[flag]
+    names, num_keys = list(names), 1
+    if what == "item" and config.domain in raw.columns and config.domain in file.names:
+        _require_column(file, config.domain, "domain", [])
+        names.insert(1, config.domain)
+        num_keys = 2
     aliases = [f"{what}{i}" for i in range(len(names))]
+    keys = aliases[:num_keys]
     tables = [
         table.rename_columns(aliases)
         for table in file.batches([file.names.index(name) for name in names])
     ]
-    rows = pa.concat_tables(tables)
-    if len(rows) == 0:
+    if not sum(map(len, tables)):  # of a header alone there is not even an empty table
         raise ValueError(f"--{flag}={file.path} has no rows")
+    rows = pa.concat_tables(tables)
+    with_id = rows.filter(pc.field(keys[0]) != "")
+    num_repeated = len(with_id) - with_id.group_by(keys).aggregate([]).num_rows
     rows = rows.append_column("row", to_arrow(np.arange(len(rows), dtype=np.int64)))
     table = engine.insert(f"{flag}_table", rows.schema, [rows])
     # The first row of an id counts; a join on several would multiply events.
     table = table.filter(table[aliases[0]] != "").mutate(
-        place=ibis.row_number().over(group_by=aliases[0], order_by="row")
+        place=ibis.row_number().over(group_by=keys, order_by="row")
     )
     table = table.filter(table.place == 0).drop("place", "row")
-    ids = raw.table[raw.columns[getattr(config, what)]]
-    joined = raw.table.left_join(table, ids == table[aliases[0]])
+    columns = [raw.columns[name] for name in (getattr(config, what), config.domain)[:num_keys]]
+    same = [raw.table[column] == table[key] for column, key in zip(columns, keys, strict=True)]
+    joined = raw.table.left_join(table, same)
     joined = engine.store(f"log_{flag}", joined)
     engine.drop(raw.table.get_name())
     num_rows = joined.count().to_pyarrow().as_py()
@@ -308,11 +331,18 @@ def _join_table(
             f"{_WITH_ARTICLE[what]} that its column {names[0]!r} lacks; name the column with the "
             f"{what} id by --{flag}_key"
         )
-    changed = {f"{what} without a row there": num_absent} if num_absent else {}
+    counted = {
+        f"{what} without a row there": num_absent,
+        f"rows of {_WITH_ARTICLE[what]} that has one already": num_repeated,
+        f"rows without {_WITH_ARTICLE[what]}": len(rows) - len(with_id),
+        "rows that cannot be split into their columns": file.broken.count,
+        "lines inside quoted fields": file.broken.num_inner_lines,
+    }
+    changed = {reason: number for reason, number in counted.items() if number}
     count = StepCount(f"join {file.path.name} ({len(rows)} rows)", num_rows, num_rows, {}, changed)
     return dataclasses.replace(
         raw,
         table=joined,
-        columns=raw.columns | dict(zip(names[1:], aliases[1:], strict=True)),
+        columns=raw.columns | dict(zip(names[num_keys:], aliases[num_keys:], strict=True)),
         counts=(*raw.counts, count),
     )

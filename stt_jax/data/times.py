@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import re
 from collections.abc import Callable, Mapping
 
 import ibis
@@ -20,6 +21,14 @@ _NUMBER = r"^-?\d+(\.\d*)?([eE][+-]?\d+)?\z"
 _DATE_DIGITS = (
     r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?\z"
 )
+
+# What a directive of a strptime pattern reads, as far as it takes to find the zone in a text.
+_DIRECTIVES = dict.fromkeys("YymdHIMSfjwuUWVG", r"\d+") | dict.fromkeys("aAbBp", r"[^\d\s]+")
+# A zone in a text -> what stands for UTC there.
+_ZONES = {
+    "%z": (r"[+-]\d{2}(?::?\d{2}){0,2}", "+0000"),
+    "%Z": (r"[A-Za-z][A-Za-z0-9_/+-]*", "UTC"),
+}
 
 # Kinds of written times. Numbers are told apart by their size: as seconds, 1e11 is the year 5138;
 # as milliseconds it is 1973.
@@ -69,9 +78,14 @@ def read_times(table: ir.Table, time_format: str, engine: Engine) -> ir.Table:
     """
     reading = _named_reading(time_format) if time_format else None
     if reading and reading.pattern:
-        table = table.mutate(micros=engine.to_micros(engine.parse_time(table.time, time_format)))
-        read = _split_micros(table.micros)
-        return _keep_unread(table.mutate(**read, zone_s=ibis.literal(0, "int32")).drop("micros"))
+        micros = engine.to_micros(engine.parse_time(table.time, time_format))
+        table = table.mutate(micros=micros, zone_s=ibis.literal(0, "int32"))
+        if (in_utc := _in_utc(table.time, time_format)) is not None:
+            # The engine has taken the offset off. What the clock shows is the same text in UTC.
+            wall = engine.to_micros(engine.parse_time(in_utc, time_format)).fill_null(micros)
+            zone_s = ((wall - micros) / _MICROS).fill_null(0).cast("int32")
+            table = table.mutate(micros=wall, zone_s=zone_s)
+        return _keep_unread(table.mutate(**_split_micros(table.micros)).drop("micros"))
     table = read_numbers(table.mutate(text=table.time), ["text"]).drop("text")
     if reading and reading.kinds[0] in _UNITS_PER_SECOND:
         read = _split_numbers(table.text_number, _UNITS_PER_SECOND[reading.kinds[0]])
@@ -94,6 +108,26 @@ def read_times(table: ir.Table, time_format: str, engine: Engine) -> ir.Table:
         of_number = _split_numbers(table.text_number, unit)
         read = {name: of_number[name].fill_null(of_wall) for name, of_wall in read.items()}
     return _keep_unread(table.mutate(**read).drop("text_number", "micros"))
+
+
+def _in_utc(texts: ir.StringColumn, pattern: str) -> ir.StringValue | None:
+    """Texts of a strptime pattern with UTC in place of their zone; None if it has no zone."""
+    parts: list[str] = []
+    utc = None
+    for token in re.findall("%.|[^%]", pattern, re.DOTALL):
+        if token in _ZONES and utc is None:
+            zone, utc = _ZONES[token]
+            parts.append(f"){zone}(")
+        elif token.isspace():
+            parts.append(r"\s*")
+        elif len(token) == 1 or token == "%%":
+            parts.append(re.escape(token[-1]))
+        else:
+            parts.append(_DIRECTIVES.get(token[1], ".+?"))
+    if utc is None:
+        return None
+    expression = rf"^(\s*{''.join(parts)}\s*)\z"
+    return texts.re_extract(expression, 1) + utc + texts.re_extract(expression, 2)
 
 
 def _keep_unread(table: ir.Table) -> ir.Table:
@@ -208,7 +242,9 @@ def mark_times(table: ir.Table, reading: TimeReading) -> ir.Table:
     `time_s` and `time_us` stay, and `zone_s`, the offset that is taken off `time_s`. Where bool
     `is_zoned` is False, the time says no zone and comes out as if it were UTC.
     """
-    is_zoned: ir.BooleanValue = ibis.literal("%z" in reading.pattern or not reading.pattern)
+    is_zoned: ir.BooleanValue = ibis.literal(
+        not reading.pattern or any(zone in reading.pattern.replace("%%", "") for zone in _ZONES)
+    )
     if "iso" in reading.kinds:
         is_zoned = table.time_kind != _CODES["iso"]
     time_s, time_us = table.time_s, table.time_us

@@ -17,6 +17,8 @@ from stt_jax.data.columns import Columns, fetch_columns, to_table
 from stt_jax.data.steps import Steps
 
 DEFAULT_FIX_ERROR_M = 20.0
+_LARGEST_FIX_ERROR_M = 2e7  # no place on Earth is further from another
+_LARGEST_WINDOW = 1000  # events; the windows of many events at a time are in memory
 
 
 @dataclasses.dataclass
@@ -48,14 +50,19 @@ def check_rules(config: PrepareConfig) -> None:
         _require("fill", text, impute.parse_fill(text).column, numbers | texts | places)
     for text in config.smooth:
         if text.partition(":")[0] in places:
-            _kalman_rule(text)
+            if not 0 < _kalman_rule(text)[2] <= _LARGEST_FIX_ERROR_M:
+                raise ValueError(
+                    f"--smooth={text}: the error of a fix is more than 0 and at most "
+                    f"{_LARGEST_FIX_ERROR_M:,.0f} metres, e.g. kalman:{DEFAULT_FIX_ERROR_M:g}"
+                )
         else:
             column, method, number = numerics.rule_number("smooth", text, numerics.SMOOTH_METHODS)
             _require("smooth", text, column, numbers | places)
-            if not (number >= 1 if method == "median" else 0 < number <= 1):
+            is_window = number.is_integer() and 1 <= number <= _LARGEST_WINDOW
+            if not (is_window if method == "median" else 0 < number <= 1):
                 raise ValueError(
-                    f"--smooth={text}: a median takes 1 or more events, an exponential mean a "
-                    "weight in (0, 1]"
+                    f"--smooth={text}: a median takes 1 to {_LARGEST_WINDOW} events, an "
+                    "exponential mean a weight in (0, 1]"
                 )
     for flag, methods, allowed in (
         ("outliers", numerics.OUTLIER_METHODS, numbers),
@@ -126,7 +133,7 @@ def _drop_outliers(
     changed = {}
     for text in config.outliers:
         name, method, number = numerics.rule_number("outliers", text, numerics.OUTLIER_METHODS)
-        stage = _run_stage(columns, stages, name, method, number)
+        stage = _run_stage(columns, stages, name, method, number, f"--outliers={text}")
         unknown = np.isnan(columns.numbers[name]) & ~np.isnan(stage.pop("before"))
         low, high = (_words(stage[bound]) for bound in ("low", "high"))
         changed[f"{name} outside {low} to {high}: unknown"] = int(np.count_nonzero(unknown))
@@ -139,12 +146,18 @@ def _words(bound: float | None) -> str:
 
 
 def _run_stage(
-    columns: Columns, stages: dict[str, Any], name: str, method: str, number: float
+    columns: Columns, stages: dict[str, Any], name: str, method: str, number: float, flag: str
 ) -> numerics.Stage:
     """Fits a stage to the training part and runs it; returns it with the values "before"."""
     before = columns.numbers[name]
     train = before[columns.train_mask & ~np.isnan(before)]
     stage = numerics.fit_stage(method, number, train)
+    if not numerics.is_finite(stage):
+        raise ValueError(
+            f"{flag}: the values of {name!r}, {train.min():g} to {train.max():g}, are too large to "
+            f"be fitted; drop them first, e.g. --drop_if='{name}>1e300', or in front of "
+            f"--normalise bring them down by --transform={name}:log1p"
+        )
     columns.numbers[name] = numerics.apply_stage(stage, before, columns.users)
     stages[name].append(stage)
     return stage | {"before": before}
@@ -239,6 +252,7 @@ def _scale(
     ):
         rules = getattr(config, flag)
         for text in rules:
-            _run_stage(columns, stages, *numerics.rule_number(flag, text, methods))
+            name, method, number = numerics.rule_number(flag, text, methods)
+            _run_stage(columns, stages, name, method, number, f"--{flag}={text}")
         if rules:
             steps.note(f"{flag}: {', '.join(rules)}", {})

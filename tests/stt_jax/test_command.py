@@ -69,8 +69,21 @@ def test_the_command_line_wins_over_its_flagfile_wherever_it_stands(baked, tmp_p
         assert (cake.layers, cake.sugar) == (2, 0.1)
 
 
-def test_what_is_written_as_a_flagfile_is_read_back(tmp_path):
-    cake = Cake(2, 1e-4, ("a b", "c"), False, "square")
+@pytest.mark.parametrize(
+    "fruits",
+    [
+        ("a b", "c"),
+        (),
+        ("",),
+        ("", "c"),
+        ("n=x,1",),
+        ('"quoted"', "b"),
+        ('half a " quote', "a,b", "c"),
+        ("'single'", "#c", 'x="a",b'),
+    ],
+)
+def test_what_is_written_as_a_flagfile_is_read_back(tmp_path, fruits):
+    cake = Cake(2, 1e-4, fruits, False, "square")
     path = tmp_path / "cake.flags"
     path.write_text(command.to_flagfile(cake))
     assert command.from_flagfile(path, {"cake": Cake}) == {"cake": cake}

@@ -82,6 +82,19 @@ def test_bad_ids_are_marked(engine):
     ]
 
 
+def test_a_domain_with_a_slash_is_no_domain(engine):
+    table = make(user=["a"] * 4, item=["b/c", "c", "d", "e"], domain=["a", "a/b", None, "x\ny"])
+    marked = clean.mark_bad_ids(table, "who", "what", "shelf")
+    assert marks(engine, marked) == [
+        None,
+        "shelf contains a slash",
+        "shelf is empty",
+        "shelf spans lines",
+    ]
+    samples = fetch(engine, marked.filter(marked.dropped == "shelf contains a slash"))
+    assert samples["sample"].to_pylist() == ["a, c, a/b"]
+
+
 def test_impossible_places_become_unknown(engine):
     places = [
         ("40.7128001", "-74.0059999", None),

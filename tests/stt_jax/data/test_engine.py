@@ -13,6 +13,7 @@ import pytest
 
 from stt_jax import command
 from stt_jax.config import PrepareConfig
+from stt_jax.data import times
 from stt_jax.data.engine import DuckEngine, _java_pattern, open_engine
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.store import VALIDATION, open_log
@@ -136,6 +137,9 @@ def test_weekdays_and_offsets_in_a_pattern_are_read_by_spark_too(spark):
     )
     moment = datetime.datetime(2012, 4, 3, 16, 0, 9, tzinfo=datetime.UTC)
     assert found["us"].to_pylist() == [int(moment.timestamp()) * 1_000_000, None]
+    read = spark.fetch(times.read_times(text.rename(time="t"), pattern, spark).order_by("row"))
+    assert read["zone_s"].to_pylist() == [7_200, 0]
+    assert read["time_s"].to_pylist() == [int(moment.timestamp()) + 7_200, None]
 
 
 @needs_spark

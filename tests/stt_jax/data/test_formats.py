@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from stt_jax.data.files import ReadOptions
+from stt_jax.data import files
+from stt_jax.data.files import CountedLines, ReadOptions
 from stt_jax.data.formats import as_text, open_file
 
 
@@ -98,6 +99,36 @@ def test_a_stray_quote_loses_no_row_uncounted(tmp_path):
     assert file.broken.count == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "num_inner_lines"),
+    [
+        ('u,i,n\na,x,"one\ntwo\n\nthree"\nb,y,four\n', 2),
+        ('u,i,n\na,x,"one\nb,y,two\nc,z,three"\nd,w,"fo""ur"', 2),
+        ('\n \nu,i,n\r\n\r\na,x,"one\r\ntwo"\r\n\r\nb,y,\r\n\r\n', 1),
+        ('u,i,n\ra,x,"one\rtwo"\rb,y,\r', 1),
+        ('u,i,n\na,x,n\n"b\n\nc",z\nd,w,5" pipe\n', 0),  # a row too short, but a counted one
+        ('u,i,n\na,x,n\n"b,y,n\nc,z,n\n', 0),  # one that never ends
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lines_inside_quoted_fields_are_counted(tmp_path, text, num_inner_lines, encoding):
+    path = tmp_path / "log.csv"
+    path.write_bytes(text.encode(encoding))
+    file = open_file(path, ReadOptions(encoding=encoding.removesuffix("-sig")))
+    for _ in range(2):  # whoever shows a row reads the file again
+        list(file.batches([0]))
+        assert file.broken.num_inner_lines == num_inner_lines
+
+
+def test_lines_are_counted_alike_wherever_a_block_ends():
+    text = b"skip,me\r\n\r\n\nabc\r\n\ndef\r\rg\n\n\r\nhi"
+    for num_bytes in range(9, len(text) + 1):  # a block holds what is skipped
+        lines = CountedLines(pa.BufferReader(text), skip_lines=1)
+        while len(lines.read_buffer(num_bytes)):
+            pass
+        assert lines.num_lines == 4
+
+
 def test_a_header_without_line_end_is_a_file_without_rows(tmp_path):
     assert read(write(tmp_path / "log.csv", "u,i"))[0] == {"u": [], "i": []}
 
@@ -143,6 +174,43 @@ def test_lines_that_are_no_json_object_are_counted(tmp_path):
 def test_other_json_is_refused(tmp_path, text, words):
     with pytest.raises(ValueError, match=words):
         open_file(write(tmp_path / "log.jsonl", text), ReadOptions())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"u": 1, "i": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"u": "\\ud800", "i": "x"}',
+        '{"u": 1, "i": [{"\\uDFFFx": 2}]}',
+    ],
+)
+def test_json_that_is_no_text_or_nested_too_deeply_is_a_broken_row(tmp_path, line):
+    text = '{"u": "\\ud83d\\ude00", "i": "\\\\ud800"}\n'
+    columns, file = read(write(tmp_path / "log.jsonl", f"{text}{line}\n{text}"))
+    assert columns == {"u": ["😀"] * 2, "i": ["\\ud800"] * 2}
+    assert (file.broken.count, file.broken.first) == (1, line[:80])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+def test_json_lines_and_sequences_of_other_encodings(tmp_path, encoding):
+    # In UTF-16 the letter U+0A0A is two bytes that are each a line feed.
+    path = tmp_path / "log.jsonl"
+    path.write_bytes('{"u": "\u0a0a", "i": "é"}\n\n{"u": "b", "i": "y"}'.encode(encoding))
+    assert read(path, encoding=encoding)[0] == {"u": ["\u0a0a", "b"], "i": ["é", "y"]}
+    path.write_bytes("a \u0a0a y\nb x\n".encode(encoding))
+    columns, _ = read(path, encoding=encoding, format="sequences")
+    assert columns == {"user": ["a", "a", "b"], "item": ["\u0a0a", "y", "x"]}
+
+
+def test_a_line_may_end_anywhere_in_a_block(tmp_path, monkeypatch):
+    path = write(tmp_path / "log.txt", "é1\n2\n\n 3é\n4")
+    for num_bytes in range(1, 16):
+        monkeypatch.setattr(files, "_READ_BYTES", num_bytes)
+        assert list(files.text_lines(path, "utf-8")) == ["é1", "2", "3é", "4"]
+    path.write_bytes(b"a\n\xc3")
+    with pytest.raises(UnicodeDecodeError):
+        list(files.text_lines(path, "utf-8"))
 
 
 def test_sequences_are_unrolled(tmp_path):

@@ -63,6 +63,14 @@ def test_a_table_adds_rows_behind_those_of_training_and_unknown_words_are_unknow
     assert np.isnan(items.coords[4]).all()
 
 
+def test_the_place_zero_zero_is_unknown_as_in_preparing(prepared):
+    table = prepared.parent / "new.csv"
+    table.write_text("id,lat,lon\nz,0,0.0\nw,0,6.7\n")
+    log = open_with_items(prepared, str(table))
+    assert log.item_latitudes_e7[3:].tolist() == [UNKNOWN_E7, 0]
+    assert log.item_longitudes_e7[3:].tolist() == [UNKNOWN_E7, 67_000_000]
+
+
 def test_without_a_table_the_log_is_as_it_was(prepared):
     assert list(open_with_items(prepared, "").item_ids) == ["", "x", "y"]
 
@@ -74,6 +82,7 @@ def test_without_a_table_the_log_is_as_it_was(prepared):
         ("id,kind\nz,pub\nz,bar\n", "row 2: 'z' is there twice; leave it out"),
         ("id,kind\n,pub\n", "row 1: the item has no id"),
         ("name,kind\nz,pub\n", "no column 'id' with the ids of the items; its columns are name"),
+        ("id,kind\n", "new.csv has no rows; leave out --items"),
         ("id,lat,lon\nz,91,0\n", "latitude '91' in row 1 is not within 90 degrees"),
         ("id,lat,lon\nz,1,east\n", "longitude 'east' in row 1 is not within 180 degrees"),
     ],

@@ -355,7 +355,8 @@ def test_overlapping_sessions_and_early_test_events_are_warned_about(tmp_path):
 
 def test_stored_flags_prepare_the_same_log_again(tmp_path):
     write_csv(tmp_path / "log.csv", random_rows(200, 7))
-    first = prepare_log(config_for(tmp_path / "log.csv", tmp_path / "one", min_item_events=2))
+    options = {"min_item_events": 2, "drop_if": ("device=a,b", 'device="web"')}
+    first = prepare_log(config_for(tmp_path / "log.csv", tmp_path / "one", **options))
     groups = command.parse(
         GROUPS, ["", f"--flagfile={tmp_path / 'one' / 'prepare.flags'}", f"--output={tmp_path}/two"]
     )
@@ -464,3 +465,37 @@ def test_what_equals_an_event_and_what_is_near_one_leaves_once(tmp_path, options
     found = {step.name: step.rows_in - step.rows_out for step in log.meta.steps}
     assert {name: count for name, count in found.items() if "duplicates" in name} == dropped
     assert log.num_events == len(events) - sum(dropped.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timezone": "America/New_York"},
+        {"utc_offset_minutes": -300},
+        {"utc_offset_column": "min", "unzoned_times": "local"},
+        {"zone_column": "zone"},
+    ],
+)
+def test_the_time_window_is_in_utc_where_times_are_in_local_time(tmp_path, options):
+    # One event an hour by New York's clock, which is 5 hours behind: 22:00 is 03:00 of the next day
+    # in UTC.
+    rows = [
+        (f"u{hour % 3}", f"p{hour % 4}", f"2012-01-0{1 + hour // 24} {hour % 24:02d}:00:00")
+        for hour in range(48)
+    ]
+    rows = [(*row, "-300", "America/New_York") for row in rows]
+    write_csv(tmp_path / "log.csv", rows, ("u", "i", "t", "min", "zone"))
+    config = PrepareConfig(
+        input=(str(tmp_path / "log.csv"),),
+        output=str(tmp_path / "out"),
+        user="u",
+        item="i",
+        time="t",
+        time_from="2012-01-02T03:00Z",
+        time_to="2012-01-03T01:00Z",
+        **options,
+    )
+    log = prepare_log(config)
+    first, last = (datetime.datetime(2012, 1, *at, tzinfo=datetime.UTC) for at in ((2, 3), (3, 0)))
+    assert [int(log.times.min()), int(log.times.max())] == [first.timestamp(), last.timestamp()]
+    assert log.num_events == 22

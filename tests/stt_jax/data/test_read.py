@@ -83,8 +83,46 @@ def test_items_table_is_joined_by_id(tmp_path, engine):
     assert rows["label"] == ["first", None, "first"]
     # A column that both tables have is the log's.
     assert rows["kind"] == ["log"] * 3
-    assert raw.counts[-1].changed == {"item without a row there": 1}
+    assert raw.counts[-1].changed == {
+        "item without a row there": 1,
+        "rows of an item that has one already": 1,
+    }
     assert raw.num_rows == 3
+
+
+def test_what_is_wrong_with_a_joined_table_is_counted(tmp_path, engine):
+    path = write(tmp_path / "a.csv", "u,i,t\nx,1,5\ny,2,6\n")
+    text = 'u,age\nx,7\n,8\n,9\ny\ny,1\nx,7\nx,"3\nz,4"\n'
+    write(tmp_path / "users.csv", text)
+    raw = read_log(config(tmp_path, path, users="users.csv", user_traits=("age",)), engine)
+    assert rows_of(raw)["age"] == ["7", "1"]
+    assert raw.counts[-1].changed == {
+        "rows of a user that has one already": 2,
+        "rows without a user": 2,
+        "rows that cannot be split into their columns": 1,
+        "lines inside quoted fields": 1,
+    }
+
+
+def test_items_of_one_id_in_two_domains_have_rows_of_their_own(tmp_path, engine):
+    path = write(tmp_path / "a.csv", "u,d,i,t\n1,shop,x,5\n2,news,x,6\n3,shop,y,7\n3,,x,8\n")
+    text = "i,label,d\nx,report,news\nx,shoe,shop\ny,essay,news\nx,boot,shop\n"
+    write(tmp_path / "items.csv", text)
+    raw = read_log(config(tmp_path, path, domain="d", items="items.csv", name="label"), engine)
+    rows = rows_of(raw)
+    assert rows["label"] == ["shoe", "report", None, None]
+    assert rows["d"] == ["shop", "news", "shop", ""]
+    assert raw.counts[-1].changed == {
+        "item without a row there": 2,
+        "rows of an item that has one already": 1,
+    }
+
+
+def test_the_domain_may_come_from_the_items_table(tmp_path, engine):
+    path = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n2,y,6\n")
+    write(tmp_path / "items.csv", "i,d\nx,news\ny,shop\n")
+    raw = read_log(config(tmp_path, path, domain="d", items="items.csv"), engine)
+    assert rows_of(raw)["d"] == ["news", "shop"]
 
 
 def test_items_table_without_header(tmp_path, engine):
@@ -114,6 +152,14 @@ def test_items_table_with_other_ids_is_refused(tmp_path, engine):
         read_log(config(tmp_path, path, items_key="id", **options), engine)
 
 
+@pytest.mark.parametrize("text", ["id,label\n", "id,label"])
+def test_items_table_without_rows_is_refused(tmp_path, engine, text):
+    path = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
+    write(tmp_path / "items.csv", text)
+    with pytest.raises(ValueError, match=r"items\.csv has no rows"):
+        read_log(config(tmp_path, path, items="items.csv", items_key="id", name="label"), engine)
+
+
 def test_a_missing_column_is_named_with_its_file_and_flag(tmp_path, engine):
     a = write(tmp_path / "a.csv", "u,i,t\n1,x,5\n")
     b = write(tmp_path / "b.csv", "u,i,time\n1,x,5\n")
@@ -135,6 +181,18 @@ def test_a_file_of_another_form_is_refused(tmp_path, engine):
     path = write(tmp_path / "a.csv", "u,i,t\n" + "1;x;5\n" * 9 + "1,x,5\n")
     with pytest.raises(ValueError, match="9 of 10 rows cannot be read as delimited by comma"):
         read_log(config(tmp_path, path), engine)
+
+
+def test_rows_that_a_stray_quote_has_swallowed_are_counted_and_may_be_refused(tmp_path, engine):
+    rows = [f"{row},x,{row},title {row}" for row in range(12)]
+    rows[5], rows[9] = rows[5].replace("title", '"title'), rows[9].replace("title 9", '"title" 9')
+    write(tmp_path / "log.csv", "u,i,t,n\n" + "\n".join(rows) + "\n")
+    raw = read_log(config(tmp_path, "log.csv"), engine)
+    assert raw.num_rows == 8
+    assert raw.counts[0].changed == {"lines inside quoted fields": 4}
+    for option, words in (({"strict": True}, "--strict"), ({"max_broken_fraction": 0.3}, "_frac")):
+        with pytest.raises(ValueError, match=f"log.csv: 4 of 12 lines .* stray quote.*{words}"):
+            read_log(config(tmp_path, "log.csv", **option), DuckEngine(str(tmp_path / "more")))
 
 
 def test_many_batches_keep_their_rows_in_order(tmp_path, engine):

@@ -116,6 +116,32 @@ def test_named_formats(engine, time_format, text, time_s):
     assert rows[0]["time_s"] == time_s
 
 
+@pytest.mark.parametrize(
+    ("time_format", "text", "time_s", "zone_s"),
+    [
+        ("%m/%d/%Y %H:%M:%S %z", "4/3/2012 18:00:09 -0530", moment(2012, 4, 3, 23, 30, 9), -19_800),
+        ("%m/%d/%Y %H:%M:%S%z", "4/3/2012 18:00:09+05:30", moment(2012, 4, 3, 12, 30, 9), 19_800),
+        ("%z|%Y-%m-%d", "+02|2012-04-03", moment(2012, 4, 2, 22), 7_200),
+        ("%Y-%m-%d-%H%z", "2012-04-03-18-0530", moment(2012, 4, 3, 23, 30), -19_800),
+        (
+            "%a %b %d %H:%M:%S %z %Y",
+            "Tue Apr 03 18:00:09 +0200 2012",
+            moment(2012, 4, 3, 16, 0, 9),
+            7_200,
+        ),
+        ("%d.%m.%Y %I%p [%Z]", "3.4.2012 6PM [UTC]", moment(2012, 4, 3, 18), 0),
+        ("%d.%m.%Y %I%p [%Z]", "3.4.2012 6PM [America/New_York]", moment(2012, 4, 3, 22), -14_400),
+        ("%d.%m.%Y %H%%z", "3.4.2012 18%z", moment(2012, 4, 3, 18), None),
+        ("%d.%m.%Y %H", "3.4.2012 18", moment(2012, 4, 3, 18), None),
+    ],
+)
+def test_a_zone_read_by_a_pattern_is_kept(engine, time_format, text, time_s, zone_s):
+    _, (row, _) = read_times([text, "no time"], engine, time_format)
+    assert row["dropped"] is None
+    assert (row["time_s"], row["zone_s"]) == (time_s, zone_s or 0)
+    assert row["is_zoned"] == (zone_s is not None)  # so that --timezone does not move it again
+
+
 def test_named_format_drops_what_does_not_follow_it(engine):
     _, rows = read_times(["3/4/2012", "2012-04-03"], engine, "%d/%m/%Y")
     assert [row["dropped"] for row in rows] == [None, "time is not pattern '%d/%m/%Y'"]

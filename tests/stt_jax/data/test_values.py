@@ -230,8 +230,18 @@ def test_numbers_are_kept_as_they_are_without_rules(tmp_path, events):
         ({"normalise": ("price:zscore",)}, "these are none: name columns by --numeric"),
         ({"numeric": ("price",), "smooth": ("price:exponential:2",)}, "a weight in"),
         ({"numeric": ("price",), "outliers": ("price:quantile:0.7",)}, "quantile:0 to 0.5"),
+        ({"numeric": ("price",), "fill": ("price:constant:inf",)}, "is numeric; give a number"),
         ({"fill": ("lat:mean",)}, "lat is a coordinate"),
         ({"smooth": ("lat:kalman:far",)}, "'far' is not a number"),
+        ({"smooth": ("lat:kalman:nan",)}, "--smooth=lat:kalman:nan: 'nan' is not a number"),
+        ({"smooth": ("lat:kalman:inf",)}, "--smooth=lat:kalman:inf: 'inf' is not a number"),
+        ({"smooth": ("lat:kalman:1e200",)}, "1e200: the error of a fix is more than 0"),
+        ({"smooth": ("lat:kalman:-5",)}, "-5: the error of a fix is more than 0"),
+        ({"smooth": ("lat:kalman:0",)}, "0: the error of a fix is more than 0"),
+        ({"numeric": ("price",), "smooth": ("price:median:inf",)}, "'inf' is not a number"),
+        ({"numeric": ("price",), "smooth": ("price:median:1e9",)}, "takes 1 to 1000 events"),
+        ({"numeric": ("price",), "smooth": ("price:median:2.7",)}, "takes 1 to 1000 events"),
+        ({"numeric": ("price",), "outliers": ("price:mad:inf",)}, "'inf' is not a number"),
     ],
 )
 def test_wrong_rules_are_refused(tmp_path, events, options, words):
@@ -253,3 +263,23 @@ def test_wrong_rules_are_refused(tmp_path, events, options, words):
 def test_contradictions_are_refused(tmp_path, events, options, words):
     with pytest.raises(ValueError, match=words):
         make_config(tmp_path, events, 40, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalise": ("price:zscore",)},
+        {"normalise": ("price:minmax",)},
+        {"normalise": ("price:robust",)},
+        {"transform": ("price:quantile",)},
+    ],
+)
+def test_values_too_large_to_be_fitted_are_refused_by_flag_and_column(tmp_path, options):
+    huge = [
+        (*row[:7], "1.6e308" if number % 2 else "-1.6e308", *row[8:])
+        for number, row in enumerate(random_events(60, 1))
+    ]
+    ((flag, (rule,)),) = options.items()
+    config = make_config(tmp_path, huge, 10, numeric=("price",), **options)
+    with pytest.raises(ValueError, match=f"--{flag}={rule}: .*'price'.* are too large"):
+        prepare_log(config)
