@@ -128,11 +128,17 @@ def help_text(program: str, groups: Mapping[str, type], usage: str) -> str:
 def table_console() -> rich.console.Console:
     """Standard output for tables: as wide as the terminal, or wide where there is none to fit.
 
-    In a file or a pipe the ids and numbers must stay whole to be of use.
+    In a file or a pipe the ids and numbers must stay whole to be of use. Nor is anything of them
+    markup: an item may be called "Alien [remastered]" or ":new:".
     """
     import rich.console  # slow to import, and not every command prints tables
 
-    return rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    return rich.console.Console(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if sys.stdout.isatty() else 140,
+    )
 
 
 def to_flagfile(*configs: Any) -> str:

@@ -60,7 +60,6 @@ def print_report(report: dict[str, Any]) -> None:
         f"{report['context']}), split {report['split_hash'][:12]}; left out as unseen in training: "
         f"{counts['unseen_person']:,} of new people, {counts['unseen_item']:,} of new items; "
         f"{counts['in_part'] - counts['evaluated']:,} not drawn",
-        markup=False,
         soft_wrap=True,
     )
     if report.get("baselines_tuned_on") == 0:

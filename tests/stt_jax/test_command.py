@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import rich.table
 
 from stt_jax import command
 from stt_jax.config import ModelConfig, check, option
@@ -130,3 +131,13 @@ def test_a_process_ends_with_the_code_of_its_command_and_all_that_it_printed():
     )
     assert done.returncode == 3
     assert done.stdout == "word" * 20_000 + "\nend\n"
+
+
+def test_a_table_shows_texts_as_they_are(capsys):
+    table = rich.table.Table(title="next for [/b]")
+    table.add_column("[name]")
+    table.add_row("Alien [remastered] :smile: [/]")
+    command.table_console().print(table)
+    said = capsys.readouterr().out
+    for text in ("next for [/b]", "[name]", "Alien [remastered] :smile: [/]"):
+        assert text in said
