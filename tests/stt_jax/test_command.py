@@ -48,6 +48,8 @@ def test_flags_become_the_config(baked):
         ("--shape=oval", "round"),
         ("cake", "unexpected argument 'cake'"),
         ("--flagfile=nowhere.flags", "nowhere.flags"),
+        ("--flagfile", "--flagfile"),
+        ("--flagfiles=cake.flags", "unknown flag --flagfiles"),
     ],
 )
 def test_a_wrong_command_line_gets_one_clear_line(baked, argument, message):
@@ -65,6 +67,8 @@ def test_the_command_line_wins_over_its_flagfile_wherever_it_stands(baked, tmp_p
     for arguments in (
         ("--layers=2", f"--flagfile={flagfile}"),
         (f"--flagfile={flagfile}", "--layers=2"),
+        ("--flagfile", str(flagfile), "--layers=2"),
+        ("--layers", "2", "--flagfile", str(flagfile)),
     ):
         _, cake, _ = baked(*arguments)
         assert (cake.layers, cake.sugar) == (2, 0.1)
