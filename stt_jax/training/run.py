@@ -125,6 +125,8 @@ def open_directory(
 ) -> pathlib.Path:
     """The directory of a run that is to begin or to go on; with `write` it is made if missing.
 
+    Nothing of a run is in it before `begin`.
+
     Args:
       log, training, model, protocol: as in `loop.train_model`.
       origin: what the run begins from, see `RunInfo`; None = nothing, or it has begun already.
@@ -148,8 +150,32 @@ def open_directory(
         raise OSError(f"--run={directory} cannot be made: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise OSError(f"--run={directory} cannot be written; choose another directory")
-    write_run_files(directory, run_info(log, origin or ""), training, model, protocol)
     return directory
+
+
+def begin(
+    directory: pathlib.Path,
+    log: PreparedLog,
+    training: TrainingConfig,
+    model: ModelConfig,
+    protocol: ProtocolConfig,
+    origin: str | None,
+) -> None:
+    """Writes the files of a run that begins; one that goes on has them, and they stay.
+
+    Called when nothing of the options is left to refuse: the files bind the directory to them.
+
+    Args:
+      directory: of `open_directory`.
+      log, training, model, protocol, origin: as there.
+
+    Raises:
+      ValueError: another run has begun there meanwhile, with other options, data or origin.
+    """
+    if (directory / "run.json").exists():
+        _check_same_run(directory, log, training, model, protocol, origin)
+    else:
+        write_run_files(directory, run_info(log, origin or ""), training, model, protocol)
 
 
 def _check_same_run(
