@@ -231,12 +231,15 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 def identity(directory: pathlib.Path, info: RunInfo) -> str:
     """A short name of what a run is: its data, origin and options, but not where they lie."""
+    return identity_of(directory, info.data_hash, info.origin)
+
+
+def identity_of(directory: pathlib.Path, data_hash: str, origin: str) -> str:
+    """`identity` of a run with these in its run.json."""
     lines = (directory / "run.flags").read_text().splitlines()
     places = tuple(f"--{name}=" for name in _PLACES)
     options = [line for line in lines if not line.startswith(places)]
-    return hashlib.sha256("\n".join([info.data_hash + info.origin, *options]).encode()).hexdigest()[
-        :16
-    ]
+    return hashlib.sha256("\n".join([data_hash + origin, *options]).encode()).hexdigest()[:16]
 
 
 def read_run_files(directory: pathlib.Path) -> tuple[RunInfo, dict[str, Any]]:
