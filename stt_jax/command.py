@@ -94,10 +94,7 @@ def parse(groups: Mapping[str, type], argv: Sequence[str]) -> dict[str, Any]:
     """
     values = _flag_values(groups)
     try:
-        # The command line comes after its flagfile, so that it wins wherever it stands.
-        files = [a for a in argv[1:] if a.startswith(("--flagfile", "-flagfile"))]
-        others = [a for a in argv[1:] if not a.startswith(("--flagfile", "-flagfile"))]
-        rest = values([argv[0], *files, *others])[1:]
+        rest = values([argv[0], *_flagfiles_first(argv[1:])])[1:]
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(values), n=1)
         hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags"
@@ -130,11 +127,17 @@ def help_text(program: str, groups: Mapping[str, type], usage: str) -> str:
 def table_console() -> rich.console.Console:
     """Standard output for tables: as wide as the terminal, or wide where there is none to fit.
 
-    In a file or a pipe the ids and numbers must stay whole to be of use.
+    In a file or a pipe the ids and numbers must stay whole to be of use. Nor is anything of them
+    markup: an item may be called "Alien [remastered]" or ":new:".
     """
     import rich.console  # slow to import, and not every command prints tables
 
-    return rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    return rich.console.Console(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if sys.stdout.isatty() else 140,
+    )
 
 
 def to_flagfile(*configs: Any) -> str:
@@ -149,6 +152,26 @@ def to_flagfile(*configs: Any) -> str:
 def from_flagfile(path: str | os.PathLike, groups: Mapping[str, type]) -> dict[str, Any]:
     """Reads what `to_flagfile` wrote."""
     return parse(groups, ["", f"--flagfile={os.fspath(path)}"])
+
+
+def _flagfiles_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the flagfiles, `--flagfile=FILE` or `--flagfile FILE`, before the others.
+
+    The command line comes after its flagfile, so that it wins wherever it stands.
+    """
+    files, others = [], []
+    left = iter(arguments)
+    for argument in left:
+        if argument in ("--flagfile", "-flagfile"):
+            name = next(left, None)
+            # Without a name it goes last, where absl says that the name is missing.
+            others += [argument] if name is None else []
+            files += [] if name is None else [argument, name]
+        elif argument.startswith(("--flagfile=", "-flagfile=")):
+            files.append(argument)
+        else:
+            others.append(argument)
+    return [*files, *others]
 
 
 def _flag_text(value: Any) -> str:

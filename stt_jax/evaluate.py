@@ -7,6 +7,7 @@ Prints a table for each request mode (request time unknown and known) and writes
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -40,15 +41,31 @@ def evaluate(evaluation: EvaluationConfig, devices: DeviceConfig) -> None:
     connect(devices)
     directory = pathlib.Path(evaluation.run)
     _, configs = read_run_files(directory)
+    output = pathlib.Path(evaluation.output or directory / f"evaluation-{evaluation.part}.json")
+    if jax.process_index() == 0:
+        _make_place(output)
     log = open_log(evaluation.data or configs["training"].data)
     others = [load_run(other, log) for other in evaluation.together_with]
     report = evaluate_model(load_run(directory, log), log, evaluation, devices, others)
     if jax.process_index() != 0:
         return
-    output = evaluation.output or directory / f"evaluation-{evaluation.part}.json"
     write_report(report, output)
     print_report(report)
     print(f"report in {output}")
+
+
+def _make_place(output: pathlib.Path) -> None:
+    """Makes the folder of the report, before any work is done for it.
+
+    Raises:
+      ValueError: the report cannot lie there.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output={output}: its folder cannot be made: {error}") from error
+    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise ValueError(f"--output={output} is a folder or may not be written; name another file")
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -60,7 +77,6 @@ def print_report(report: dict[str, Any]) -> None:
         f"{report['context']}), split {report['split_hash'][:12]}; left out as unseen in training: "
         f"{counts['unseen_person']:,} of new people, {counts['unseen_item']:,} of new items; "
         f"{counts['in_part'] - counts['evaluated']:,} not drawn",
-        markup=False,
         soft_wrap=True,
     )
     if report.get("baselines_tuned_on") == 0:

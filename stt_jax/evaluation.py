@@ -78,6 +78,7 @@ def evaluate_model(
             f"{log.directory} has no {config.part} target whose person and item occur in training"
             f"{elsewhere}; prepare it with another --split, or evaluate another --part"
         )
+    optimum = _best_possible(config.optimum, log, targets) if config.optimum else {}
     placement = make_placement(devices or DeviceConfig())
     with jax.set_mesh(placement.mesh):
         ranks = model_ranks(
@@ -152,9 +153,8 @@ def evaluate_model(
                 name: {**ranking_metrics(result.ranks), "options": result.options}
                 for name, result in results.items()
             }
-    if config.optimum:
-        for mode, metrics in _best_possible(config.optimum, log, targets).items():
-            report["modes"][mode]["best_possible"] = metrics
+    for mode, metrics in optimum.items():
+        report["modes"][mode]["best_possible"] = metrics
     return report
 
 
@@ -215,6 +215,14 @@ def _best_possible(path: str, log: PreparedLog, targets: Targets) -> dict[str, d
         table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"--optimum={path} is no file of stt_jax.generate ({error})") from error
+    of_modes = {mode: {name: f"{name}_{mode}" for name in _OPTIMUM_METRICS} for mode in MODES}
+    wanted = ["user_id", "time_s", *(c for columns in of_modes.values() for c in columns.values())]
+    missing = [name for name in wanted if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"--optimum={path} is no optimum.arrow of stt_jax.generate: it has no column "
+            f"{', '.join(missing[:3])}; its columns are {', '.join(table.column_names)}"
+        )
     keys = zip(table["user_id"].to_pylist(), table["time_s"].to_pylist(), strict=True)
     row_of = {key: row for row, key in enumerate(keys)}
     rows = []
@@ -227,9 +235,8 @@ def _best_possible(path: str, log: PreparedLog, targets: Targets) -> dict[str, d
             )
         rows.append(row_of[key])
     best = {}
-    for mode in MODES:
-        columns = {name: table[f"{name}_{mode}"].to_numpy()[rows] for name in _OPTIMUM_METRICS}
-        means = {name: float(column.mean()) for name, column in columns.items()}
+    for mode, columns in of_modes.items():
+        means = {name: float(table[c].to_numpy()[rows].mean()) for name, c in columns.items()}
         best[mode] = {"accuracy@1": means["recall@1"], **means}
         for k in (1, 5, 10, 20):
             best[mode][f"hr@{k}"] = means[f"recall@{k}"]

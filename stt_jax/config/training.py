@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from stt_jax.config.options import check, option
 
@@ -275,8 +276,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check(0 < self.requests <= self.window, "--requests must be in 1..--window")
         check(self.asked_window >= 0, f"--asked_window={self.asked_window} must not be negative")
-        check(self.batch_rows > 0 and self.epochs > 0, "--batch_rows and --epochs must be positive")
-        check(self.learning_rate > 0, "--learning_rate must be positive")
+        for name in ("epochs", "validation_every"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, f"--{name}={value} must be a finite number above 0")
+        for name in ("batch_rows", "learning_rate", "clip_norm"):
+            check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
         check(0 <= self.warmup < 1, f"--warmup={self.warmup} must be in [0, 1)")
         for name in (
             "label_smoothing",
@@ -291,7 +295,6 @@ class TrainingConfig:
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
         check(self.stale_events >= 1, f"--stale_events={self.stale_events} must be at least 1")
         check(self.generate_weight >= 0, "--generate_weight must not be negative")
-        check(self.validation_every > 0, "--validation_every must be positive")
         check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")
         check(self.dp_epsilon >= 0, f"--dp_epsilon={self.dp_epsilon} must not be negative")
         check(

@@ -2,23 +2,24 @@
 
 Gone are their id, their events, and the words that only they had used: ids and names of items,
 categories and context values that no event of anybody else holds. Rows of the vocabularies keep
-their numbers. What stays is what their events have gone into together with others': medians of the
-places of items, fitted fills and scales, where a split by time cut.
+their numbers; statistics, warnings and the report are made anew, and RecBole files removed. What
+stays is what their events have gone into together with others': medians of the places of items,
+fitted fills and scales, where a split by time cut, how much every step of the preparation did.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from stt_jax.data.findings import describe_log, find_warnings
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.report import render_report
 from stt_jax.data.schema import EVENT_DTYPES, TRAIN, UNKNOWN_E7, StepCount
-from stt_jax.data.store import FLAGS_FILE, REPORT_FILE, open_log, write_log
+from stt_jax.data.store import FLAGS_FILE, FORMAT_VERSION, REPORT_FILE, open_log, write_log
 
 _FORGOTTEN = "forgotten"
 
@@ -31,7 +32,8 @@ def forget_person(log: PreparedLog, user_id: str) -> PreparedLog:
       user_id: as in the log.
 
     Returns:
-      The other people's log, not stored yet; its hashes are still the old log's.
+      The other people's log, not stored yet; its data hash is still the old log's, which is among
+      its former hashes, too.
 
     Raises:
       ValueError: no such person, or nobody else in the training part.
@@ -66,10 +68,11 @@ def forget_person(log: PreparedLog, user_id: str) -> PreparedLog:
     )
     meta = dataclasses.replace(
         log.meta,
+        format_version=FORMAT_VERSION,
         steps=(*log.meta.steps, step),
-        warnings=tuple(text for text in log.meta.warnings if user_id not in text),
+        former_hashes=(*log.meta.former_hashes, log.meta.data_hash),
     )
-    return dataclasses.replace(
+    left = dataclasses.replace(
         log,
         **{**events, "items": items.astype(np.int32)},
         contexts=contexts,
@@ -101,10 +104,17 @@ def forget_person(log: PreparedLog, user_id: str) -> PreparedLog:
         },
         meta=meta,
     )
+    # What else is among the statistics, such as the cuts of a split by time, is true as before.
+    described = describe_log(log)
+    others = {name: n for name, n in log.meta.statistics.items() if name not in described}
+    meta = dataclasses.replace(
+        meta, statistics=describe_log(left) | others, warnings=find_warnings(left)
+    )
+    return dataclasses.replace(left, meta=meta)
 
 
 def rewrite_without(directory: pathlib.Path, user_id: str) -> tuple[PreparedLog, PreparedLog]:
-    """Takes a person out of the log in a directory, its report included.
+    """Takes a person out of the log in a directory, its report included; RecBole files go whole.
 
     Returns:
       (the log as it was, the log as it is), the first only good for its counts and hashes.
@@ -118,20 +128,6 @@ def rewrite_without(directory: pathlib.Path, user_id: str) -> tuple[PreparedLog,
     after = open_log(directory)
     (directory / REPORT_FILE).write_text(render_report(after), encoding="utf-8")
     return before, after
-
-
-def runs_that_saw(log: PreparedLog, folder: pathlib.Path) -> dict[pathlib.Path, list[int]]:
-    """The runs under a folder that were trained on a log, with the steps of their checkpoints."""
-    found = {}
-    for path in sorted(folder.glob("**/run.json")):
-        try:
-            data_hash = json.loads(path.read_text())["data_hash"]
-        except (ValueError, KeyError, TypeError):
-            continue  # not a run of ours, or a damaged one, which nobody can load
-        if data_hash == log.meta.data_hash:
-            steps = (path.parent / "checkpoints").glob("*")
-            found[path.parent] = sorted(int(p.name) for p in steps if p.name.isdecimal())
-    return found
 
 
 def _renumber(sessions: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ class LogMeta:
     """What `meta.json` holds. `statistics` is a flat mapping of names to numbers and words.
 
     `numerics` says of each numeric column what was done to it, for `numerics.apply_stages`.
+    `former_hashes` are the data hashes that the log had before people were forgotten, oldest first:
+    runs trained on any of them have seen whoever was forgotten later.
     """
 
     format_version: int
@@ -35,6 +37,7 @@ class LogMeta:
     statistics: dict[str, Any]
     warnings: tuple[str, ...]
     numerics: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    former_hashes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from stt_jax.data.schema import UNKNOWN_E7
 
 FOLDER = "recbole"
 PART_FILES = ("log.train.inter", "log.valid.inter", "log.test.inter")
+_ITEM_FILE = "log.item"
 
 
 def write_recbole(log: PreparedLog, item_ids: pa.ChunkedArray, folder: pathlib.Path) -> None:
@@ -53,7 +54,15 @@ def write_recbole(log: PreparedLog, item_ids: pa.ChunkedArray, folder: pathlib.P
         "category:token": [log.category_values[c] for c in log.item_categories[1:]],
     }
     text = "\n".join(["\t".join(items), *_lines(items.values()).to_pylist()]) + "\n"
-    (folder / "log.item").write_text(text, encoding="utf-8")
+    (folder / _ITEM_FILE).write_text(text, encoding="utf-8")
+
+
+def remove_recbole(folder: pathlib.Path) -> None:
+    """Removes what `write_recbole` wrote, and the folder if nothing else is in it."""
+    for file in (*PART_FILES, _ITEM_FILE):
+        (folder / file).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _lines(columns: Iterable) -> pa.Array:

@@ -9,6 +9,7 @@ A prepared log is a directory:
     meta.json         format version, hashes, counts of every step, statistics
     prepare.flags     the options that made it, ready to run again
     report.html       the same for people: counts, drawings, warnings
+    recbole/          with --write_recbole, the events as files of RecBole
 
 The Arrow files are uncompressed IPC files of one record batch each, so a column is one contiguous
 stretch of the file and opening a log reads none of it. Only numpy, pyarrow and the standard
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stt_jax.data import recbole
 from stt_jax.data.arrays import texts_to_arrow, to_arrow, to_numpy
 from stt_jax.data.prepared_log import LogMeta, PreparedLog
 from stt_jax.data.schema import (
@@ -50,8 +52,9 @@ __all__ = [
     "write_log",
 ]
 
-FORMAT_VERSION = 3
-_READ_VERSIONS = (1, 2, 3)  # version 1 had no numeric columns, 2 no traits, and nothing else lacks
+FORMAT_VERSION = 4
+# Version 1 had no numeric columns, 2 no traits, 3 no former hashes, and nothing else lacks.
+_READ_VERSIONS = (1, 2, 3, 4)
 META_FILE = "meta.json"
 FLAGS_FILE = "prepare.flags"
 REPORT_FILE = "report.html"
@@ -69,7 +72,7 @@ def check_output(directory: str | os.PathLike, *, overwrite: bool) -> None:
             f"--output={directory} already holds a prepared log; add --overwrite to replace it"
         )
     if directory.exists() and not (directory / META_FILE).exists():
-        ours = {FLAGS_FILE, REPORT_FILE, "recbole", *(f"{name}.arrow" for name in TABLE_NAMES)}
+        ours = {FLAGS_FILE, REPORT_FILE, recbole.FOLDER, *(f"{name}.arrow" for name in TABLE_NAMES)}
         foreign = sorted(path.name for path in directory.iterdir() if path.name not in ours)
         if foreign:
             raise ValueError(
@@ -84,13 +87,17 @@ def check_output(directory: str | os.PathLike, *, overwrite: bool) -> None:
 def write_log(log: PreparedLog, flags_text: str) -> None:
     """Writes `log` to `log.directory`; `log.meta.data_hash` is computed, whatever it holds.
 
-    The files of an earlier log there are replaced; other files are left alone. `meta.json` goes
-    first and comes back last, so a directory with a `meta.json` holds a whole log.
+    The files of an earlier log there are replaced, or removed where nobody writes them anew here:
+    its report and its RecBole files tell of people who may be gone or have pseudonyms now. Other
+    files are left alone. `meta.json` goes first and comes back last, so a directory with a
+    `meta.json` holds a whole log.
     """
     tables = _to_tables(log)
     meta = dataclasses.replace(log.meta, data_hash=_hash_tables(tables))
     log.directory.mkdir(parents=True, exist_ok=True)
     (log.directory / META_FILE).unlink(missing_ok=True)
+    (log.directory / REPORT_FILE).unlink(missing_ok=True)
+    recbole.remove_recbole(log.directory / recbole.FOLDER)
     for name, table in tables.items():
         # A new file, not the old one rewritten: someone may have the old one mapped.
         path = log.directory / f"{name}.arrow"
@@ -143,6 +150,7 @@ def _read_meta(directory: pathlib.Path) -> LogMeta:
         )
     values["steps"] = tuple(StepCount(**step) for step in values["steps"])
     values["warnings"] = tuple(values["warnings"])
+    values["former_hashes"] = tuple(values.get("former_hashes", ()))
     return LogMeta(**values)
 
 

@@ -138,9 +138,11 @@ def _encode_ranges(texts: Texts, num_train_users: int, bins: int) -> tuple[np.nd
     rows = np.where(known, np.searchsorted(cuts, numbers, side="right") + 1, 0)
     if not len(cuts):
         return rows.astype(np.int32), ["", "any"]
-    names = [f"below {cuts[0]:g}"]
-    names += [f"{low:g} to below {high:g}" for low, high in itertools.pairwise(cuts)]
-    return rows.astype(np.int32), ["", *names, f"{cuts[-1]:g} and above"]
+    # `_in_range` reads the bounds back: their texts must be the very numbers, to the last digit.
+    bounds = [repr(cut).removesuffix(".0") for cut in cuts.tolist()]
+    names = [f"below {bounds[0]}"]
+    names += [f"{low} to below {high}" for low, high in itertools.pairwise(bounds)]
+    return rows.astype(np.int32), ["", *names, f"{bounds[-1]} and above"]
 
 
 def _number(text: str | None) -> float:

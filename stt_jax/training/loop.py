@@ -74,9 +74,12 @@ def train_model(
     source = open_source(log, training, model_config)
     origin = source.origin if source else None
     directory = runs.open_directory(log, training, model_config, protocol, origin, write=first)
-    _meet("run directory")  # process 0 writes what the others read
+    _meet("run directory")  # process 0 makes what the others read
     secret = privacy.secret_of(directory) if training.dp_epsilon else 0
     setup = set_up(log, training, model_config, protocol, devices, secret)
+    if first:
+        runs.begin(directory, log, training, model_config, protocol, origin)
+    _meet("run files")
     owner = runs.identity(directory, runs.read_run_files(directory)[0])
     with (
         jax.set_mesh(setup.placement.mesh),

@@ -28,7 +28,12 @@ class Reporter:
         """
         self._enabled = enabled
         self._console = rich.console.Console(
-            stderr=True, highlight=False, soft_wrap=True, quiet=not enabled
+            stderr=True,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
+            quiet=not enabled,
         )
         self._jsonl_path = directory / "metrics.jsonl"
         self._tensorboard = None
@@ -57,7 +62,7 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """One line for the reader."""
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
     def write(self, step: int, kind: str, measures: Mapping[str, float]) -> None:
         """One report to JSONL and TensorBoard.

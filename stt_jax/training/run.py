@@ -125,6 +125,8 @@ def open_directory(
 ) -> pathlib.Path:
     """The directory of a run that is to begin or to go on; with `write` it is made if missing.
 
+    Nothing of a run is in it before `begin`.
+
     Args:
       log, training, model, protocol: as in `loop.train_model`.
       origin: what the run begins from, see `RunInfo`; None = nothing, or it has begun already.
@@ -148,8 +150,32 @@ def open_directory(
         raise OSError(f"--run={directory} cannot be made: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise OSError(f"--run={directory} cannot be written; choose another directory")
-    write_run_files(directory, run_info(log, origin or ""), training, model, protocol)
     return directory
+
+
+def begin(
+    directory: pathlib.Path,
+    log: PreparedLog,
+    training: TrainingConfig,
+    model: ModelConfig,
+    protocol: ProtocolConfig,
+    origin: str | None,
+) -> None:
+    """Writes the files of a run that begins; one that goes on has them, and they stay.
+
+    Called when nothing of the options is left to refuse: the files bind the directory to them.
+
+    Args:
+      directory: of `open_directory`.
+      log, training, model, protocol, origin: as there.
+
+    Raises:
+      ValueError: another run has begun there meanwhile, with other options, data or origin.
+    """
+    if (directory / "run.json").exists():
+        _check_same_run(directory, log, training, model, protocol, origin)
+    else:
+        write_run_files(directory, run_info(log, origin or ""), training, model, protocol)
 
 
 def _check_same_run(
@@ -205,12 +231,15 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 def identity(directory: pathlib.Path, info: RunInfo) -> str:
     """A short name of what a run is: its data, origin and options, but not where they lie."""
+    return identity_of(directory, info.data_hash, info.origin)
+
+
+def identity_of(directory: pathlib.Path, data_hash: str, origin: str) -> str:
+    """`identity` of a run with these in its run.json."""
     lines = (directory / "run.flags").read_text().splitlines()
     places = tuple(f"--{name}=" for name in _PLACES)
     options = [line for line in lines if not line.startswith(places)]
-    return hashlib.sha256("\n".join([info.data_hash + info.origin, *options]).encode()).hexdigest()[
-        :16
-    ]
+    return hashlib.sha256("\n".join([data_hash + origin, *options]).encode()).hexdigest()[:16]
 
 
 def read_run_files(directory: pathlib.Path) -> tuple[RunInfo, dict[str, Any]]:

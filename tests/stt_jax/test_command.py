@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import rich.table
 
 from stt_jax import command
 from stt_jax.config import ModelConfig, check, option
@@ -47,6 +48,8 @@ def test_flags_become_the_config(baked):
         ("--shape=oval", "round"),
         ("cake", "unexpected argument 'cake'"),
         ("--flagfile=nowhere.flags", "nowhere.flags"),
+        ("--flagfile", "--flagfile"),
+        ("--flagfiles=cake.flags", "unknown flag --flagfiles"),
     ],
 )
 def test_a_wrong_command_line_gets_one_clear_line(baked, argument, message):
@@ -64,6 +67,8 @@ def test_the_command_line_wins_over_its_flagfile_wherever_it_stands(baked, tmp_p
     for arguments in (
         ("--layers=2", f"--flagfile={flagfile}"),
         (f"--flagfile={flagfile}", "--layers=2"),
+        ("--flagfile", str(flagfile), "--layers=2"),
+        ("--layers", "2", "--flagfile", str(flagfile)),
     ):
         _, cake, _ = baked(*arguments)
         assert (cake.layers, cake.sugar) == (2, 0.1)
@@ -143,3 +148,13 @@ def test_a_process_ends_with_the_code_of_its_command_and_all_that_it_printed():
     )
     assert done.returncode == 3
     assert done.stdout == "word" * 20_000 + "\nend\n"
+
+
+def test_a_table_shows_texts_as_they_are(capsys):
+    table = rich.table.Table(title="next for [/b]")
+    table.add_column("[name]")
+    table.add_row("Alien [remastered] :smile: [/]")
+    command.table_console().print(table)
+    said = capsys.readouterr().out
+    for text in ("next for [/b]", "[name]", "Alien [remastered] :smile: [/]"):
+        assert text in said

@@ -2,12 +2,15 @@ import datetime
 import types
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from stt_jax import evaluate, evaluation
 from stt_jax.data.protocol import find_targets
 from stt_jax.data.store import TEST
 from stt_jax.evaluate import print_report
 from stt_jax.evaluation import _groups
+from tests.stt_jax.service.served import write_run
 from tests.stt_jax.tiny_logs import random_log
 
 
@@ -69,3 +72,37 @@ def test_untuned_baselines_are_named_so(capsys, tuned_on, says):
     }
     print_report(report)
     assert ("default options" in capsys.readouterr().out) == says
+
+
+def test_what_cannot_be_read_or_written_is_refused_before_the_model_is_asked(
+    tmp_path, capsys, monkeypatch
+):
+    def ask(*arguments, **options):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(evaluation, "model_ranks", ask)
+    run = write_run(tmp_path)
+    other = tmp_path / "other.arrow"
+    table = pa.table({"user_id": ["u0"], "time_s": [0], "recall@1_unknown": [0.5]})
+    with pa.OSFile(str(other), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "file").write_text("")
+    for argument, message in (
+        (f"--optimum={other}", "other.arrow is no optimum.arrow of stt_jax.generate: it has no"),
+        (f"--optimum={tmp_path / 'file'}", "file is no file of stt_jax.generate"),
+        (f"--output={tmp_path}", "is a folder or may not be written; name another file"),
+        (f"--output={tmp_path / 'file/x.json'}", "its folder cannot be made"),
+    ):
+        assert evaluate.main(["evaluate.py", f"--run={run}", argument]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert argument in said
+
+
+def test_the_folder_of_the_report_is_made(tmp_path):
+    run, output = write_run(tmp_path), tmp_path / "new/folder/report.json"
+    arguments = [f"--run={run}", f"--output={output}", "--baselines=false"]
+    assert evaluate.main(["evaluate.py", *arguments]) == 0
+    assert output.is_file()
+    assert evaluate.main(["evaluate.py", f"--run={tmp_path / 'nowhere'}"]) == 2
+    assert not (tmp_path / "nowhere").exists()

@@ -5,13 +5,20 @@ import pathlib
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from stt_jax import forget
-from stt_jax.config import PrepareConfig
-from stt_jax.data.forgetting import forget_person, runs_that_saw
+from stt_jax.config import ModelConfig, PrepareConfig, ProtocolConfig, TrainingConfig
+from stt_jax.data.findings import describe_log
+from stt_jax.data.forgetting import forget_person
 from stt_jax.data.preparation import prepare_log
-from stt_jax.data.store import open_log
+from stt_jax.data.recbole import write_recbole
+from stt_jax.data.store import open_log, write_log
+from stt_jax.training.inheritance import open_source
+from stt_jax.training.lineage import runs_that_saw
+from stt_jax.training.run import identity, run_info, write_run_files
+from tests.stt_jax.service.served import MODEL, write_run
 from tests.stt_jax.tiny_logs import random_log
 
 LINES = [
@@ -124,6 +131,59 @@ def test_runs_that_have_seen_them_are_named(directory, capsys):
     said = capsys.readouterr().out
     assert f"{seen} has seen them, in checkpoints 20" in said
     assert str(other) not in said
+
+
+def test_runs_are_found_after_others_were_forgotten_and_whatever_began_from_them(tmp_path, capsys):
+    """Two people go one after the other; of three runs each began from the one before."""
+    first = write_run(tmp_path)
+    log = open_log(tmp_path / "prepared")
+    newer = dataclasses.replace(log, directory=tmp_path / "newer", times=log.times + 1)
+    write_log(newer, "")
+    newer = open_log(tmp_path / "newer")
+    training = TrainingConfig(
+        run=str(tmp_path / "second"), data=str(tmp_path / "newer"), resume_from=str(first)
+    )
+    model = dataclasses.replace(MODEL, id_dropout=0.1)
+    source = open_source(newer, training, model)
+    write_run_files(
+        tmp_path / "second", run_info(newer, source.origin), training, model, ProtocolConfig()
+    )
+    name = identity(tmp_path / "second", run_info(newer, source.origin))
+    for number, origin in (("third", f"{name}/7"), ("other", "0123456789abcdef/7"), ("new", "")):
+        info = run_info(newer, origin)
+        write_run_files(tmp_path / number, info, training, ModelConfig(), ProtocolConfig())
+    expected = [first, tmp_path / "second", tmp_path / "third"]
+    for user in ("u2", "u3"):
+        before = open_log(tmp_path / "prepared")
+        assert sorted(runs_that_saw(before, tmp_path)) == sorted(expected)
+        assert run(f"--data={tmp_path / 'prepared'}", f"--user={user}", f"--runs={tmp_path}") == 0
+        said = capsys.readouterr().out
+        assert [f"{one} has seen them" in said for one in expected] == [True] * 3
+        assert f"{tmp_path / 'other'} has" not in said
+    assert len(open_log(tmp_path / "prepared").meta.former_hashes) == 2
+
+
+def test_nothing_of_them_is_left_in_the_files_of_recbole(directory, capsys):
+    folder = directory / "recbole"
+    log = open_log(directory)
+    write_recbole(log, pa.chunked_array([[log.item_ids[row] for row in log.items]]), folder)
+    assert b"anna-1" in (folder / "log.train.inter").read_bytes()
+    assert run(f"--data={directory}", "--user=anna-1") == 0
+    assert not folder.exists()
+    assert f"the RecBole files in {folder} held them and are removed\n" in capsys.readouterr().out
+
+
+def test_statistics_and_warnings_are_those_of_the_people_who_are_left(tmp_path):
+    log = random_log(num_users=6, seed=5)
+    log = dataclasses.replace(log, directory=tmp_path, times=log.times + 4_200_000_000)
+    known = {**describe_log(log), "num_missing": {"place": [3, 1]}}
+    meta = dataclasses.replace(log.meta, statistics=known, warnings=("of u3", "of others"))
+    log = dataclasses.replace(log, meta=meta)
+    after = forget_person(log, "u3")
+    assert after.meta.statistics == {**describe_log(after), "num_missing": {"place": [3, 1]}}
+    assert after.meta.statistics["num_events"] == after.num_events < log.num_events
+    assert "is --time the right column?" in " ".join(after.meta.warnings)
+    assert "of u3" not in after.meta.warnings
 
 
 def test_errors_are_one_line(directory, capsys):

@@ -188,15 +188,33 @@ def test_a_failed_write_leaves_no_log(stored, monkeypatch):
     check_output(stored, overwrite=False)  # its own remains may be written over
 
 
+def test_what_an_earlier_log_left_for_people_and_for_recbole_goes_with_it(stored):
+    folder = stored / "recbole"
+    folder.mkdir()
+    for name in ("log.train.inter", "log.valid.inter", "log.test.inter", "log.item"):
+        (folder / name).write_text("u3")
+    (stored / "report.html").write_text("u3")
+    (stored / "notes.txt").write_text("mine")
+    write_log(make_log(stored), "")
+    assert not folder.exists()
+    assert not (stored / "report.html").exists()
+    assert (stored / "notes.txt").read_text() == "mine"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("mine")
+    write_log(make_log(stored), "")
+    assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
+
+
 def test_a_log_of_version_1_is_read_as_one_without_numbers_and_traits(tmp_path):
     nothing = {name: {} for name in ("numbers", "was_missing", "item_traits", "user_traits")}
     nothing |= {"item_trait_values": {}, "user_trait_values": {}}
     log = dataclasses.replace(make_log(tmp_path / "log"), **nothing)
     write_log(log, "--input=x\n")
     meta = json.loads((tmp_path / "log" / "meta.json").read_text("utf-8"))
-    del meta["numerics"]
+    del meta["numerics"], meta["former_hashes"]
     (tmp_path / "log" / "meta.json").write_text(json.dumps(meta | {"format_version": 1}), "utf-8")
     read = open_log(tmp_path / "log")
     assert read.meta.numerics == {}
+    assert read.meta.former_hashes == ()
     assert all(getattr(read, name) == {} for name in nothing)
     assert read.items.tolist() == log.items.tolist()

@@ -55,6 +55,19 @@ def test_a_value_that_is_told_is_found_by_name_or_by_range():
     assert find_user_trait(["", "any"], "7") == 1
 
 
+@pytest.mark.parametrize("first", [10, 1_234_560, 1_300_000_000, 0.1, -7e15])
+@pytest.mark.parametrize("step", [1, 1000, 1 / 3])
+def test_a_number_that_is_told_falls_where_it_fell_in_training(first, step):
+    texts = [str(first + step * i) for i in range(12)]
+    rows, values = encode_user_trait(texts, 12, 4)
+    assert [find_user_trait(values, text) for text in texts] == rows.tolist()
+
+
+def test_round_bounds_of_ranges_have_short_names():
+    _, values = encode_user_trait(["0", "1300000000", "2600000000"], 3, 2)
+    assert values == ["", "below 1300000000", "1300000000 and above"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("age:8", ("age", 8)), ("job", ("job", 0)), ("a:b:2", ("a:b", 2))]
 )

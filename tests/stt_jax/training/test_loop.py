@@ -169,6 +169,36 @@ def test_a_run_directory_with_other_options_is_refused(whole, change, message):
         train_model(LOG, options(whole.directory, keep=100, patience=0, **change), MODEL)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_rows": 5, "accumulate": 2}, "--batch_rows=5"),
+        ({"dp_epsilon": 3.0, "accumulate": 2}, "works on one device and without --accumulate"),
+    ],
+)
+def test_options_that_were_refused_leave_no_run_to_the_corrected_command(tmp_path, change, message):
+    with pytest.raises((ValueError, NotImplementedError), match=message):
+        train_model(LOG, options(tmp_path / "run", **change), MODEL)
+    assert not (tmp_path / "run/run.json").exists()
+    config = options(tmp_path / "run", epochs=1)
+    assert train_model(LOG, config, MODEL).training == config
+
+
+def test_of_two_trainings_that_begin_in_one_directory_the_later_is_refused(tmp_path, monkeypatch):
+    first, second = options(tmp_path, epochs=1), options(tmp_path, epochs=1, seed=1)
+    set_up = loop.set_up
+
+    def while_another_begins(*arguments):
+        monkeypatch.setattr(loop, "set_up", set_up)
+        train_model(LOG, first, MODEL)
+        return set_up(*arguments)
+
+    monkeypatch.setattr(loop, "set_up", while_another_begins)
+    with pytest.raises(ValueError, match="--seed=0 before, --seed=1 now"):
+        train_model(LOG, second, MODEL)
+    assert load_run(tmp_path, LOG).training == first
+
+
 def test_a_run_on_another_log_is_refused(whole):
     other = dataclasses.replace(LOG, meta=dataclasses.replace(LOG.meta, data_hash="f" * 64))
     with pytest.raises(ValueError, match="trained on a log with hash 000000000000"):

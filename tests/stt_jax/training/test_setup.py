@@ -58,3 +58,16 @@ def test_half_lives_are_positive_numbers(name, half_lives):
 def test_steps_of_trends_divide_the_hour(minutes):
     with pytest.raises(ValueError, match=rf"--trend_step_min={minutes} must divide 60"):
         ModelConfig(trend_step_min=minutes)
+
+
+@pytest.mark.parametrize("name", ["epochs", "validation_every"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_training_has_an_end(name, value):
+    with pytest.raises(ValueError, match=f"--{name}={value} must be a finite number above 0"):
+        TrainingConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_gradient_is_neither_cut_to_nothing_nor_turned_round(value):
+    with pytest.raises(ValueError, match=f"--clip_norm={value} must be positive"):
+        TrainingConfig(clip_norm=value)
