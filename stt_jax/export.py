@@ -284,7 +284,8 @@ def export(export: ExportConfig) -> None:
         raise ValueError("--run and --out must name the run and a directory for the artifacts")
     directory = pathlib.Path(export.run)
     _, configs = read_run_files(directory)
-    log = open_with_items(export.data or configs["training"].data, export.items)
+    data = export.data or configs["training"].data
+    log = open_with_items(data, export.items, export.key_file)
     export_run(load_run(directory, log), log, pathlib.Path(export.out), export.k)
     print(f"exported to {export.out}; its README.md says how to call it")
 

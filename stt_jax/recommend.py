@@ -27,7 +27,8 @@ def recommend(request: RequestConfig) -> None:
         raise ValueError("--run is missing: name the directory of a trained run")
     directory = pathlib.Path(request.run)
     _, configs = read_run_files(directory)
-    log = open_with_items(request.data or configs["training"].data, request.items)
+    data = request.data or configs["training"].data
+    log = open_with_items(data, request.items, request.key_file)
     print_list(recommend_items(load_run(directory, log), log, request), request)
 
 

@@ -242,6 +242,11 @@ class ExportConfig:
         "Table of items that training did not know, to be recommended too; columns are named as in "
         "what the log was prepared from.",
     )
+    key_file: str = option(
+        "",
+        "With --items, the key file of a log that was prepared with "
+        "--pseudonymise=users_and_items: the items get pseudonyms, too.",
+    )
     out: str = option("", "Directory for the artifacts; made if missing.")
     k: int = option(100, "Items that the exported score gives, at most as many as there are.")
 

@@ -19,27 +19,33 @@ from stt_jax.config import DOMAIN, ColumnOptions
 from stt_jax.data.files import ReadOptions
 from stt_jax.data.formats import open_file
 from stt_jax.data.prepared_log import PreparedLog
+from stt_jax.data.pseudonyms import Ids, hides_items, open_ids
 from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7
 from stt_jax.data.store import FLAGS_FILE, open_log
 from stt_jax.data.traits import find_values, split_values
 
 
-def open_with_items(data: str | os.PathLike, items: str) -> PreparedLog:
+def open_with_items(data: str | os.PathLike, items: str, key_file: str = "") -> PreparedLog:
     """Opens a prepared log, with the items of a file if one is named, see `read_new_items`."""
     log = open_log(data)
-    return read_new_items(log, items) if items else log
+    return read_new_items(log, items, key_file) if items else log
 
 
-def read_new_items(log: PreparedLog, path: str | os.PathLike) -> PreparedLog:
+def read_new_items(log: PreparedLog, path: str | os.PathLike, key_file: str = "") -> PreparedLog:
     """The log with the items of a file, as `add_items`.
 
     The file has the columns that the table of items had, or the log itself, when the log was
     prepared: those of --items_key or else --item, and where they are there of --name, --category,
-    --item_traits, --latitude and --longitude; with --domain that has to be there too.
+    --item_traits, --latitude and --longitude; with --domain that has to be there too. Where the
+    log's items have pseudonyms, the new ones get theirs by the key.
 
     Raises:
-      ValueError, OSError: the file cannot be read or has no column of ids, or as `add_items`.
+      ValueError, OSError: the file cannot be read or has no column of ids; the key is missing or
+        another, see `pseudonyms.open_ids`; or as `add_items`.
     """
+    known = Ids()
+    if hides_items(log):
+        known = open_ids(log, key_file, needed=True)
     options = _column_options(log)
     file = open_file(pathlib.Path(path), ReadOptions())
     key = options.items_key or options.item
@@ -68,6 +74,7 @@ def read_new_items(log: PreparedLog, path: str | os.PathLike) -> PreparedLog:
         domains = _read_domains(log, options.domain, columns, path)
         ids = [item and f"{domain}/{item}" for domain, item in zip(domains, ids, strict=True)]
         traits[DOMAIN] = [[domain] for domain in domains]
+    ids = [item and known.item(item) for item in ids]
     return add_items(log, ids, traits=traits, where=f"--items={path}", **roles)
 
 

@@ -142,5 +142,9 @@ def open_ids(log: PreparedLog, key_file: str, *, needed: bool = False) -> Ids:
         raise ValueError(
             f"--key_file={key_file} is not the key that {log.directory} was prepared with"
         )
-    hidden = PSEUDONYMISED[log.meta.statistics.get(HIDDEN_IDS, "users")]
-    return Ids(key, "item" in hidden, log)
+    return Ids(key, hides_items(log), log)
+
+
+def hides_items(log: PreparedLog) -> bool:
+    """Whether items have pseudonyms in a log, and not people alone or nobody."""
+    return "item" in PSEUDONYMISED[log.meta.statistics.get(HIDDEN_IDS, "")]

@@ -41,7 +41,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"model": schemas.Problem, "description": "Nothing is known of this id, or it is none."}
 }
-UserId = Annotated[schemas.Text, fastapi.Path(description="Id of the person.")]
+UserId = Annotated[schemas.Id, fastapi.Path(description="Id of the person.")]
 
 
 def create_app(service: Service, *, token: str = "", managed: bool = True) -> Any:
@@ -196,7 +196,9 @@ async def _invalid(_: fastapi.Request, error: Any) -> JSONResponse:
         f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()
     )
     detail = found.encode("utf-8", "replace").decode()[:2000]
-    return JSONResponse({"detail": detail}, 422)
+    # Other bodies that cannot be read at all are answered 400 by the framework itself.
+    is_json = all(one["type"] != "json_invalid" for one in error.errors())
+    return JSONResponse({"detail": detail}, 422 if is_json else 400)
 
 
 async def _http_problem(_: fastapi.Request, error: Any) -> JSONResponse:

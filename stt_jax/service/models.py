@@ -79,16 +79,19 @@ class ServedModel:
             return None
 
 
-def load_model(directory: pathlib.Path, data: str, items: str = "") -> ServedModel:
+def load_model(
+    directory: pathlib.Path, data: str, items: str = "", key_file: str = ""
+) -> ServedModel:
     """Loads the best checkpoint of a run, with the items of a file, if one is named.
 
     Raises:
-      ValueError: no run, no checkpoint, another log, or a table of items that is none.
+      ValueError: no run, no checkpoint, another log, a table of items that is none, or not the key
+        of the items' pseudonyms.
     """
     identity = model_identity(directory)
     log = open_run_log(directory, data)
     if items:
-        log = read_new_items(log, items)
+        log = read_new_items(log, items, key_file)
     run = load_run(directory, log)
     items_of_log = model_catalogue(log, run.model_config, live_trends=True)
     if items_of_log.successions is not None:  # in the shape that they keep as events come in

@@ -15,8 +15,23 @@ from stt_jax.service.store import StoredEvent, content_id
 MAX_EVENTS = 1000  # in one body
 _MAX_LEAD_S = 86_400  # how far ahead of the service's clock an event may be
 
-Text = Annotated[
-    str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")
+_PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+# A web address is an id, too. With an event's id of 256 characters a person's still fits into an
+# entry of an index of PostgreSQL, 2704 bytes.
+MAX_ID_BYTES = 1600
+
+
+def _fits(text: str) -> str:
+    if len(text.encode()) > MAX_ID_BYTES:
+        raise ValueError(f"an id has at most {MAX_ID_BYTES} bytes in UTF-8")
+    return text
+
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
+Id = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_ID_BYTES, pattern=_PRINTABLE),
+    pydantic.AfterValidator(_fits),
 ]
 # The years 1900 to 2100.
 UnixSeconds = Annotated[int, Field(strict=True, ge=-2_208_988_800, le=4_102_444_800)]
@@ -55,7 +70,7 @@ class Place(Body):
 class TrailEvent(Place):
     """Something that somebody did."""
 
-    item: Text = Field(description="Id of the item; one that the model does not know is kept.")
+    item: Id = Field(description="Id of the item; one that the model does not know is kept.")
     time: UnixSeconds | IsoTime | None = Field(
         None,
         description="Unix seconds, or ISO 8601 with a zone; empty = now. An offset such as -05:00 "
@@ -101,7 +116,7 @@ class TrailEvent(Place):
 class Event(TrailEvent):
     """Something that a person did."""
 
-    user: Text = Field(description="Id of the person.")
+    user: Id = Field(description="Id of the person.")
     event_id: Text | None = Field(
         None,
         description="Sent again under the same id, an event is stored once. Empty = made of the "
@@ -125,7 +140,7 @@ class Stored(pydantic.BaseModel):
 class RecommendBody(Place):
     """Who, when and where, and what the list may hold."""
 
-    user: Text | None = Field(None, description="Id of the person; empty = nobody that is known.")
+    user: Id | None = Field(None, description="Id of the person; empty = nobody that is known.")
     trail: Annotated[list[TrailEvent], Field(max_length=MAX_EVENTS)] | None = Field(
         None, description="Events to take for a person's instead of stored ones; not kept."
     )
@@ -144,7 +159,7 @@ class RecommendBody(Place):
         None,
         description="Leave out what the person has had; null = if the model was validated so.",
     )
-    exclude_items: Annotated[list[Text], Field(max_length=10_000)] = Field(default_factory=list)
+    exclude_items: Annotated[list[Id], Field(max_length=10_000)] = Field(default_factory=list)
     categories: Annotated[list[Text], Field(max_length=1000)] = Field(default_factory=list)
     domains: Annotated[list[Text], Field(max_length=1000)] = Field(
         default_factory=list, description="Only items of these domains; empty = all."

@@ -107,7 +107,7 @@ class Service:
 
     def load(self) -> None:
         """Loads and warms the model, in the calling thread, and begins to look for newer ones."""
-        self._answer_with(load_model(self._directory, self.config.data, self.config.items))
+        self._answer_with(self._load_model())
         self._watcher.start()
 
     def stop(self) -> None:
@@ -200,6 +200,10 @@ class Service:
     def _open_ids(self, log: PreparedLog) -> Ids:
         return open_ids(log, self.config.key_file, needed=True)
 
+    def _load_model(self) -> ServedModel:
+        config = self.config
+        return load_model(self._directory, config.data, config.items, config.key_file)
+
     def count_trends(self) -> None:
         """Shows the model what is popular by now; the watching thread does it time and again.
 
@@ -246,7 +250,7 @@ class Service:
                 if identity == looked_at:
                     continue
                 looked_at = identity
-                served = load_model(self._directory, self.config.data, self.config.items)
+                served = self._load_model()
                 if served.checkpoint == self.model.checkpoint:
                     continue  # what is new is not the best
                 self._answer_with(served)

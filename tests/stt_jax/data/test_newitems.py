@@ -5,6 +5,7 @@ from stt_jax.config import PrepareConfig
 from stt_jax.data.newitems import add_items, open_with_items
 from stt_jax.data.pipeline import catalogue
 from stt_jax.data.preparation import prepare_log
+from stt_jax.data.pseudonyms import open_ids, open_key, pseudonym
 from stt_jax.data.schema import UNKNOWN_E7
 from tests.stt_jax.tiny_logs import random_log
 
@@ -92,6 +93,47 @@ def test_errors_name_the_row_and_what_to_do(prepared, text, message):
     table.write_text(text)
     with pytest.raises(ValueError, match=message):
         open_with_items(prepared, str(table))
+
+
+@pytest.fixture
+def hidden(tmp_path):
+    """A log whose items have pseudonyms, and its key file."""
+    (tmp_path / "log.csv").write_text("user,item,time\na,x,1\na,y,2\nb,y,4\n")
+    prepare_log(
+        PrepareConfig(
+            input=(str(tmp_path / "log.csv"),),
+            output=str(tmp_path / "hidden"),
+            user="user",
+            item="item",
+            time="time",
+            pseudonymise="users_and_items",
+            key_file=str(tmp_path / "key"),
+            make_key=True,
+            validation_fraction=0.0,
+            test_fraction=0.0,
+        )
+    )
+    return tmp_path / "hidden", str(tmp_path / "key")
+
+
+def test_new_items_get_pseudonyms_where_the_others_have_them(hidden):
+    folder, key_file = hidden
+    table = folder.parent / "new.csv"
+    table.write_text("item\nz\n")
+    log = open_with_items(folder, str(table), key_file)
+    assert log.item_ids[-1] == log.item_names[-1] == pseudonym("z", open_key(key_file), "item")
+    assert open_ids(log, key_file).item("z") == log.item_ids[-1]
+    table.write_text("item\nz\nx\n")
+    with pytest.raises(ValueError, match=r"row 2: '[0-9a-f]{32}' is an item of the log already"):
+        open_with_items(folder, str(table), key_file)
+
+
+def test_new_items_are_refused_without_the_key_of_the_others_pseudonyms(hidden):
+    folder, _ = hidden
+    table = folder.parent / "new.csv"
+    table.write_text("item\nz\n")
+    with pytest.raises(ValueError, match=r"holds pseudonyms: name the key .* by --key_file"):
+        open_with_items(folder, str(table))
 
 
 def test_an_item_keeps_as_many_values_as_the_model_has_room_for_the_frequent_ones_first():

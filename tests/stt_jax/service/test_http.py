@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+import urllib.parse
 
 import httpx
 import pytest
@@ -76,7 +77,8 @@ WRONG_BODIES = {
     "misspelt": b'{"user": "u", "item": "i", "tyme": 4}',
     "no item": b'{"user": "u"}',
     "empty id": b'{"user": "", "item": "i"}',
-    "long id": b'{"item": "i", "user": "' + b"u" * 300 + b'"}',
+    "long id": b'{"item": "i", "user": "' + b"u" * 2000 + b'"}',
+    "long id in bytes": b'{"item": "i", "user": "' + "ü".encode() * 1000 + b'"}',
     "no events": b'{"events": []}',
     "too many events": b'{"events": ['
     + b'{"user":"u","item":"i"},' * 1000
@@ -88,10 +90,19 @@ WRONG_BODIES = {
 def test_a_wrong_body_gets_a_clear_answer_and_stores_nothing(client, name):
     headers = {"content-type": "application/json"}
     answer = client("POST", "/events", content=WRONG_BODIES[name], headers=headers)
-    assert answer.status_code in (400, 422), answer.text
+    unreadable = name in ("no json", "not utf-8", "deep", "long number")
+    assert answer.status_code == (400 if unreadable else 422), answer.text
     assert 10 < len(answer.json()["detail"]) < 2001
     assert client("GET", "/users/u").status_code == 503  # no model yet
     assert client.service.store.read(["u"]) == {"u": []}
+
+
+@pytest.mark.parametrize("name", ["https://example.org/" + 1500 * "a", 800 * "ü"])
+def test_an_id_may_be_as_long_as_a_web_address(client, name):
+    event = EVENT | {"user": name, "item": name}
+    assert client("POST", "/events", json=event).json() == {"stored": 1, "duplicates": 0}
+    path = f"/users/{urllib.parse.quote(name, safe='')}"
+    assert client("DELETE", path).json() == {"deleted_events": 1}
 
 
 def test_what_was_sent_is_not_sent_back(client):

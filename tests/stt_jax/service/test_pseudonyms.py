@@ -133,3 +133,11 @@ def test_without_its_key_it_does_not_start(run, tmp_path, capsys):
         assert error.startswith("error: ")
         assert message in error
         assert not (directory / "events.db").exists()
+
+
+def test_items_that_training_did_not_know_are_served_under_pseudonyms(run, key_file, tmp_path):
+    (run.parent / "prepared/prepare.flags").write_text("--item=item\n")
+    (tmp_path / "items.csv").write_text("item\nnew\n")
+    options = {"items": str(tmp_path / "items.csv"), "store": f"sqlite:///{tmp_path}/events.db"}
+    with serving(run, key_file=key_file, max_batch=1, **options) as client:
+        assert client.service.model.log.item_ids[-1] == hidden("new", "item")
