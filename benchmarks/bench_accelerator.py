@@ -18,6 +18,7 @@ import pathlib
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from stt_jax.training.step import make_train_step
 
 # B, L, S, H, D
 SHAPES = {"long": (16, 1024, 1024, 8, 64), "longest": (4, 4096, 4096, 8, 64)}
-DTYPES = (jnp.bfloat16, jnp.float32)
+DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 WINDOWS = (1024, 4096)
 ATTENTIONS = ("auto", "reference")
 TOKENS = 16_384  # of a training step
@@ -52,16 +53,16 @@ def ours_xla(arrays, tables, sides):
 CANDIDATES = {**bench_attention.CANDIDATES, "ours_xla": ours_xla}
 
 
-def bench_shape(name, shape, dtype, num_rounds, torch_python) -> list[dict[str, Any]]:
-    """Gives the rows of one shape in one type."""
+def bench_shape(name, shape, dtype, num_rounds, torch_python) -> Iterator[list[dict[str, Any]]]:
+    """Gives the rows of one shape in one type: of forward, then of both directions."""
     (q, k, v), tables, sides, out_gradient = bench_attention.make_inputs(shape)
     rounded = [np.asarray(a.astype(dtype).astype(np.float32)) for a in (q, k, v)]
     expected = np.asarray(bench_attention.last_answers(rounded, tables, sides))
     on_device = jax.tree.map(jnp.asarray, (rounded, tables, sides, out_gradient))
     arrays, tables_there, sides_there, gradient = on_device
     inputs = tuple(a.astype(dtype) for a in arrays), tables_there, sides_there
-    rows = []
     for mode in ("forward", "forward+backward"):
+        rows = []
         steps: dict[str, Any] = {}
         for candidate, function in CANDIDATES.items():
             if mode == "forward":
@@ -111,7 +112,7 @@ def bench_shape(name, shape, dtype, num_rounds, torch_python) -> list[dict[str, 
                 f"  ours / it {row['ours_to_it']:6.3f}  {memory:9.1f} MiB",
                 flush=True,
             )
-    return rows
+        yield rows
 
 
 def _mean_ms(run):
@@ -240,6 +241,8 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--parts", default="attention,training")
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="of attention")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="of attention")
     parser.add_argument("--torch-python", help="python of an environment with PyTorch")
     parser.add_argument("--output", type=pathlib.Path, help="where to write one JSON row each")
     options = parser.parse_args(argv)
@@ -259,9 +262,11 @@ def main(argv=None) -> int:
             steps = {attention: made.pop((window, attention)) for attention in ATTENTIONS}
             add(bench_window(window, steps, options.rounds))
     if "attention" in options.parts:
-        for name, shape in SHAPES.items():
-            for dtype in DTYPES:
-                add(bench_shape(name, shape, dtype, options.rounds, options.torch_python))
+        for name in options.shapes.split(","):
+            for dtype in options.dtypes.split(","):
+                made_of = name, SHAPES[name], DTYPES[dtype]
+                for found in bench_shape(*made_of, options.rounds, options.torch_python):
+                    add(found)
     return 0
 
 

@@ -36,7 +36,7 @@ def test_attention_and_training_are_compared_with_the_dense_bias(monkeypatch, tm
     }.items():
         monkeypatch.setattr(bench_accelerator, name, value)
     monkeypatch.setattr(bench_accelerator, "NUM_ITEMS", 50)
-    monkeypatch.setattr(bench_accelerator, "DTYPES", (jnp.bfloat16,))
+    monkeypatch.setattr(bench_accelerator, "DTYPES", {"bfloat16": jnp.bfloat16})
     path = tmp_path / "rows.json"
     assert bench_accelerator.main(["--rounds=2", f"--output={path}"]) == 0
     training = [row for row in rows_of(path) if row["part"] == "training"]
