@@ -43,10 +43,10 @@ def quality_table(path: pathlib.Path) -> str:
         for other, metrics in others.items():
             lines.append(_line(other, [number(metrics.get(m)) for m in _COLUMNS], "", ""))
         for row in results.get("peers", ()):
-            if row["time"] == "known" != mode:
-                continue  # it cannot do without
-            cells = [number(row["metrics"][m]["mean"]) for m in _COLUMNS]
-            of_row = len(row["metrics"]["mrr"]["values"])
+            if key not in row["metrics"]:
+                continue  # it cannot do without the request's time
+            cells = [_mean(row["metrics"][key][m]) for m in _COLUMNS]
+            of_row = len(row["metrics"][key]["mrr"]["values"])
             lines.append(
                 _line(
                     f"{row['name']} ({of_row} seed{'s' * (of_row > 1)})",

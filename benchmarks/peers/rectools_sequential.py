@@ -8,8 +8,8 @@ counted); or {"rank": k, "part": p, "leave_out_seen": b}: prints, for each event
 part, its item's rank among the first k of all items (of those that the person has not had), 0 =
 further back, and whether the model was told the time of that event (HSTU asks for it).
 
-Everything not named above is RecTools' default: Adam, for HSTU relative attention by time and
-position.
+Everything not named above is as in `rectools_models`: Adam, for HSTU relative attention by time
+and position.
 """
 
 import json
@@ -24,7 +24,7 @@ import torch
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.dataset.context import get_context
-from rectools.models import HSTUModel, SASRecModel
+from rectools_models import make_model
 
 TRAIN = 0
 
@@ -90,18 +90,7 @@ def main(options):
     parts = log["parts"]
     train = parts == TRAIN
     dataset = Dataset.construct(table[train])
-    make = {"hstu": HSTUModel, "sasrec": SASRecModel}[options["model"]]
-    model = make(
-        n_blocks=options["blocks"],
-        n_factors=options["width"],
-        n_heads=options["heads"],
-        session_max_len=options["length"],
-        batch_size=options["rows"],
-        dropout_rate=options["dropout"],
-        lr=options["learning_rate"],
-        loss="softmax",
-        get_trainer_func=get_trainer,
-    )
+    model = make_model(options, get_trainer)
     counts = np.bincount(log["users"][train])
     events = int(np.minimum(np.maximum(counts - 1, 0), options["length"]).sum())
     model.fit_partial(dataset, min_epochs=1, max_epochs=1)

@@ -7,8 +7,7 @@ threads. ANSWER says of the best state the epochs, its validation MRR, and the r
 the test targets, 0 = left out or unknown to it; it is written anew whenever there is a better one,
 and says `finished` once training has stopped.
 
-Everything not named is RecTools' default, but for HSTU's temperature, .05 as in RecTools' own
-tutorial for it: without, its logits are cosines and cannot tell a catalogue's items apart.
+Everything not named is as in `rectools_models`.
 """
 
 import json
@@ -24,9 +23,8 @@ import rectools
 import torch
 from rectools import Columns
 from rectools.dataset import Dataset
-from rectools.models import HSTUModel, SASRecModel
+from rectools_models import make_model
 
-TEMPERATURE = 0.05
 CHUNK = 256  # targets that are ranked at a time
 
 
@@ -167,17 +165,8 @@ def main(job_path, answer_path):
             write(finished=False)
         return epochs - best["epochs"] >= job["patience"] * job["step_epochs"]
 
-    options = {"lightning_module_kwargs": {"logits_t": TEMPERATURE}}
-    options["relative_time_attention"] = job["with_times"]
-    model = {"hstu": HSTUModel, "sasrec": SASRecModel}[job["model"]](
-        n_blocks=job["blocks"],
-        n_factors=job["width"],
-        n_heads=job["heads"],
-        session_max_len=job["length"],
-        batch_size=job["rows"],
-        dropout_rate=job["dropout"],
-        lr=job["learning_rate"],
-        get_trainer_func=lambda: lightning.Trainer(
+    def get_trainer():
+        return lightning.Trainer(
             accelerator="auto",
             devices=1,
             max_epochs=job["max_epochs"],
@@ -186,9 +175,9 @@ def main(job_path, answer_path):
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[Judge(judge, job["step_epochs"])],
-        ),
-        **(options if job["model"] == "hstu" else {}),
-    )
+        )
+
+    model = make_model(job, get_trainer)
     model.fit(dataset)
     on_gpu = torch.cuda.is_available()
     write(
