@@ -25,7 +25,7 @@ from benchmarks import timing
 from stt_jax import approximate, session
 from stt_jax.batch import Catalogue, Relation, Trends, table_rows
 from stt_jax.config import ModelConfig
-from stt_jax.data.pipeline import earth_coords
+from stt_jax.data.encodings import earth_coords
 from stt_jax.data.schema import UNKNOWN_E7
 from stt_jax.histories import (
     Events,

@@ -114,7 +114,7 @@ def make_jobs(peers: RecToolsConfig, log: PreparedLog) -> list[dict[str, Any]]:
     judged = find_targets(log, VALIDATION, targets=protocol.targets, context=contexts[0])
     judged = judged[judged.known(log)]
     asked["validation"] = judged.sample(peers.validation_targets, seed=0)
-    arrays = {
+    arrays: dict[str, Any] = {
         "users": np.repeat(np.arange(log.num_users, dtype=np.int32), np.diff(log.user_offsets)),
         "items": np.asarray(log.items, np.int32),
         "times": np.asarray(log.times),
@@ -174,7 +174,7 @@ def _row(job: dict[str, Any], chosen: Sequence[dict[str, Any]], num_tries: int) 
     first = chosen[0]
     # What does not read the request's time answers the same whether it is known or not.
     modes = ("known",) if first["time"] == "known" else ("unknown", "known")
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for context in first["ranks"]:
         found = [ranking_metrics(np.array(one["ranks"][context]), (1, 5, 10, 20)) for one in chosen]
         summary = {name: _summary([one[name] for one in found]) for name in METRICS}

@@ -13,7 +13,7 @@ import numpy as np
 
 from stt_jax.config import ModelConfig
 from stt_jax.counting import TrainingCounts, latest_followers
-from stt_jax.data.pipeline import earth_coords
+from stt_jax.data.encodings import earth_coords
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import TRAIN

@@ -20,7 +20,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from stt_jax.data.pipeline import gather_history, gather_requests
+from stt_jax.data.gather import gather_history, gather_requests
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import EVENT_DTYPES
 from stt_jax.data.store import TRAIN

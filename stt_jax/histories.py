@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stt_jax.batch import History, Requests
-from stt_jax.data.pipeline import earth_coords, hour_of_week
+from stt_jax.data.encodings import earth_coords, hour_of_week
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.store import UNKNOWN_E7
 
@@ -197,7 +197,7 @@ class Question:
       place_e7: (latitude, longitude) in 1e-7 degrees; None = unknown.
       num_events: events of the person that are encoded.
       anchor: what they count from.
-      traits: of the person by name, see `pipeline.traits_of_user`; the same names in all questions.
+      traits: of the person by name, see `known.traits_of_user`; the same names in all questions.
       domains: bool [D], which are wanted, see `wanted_domains`; None = the log has none.
     """
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from stt_jax import session
 from stt_jax.config import RequestConfig
-from stt_jax.data.pipeline import EARTH_RADIUS_M, earth_coords, model_users, traits_of_user
+from stt_jax.data.encodings import EARTH_RADIUS_M, earth_coords
+from stt_jax.data.known import model_users, traits_of_user
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.pseudonyms import find_user
 from stt_jax.data.store import UNKNOWN_E7

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from stt_jax.batch import HOURS_PER_WEEK
-from stt_jax.data.pipeline import hour_of_week
+from stt_jax.data.encodings import hour_of_week
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.store import TRAIN
 

@@ -144,8 +144,9 @@ def main(job_path, answer_path):
         )
     )
     contexts = [name.split("/")[1] for name in log if name.startswith("test/") and "events" in name]
-    best = {"validation_mrr": -1.0}
-    asked, tried = {}, []
+    best: dict = {"validation_mrr": -1.0}
+    asked: dict[str, Asked] = {}
+    tried: list[tuple[int, float]] = []
 
     def write(**more):
         best.update(more, tried=tried, minutes=(time.perf_counter() - start) / 60)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stt_jax.data.pipeline import earth_coords
+from stt_jax.data.encodings import earth_coords
 from stt_jax.ranking import Rules, allowed_items, describe, item_coords, item_distances_km
 from tests.stt_jax.tiny_logs import random_log
 

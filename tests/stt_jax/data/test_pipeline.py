@@ -5,10 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from stt_jax.data.pipeline import TrainingBatches, earth_coords, hour_of_week, target_batches
+from stt_jax.data.pipeline import TrainingBatches, target_batches
 from stt_jax.data.protocol import find_targets
-from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7
-from tests.stt_jax.tiny_logs import FIRST_MONDAY, random_log
+from stt_jax.data.store import TEST, TRAIN
+from tests.stt_jax.tiny_logs import random_log
 
 
 def batches(log, **options):
@@ -144,18 +144,3 @@ def test_a_log_without_times_has_no_hours():
     _, requests = batches(random_log(has_times=False))[0]
     assert not requests.time_known.any()
     assert np.all(requests.phases == -1)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "offset", "expected"),
-    [(0, 0, 0), (3599, 0, 0), (3600, 0, 1), (-1, 0, 167), (0, -3600, 167), (7 * 86400, 0, 0)],
-)
-def test_hour_of_week_starts_on_monday_midnight(seconds, offset, expected):
-    assert hour_of_week(np.array([FIRST_MONDAY + seconds]), offset)[0] == expected
-
-
-def test_earth_coords_of_known_places():
-    xyz = earth_coords(np.array([0, 900_000_000, UNKNOWN_E7]), np.array([0, 0, 0]))
-    np.testing.assert_allclose(xyz[0], [6_371_008.8, 0, 0])
-    np.testing.assert_allclose(xyz[1], [0, 0, 6_371_008.8], atol=1e-6)
-    assert np.isnan(xyz[2]).all()

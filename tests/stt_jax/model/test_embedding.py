@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stt_jax.data.pipeline import earth_coords
+from stt_jax.data.encodings import earth_coords
 from stt_jax.model.embedding import EventEmbedding, number_features, place_features
 
 

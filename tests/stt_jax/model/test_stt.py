@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from stt_jax.config import ModelConfig, TrainingConfig
+from stt_jax.data.gather import gather_history, gather_requests
 from stt_jax.data.newitems import add_items
-from stt_jax.data.pipeline import TrainingBatches, gather_history, gather_requests
+from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.data.windows import training_windows
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
