@@ -14,7 +14,8 @@ joint: logs of a shop, of news and of places that share nobody: one model agains
 log cut to `--max_train_events` of its people's events.
 
 Requests name their domain, know their time and see everything before them; ranks are within the
-domain. Adds the suite to benchmarks/results/domains.json.
+domain. Adds the suite to benchmarks/results/domains.json, a city of another `--num_users` beside
+the usual one.
 """
 
 from __future__ import annotations
@@ -109,14 +110,22 @@ def bench(domains: DomainsConfig) -> None:
             "dropout",
             "use_event_norm",
             "max_targets",
+            "num_users",
             "city_seed",
             "seed",
         )
     }
     found = {"city": _city, "nyc": _nyc, "joint": _joint}[domains.suite](domains, work)
-    results[domains.suite] = {"options": options, "jax": jax.__version__, **found}
+    results[_key(domains)] = {"options": options, "jax": jax.__version__, **found}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"results in {path}")
+
+
+def _key(domains: DomainsConfig) -> str:
+    """What the results stand under: a city of another size beside the usual one."""
+    if domains.suite != "city" or domains.num_users == DomainsConfig().num_users:
+        return domains.suite
+    return f"city of {domains.num_users:,} people"
 
 
 def _city(domains: DomainsConfig, work: pathlib.Path) -> dict[str, Any]:

@@ -14,15 +14,16 @@ def domain_tables(path: pathlib.Path) -> str:
     results = json.loads(path.read_text())
     lines: list[str] = []
     for suite, found in results.items():
-        lines += [*(_city(found) if suite == "city" else _against_each(suite, found)), ""]
+        is_city = suite.startswith("city")
+        lines += [*(_city(suite, found) if is_city else _against_each(suite, found)), ""]
     return "\n".join(lines).rstrip()
 
 
-def _city(found: dict[str, Any]) -> list[str]:
+def _city(suite: str, found: dict[str, Any]) -> list[str]:
     way = ", ".join(f"{title} {found['way'][name]:.0%}" for name, title in _METRICS.items())
     return [
-        f"city: {found['num_targets']:,} targets in the domain that is hidden; ± s.e. over people, "
-        f"{_made_by(found)}:",
+        f"{suite}: {found['num_targets']:,} targets in the domain that is hidden; "
+        f"± s.e. over people, {_made_by(found)}:",
         "",
         *_head("| |"),
         *(_line(f"| {name} |", row, name == "model") for name, row in found["rows"].items()),

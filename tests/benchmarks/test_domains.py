@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from benchmarks.bench_domains import DomainsConfig, _asked, _keys, _unambiguous
+from benchmarks.bench_domains import DomainsConfig, _asked, _key, _keys, _unambiguous
 from benchmarks.domain_logs import FOOD, REST, city_domains, event_table, is_food, prepare_domains
 from stt_jax.config import CityConfig
 from stt_jax.data.protocol import find_targets
@@ -70,3 +70,9 @@ def test_a_suite_refuses_logs_that_it_has_no_use_for():
         DomainsConfig(suite="nyc")
     with pytest.raises(ValueError, match="--suite=joint does not fit --data=one"):
         DomainsConfig(suite="joint", data=("one",))
+
+
+def test_a_city_of_another_size_stands_beside_the_usual_one():
+    assert _key(DomainsConfig(suite="city")) == "city"
+    assert _key(DomainsConfig(suite="city", num_users=2400)) == "city of 2,400 people"
+    assert _key(DomainsConfig(suite="nyc", data=("x",), num_users=2400)) == "nyc"
