@@ -1,10 +1,26 @@
-"""The README's table of `benchmarks.bench_coldstart`."""
+"""The tables of `benchmarks.bench_coldstart`: in full, and in short for the README."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 from typing import Any
+
+
+def coldstart_summary(path: pathlib.Path) -> str:
+    """By number of known events the model, and whichever model that only counts is best there."""
+    suites = json.loads(path.read_text())
+    counts = list(next(iter(suites.values()))["rows"]["popularity"]["people"])
+    lines = [f"| NDCG@10 | | {' | '.join(counts)} |", "|---|---|" + "---|" * len(counts)]
+    for suite, results in suites.items():
+        counted = [row["people"] for row in results["rows"].values() if "warm" not in row]
+        best = [max(people[count]["ndcg@10"] for people in counted) for count in counts]
+        ours = results["rows"]["whole model"]["people"]
+        shown = " | ".join(f"{value:.4f}" for value in best)
+        lines.append(f"| {suite} | best of {len(counted)} baselines there | {shown} |")
+        shown = " | ".join(_with_error(ours[count], "ndcg@10") for count in counts)
+        lines.append(f"| {suite} | model | {shown} |")
+    return "\n".join(lines)
 
 
 def coldstart_table(path: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""The README's tables of `benchmarks.bench_domains`."""
+"""The tables of `benchmarks.bench_domains`: in full, and in short for the README."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ import pathlib
 from typing import Any
 
 _METRICS = {"accuracy@1": "accuracy", "hr@10": "HR@10", "ndcg@10": "NDCG@10", "mrr": "MRR"}
+
+
+def domain_summary(path: pathlib.Path) -> str:
+    """A line a suite: how far the model goes, or what one model gains over one each."""
+    lines = ["| suite | targets | measure | found |", "|---|---|---|---|"]
+    for suite, found in json.loads(path.read_text()).items():
+        if suite.startswith("city"):
+            measure = "of the way from popularity to the best possible"
+            lines.append(f"| {suite} | {found['num_targets']:,} | {measure} | {_way(found)} |")
+            continue
+        targets = ", ".join(f"{one['num_targets']:,}" for one in found["domains"].values())
+        measure = "MRR of one model less that of the domain's own"
+        lines.append(f"| {suite} | {targets} | {measure} | {_differences(found)} |")
+    return "\n".join(lines)
 
 
 def domain_tables(path: pathlib.Path) -> str:
@@ -20,7 +34,6 @@ def domain_tables(path: pathlib.Path) -> str:
 
 
 def _city(suite: str, found: dict[str, Any]) -> list[str]:
-    way = ", ".join(f"{title} {found['way'][name]:.0%}" for name, title in _METRICS.items())
     return [
         f"{suite}: {found['num_targets']:,} targets in the domain that is hidden; "
         f"± s.e. over people, {_made_by(found)}:",
@@ -28,7 +41,7 @@ def _city(suite: str, found: dict[str, Any]) -> list[str]:
         *_head("| |"),
         *(_line(f"| {name} |", row, name == "model") for name, row in found["rows"].items()),
         "",
-        f"The model goes so much of the way from popularity to the best possible: {way}.",
+        f"The model goes so much of the way from popularity to the best possible: {_way(found)}.",
     ]
 
 
@@ -38,11 +51,18 @@ def _against_each(suite: str, found: dict[str, Any]) -> list[str]:
         for name, row in of_domain["rows"].items():
             start = f"| {domain} | {of_domain['num_targets']:,} | {name} |"
             lines.append(_line(start, row, name == "one model"))
-    differences = "; ".join(
+    return [*lines, "", f"MRR of one model less that of the domain's own: {_differences(found)}."]
+
+
+def _way(found: dict[str, Any]) -> str:
+    return ", ".join(f"{title} {found['way'][name]:.0%}" for name, title in _METRICS.items())
+
+
+def _differences(found: dict[str, Any]) -> str:
+    return "; ".join(
         f"{domain} {apart['mrr']:+.4f} ± {apart['mrr s.e.']:.4f} ({apart['relative']:+.1%})"
         for domain, apart in ((name, one["difference"]) for name, one in found["domains"].items())
     )
-    return [*lines, "", f"MRR of one model less that of the domain's own: {differences}."]
 
 
 def _made_by(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The README's table of `benchmarks.bench_privacy`."""
+"""The tables of `benchmarks.bench_privacy`: in full, and in short for the README."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from typing import Any
 
 from benchmarks.privacy_suites import OVERFITTED
 
+_SHORT = ("accuracy@1", "hr@10")
 _COLUMNS = {"accuracy@1": "accuracy", "hr@10": "HR@10", "ndcg@10": "NDCG@10", "mrr": "MRR"}
+
+
+def privacy_summary(path: pathlib.Path) -> str:
+    """Accuracy, HR@10 and the attack's AUC by epsilon, a log a line of each."""
+    suites = json.loads(path.read_text()) if path.exists() else {}
+    lines = ["| log | epsilon | accuracy | HR@10 | attack's AUC |", "|---|---|---|---|---|"]
+    for name, results in suites.items():
+        for key in sorted(results["rows"], key=_order):
+            row = results["rows"][key]
+            cells = [f"{row[metric]:.4f} ± {row[f'{metric} s.e.']:.4f}" for metric in _SHORT]
+            auc = f"{row['attack']['auc']:.3f} ± {row['attack']['auc s.e.']:.3f}"
+            lines.append(f"| {name} | {_title(key, row)} | {' | '.join(cells)} | {auc} |")
+    return "\n".join(lines)
 
 
 def privacy_table(path: pathlib.Path) -> str:
@@ -33,11 +47,10 @@ def _suite(name: str, results: dict[str, Any]) -> list[str]:
     for baseline in dict.fromkeys(shown):
         cells = [f"{baselines[baseline][metric]:.4f}" for metric in _COLUMNS]
         lines.append(f"| {baseline}, not private | | | | {' | '.join(cells)} | |")
-    for key in sorted(rows, key=lambda key: (key == OVERFITTED, -_epsilon(key))):
+    for key in sorted(rows, key=_order):
         row = rows[key]
-        title = {"inf": "not private", OVERFITTED: f"overfitted to {row['people']:,} people"}
         cells = [
-            title.get(key, f"**epsilon {key}**"),
+            _title(key, row) if key in ("inf", OVERFITTED) else f"**epsilon {key}**",
             "" if row["epsilon_spent"] is None else f"{row['epsilon_spent']:.3f}",
             "" if row["noise"] is None else f"{row['noise']:.3f}",
             f"{row['steps']:,}",
@@ -72,8 +85,13 @@ def _best(baselines: dict[str, Any]) -> str:
     return max(baselines, key=lambda name: baselines[name]["mrr"], default="")
 
 
-def _epsilon(key: str) -> float:
-    return 0.0 if key == OVERFITTED else float(key)
+def _order(key: str) -> tuple[bool, float]:
+    return key == OVERFITTED, 0.0 if key == OVERFITTED else -float(key)
+
+
+def _title(key: str, row: dict[str, Any]) -> str:
+    of_others = {"inf": "not private", OVERFITTED: f"overfitted to {row['people']:,} people"}
+    return of_others.get(key, key)
 
 
 def _speed(speed: dict[str, Any] | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Fills the tables of the documents from the result files, so that no number is typed by hand.
 
-    python -m benchmarks.tables            rewrites README.md and docs/measured.md
+    python -m benchmarks.tables            rewrites README.md and docs/*.md
     python -m benchmarks.tables --check    fails if one of them does not hold what the files say
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import kernel_tables
-from benchmarks.coldstart_tables import coldstart_table
-from benchmarks.domain_tables import domain_tables
-from benchmarks.privacy_tables import privacy_table
+from benchmarks.coldstart_tables import coldstart_summary, coldstart_table
+from benchmarks.domain_tables import domain_summary, domain_tables
+from benchmarks.privacy_tables import privacy_summary, privacy_table
 from benchmarks.quality_tables import (
     ablation_table,
     number,
@@ -31,7 +31,7 @@ from benchmarks.quality_tables import (
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measured.md")
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RESULTS = ROOT / "benchmarks" / "results"
 QUALITY = RESULTS / "quality"
 
@@ -309,6 +309,7 @@ _OVERVIEW = (
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "kernel speed": kernel_tables.speed,
+    "kernel summary": kernel_tables.speed_summary,
     "kernel model": kernel_tables.model_speed,
     "kernel devices": kernel_tables.device_kernels,
     "quickstart": lambda: transcript("quickstart"),
@@ -326,8 +327,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "published amazon": lambda: published_table(RESULTS / "published.json", "amazon"),
     "ablation nyc": lambda: ablation_table(QUALITY / "nyc.json"),
     "domains": lambda: domain_tables(RESULTS / "domains.json"),
+    "domains summary": lambda: domain_summary(RESULTS / "domains.json"),
     "coldstart": lambda: coldstart_table(RESULTS / "coldstart.json"),
+    "coldstart summary": lambda: coldstart_summary(RESULTS / "coldstart.json"),
     "privacy": lambda: privacy_table(RESULTS / "privacy.json"),
+    "privacy summary": lambda: privacy_summary(RESULTS / "privacy.json"),
     "realtime": realtime_table,
     "service": service_table,
     "freshness": freshness_table,
