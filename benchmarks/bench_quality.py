@@ -43,13 +43,14 @@ _METRICS = ("accuracy@1", "recall@10", "f1@10", "hr@5", "hr@10", "hr@20", "ndcg@
 class Row:
     """One line of a table: a flagfile and what is changed in its model and in what is asked.
 
-    `data` names another prepared log of the same test events, of which training sees more. With
-    `together` the seeds are also asked as one model.
+    `data` names another prepared log of the same test events, of which training sees more, or less
+    (`knows`). With `together` the seeds are also asked as one model.
     """
 
     name: str
     flagfile: str
     data: str = ""
+    knows: str = "more"
     model_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     protocol_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     together: bool = False
@@ -69,7 +70,10 @@ def _log_suite(name: str) -> Suite:
     if name.startswith("amazon"):
         more = Row("trained on most of the validation part, too", flagfile, f"{name}_more")
         return Suite((Row("whole model", flagfile, together=True), more))
-    return Suite((Row("whole model", flagfile),))
+    rows = [Row("whole model", flagfile)]
+    if name == "ml100k":  # what other models of it are told
+        rows.append(Row("not told the genres", flagfile, "ml100k_ids", knows="less"))
+    return Suite(tuple(rows))
 
 
 _PLAIN = ("ml100k", "ml1m", "amazon_beauty", "amazon_sports", "amazon_toys", "gowalla", "calgary",
@@ -172,7 +176,7 @@ def bench(quality: QualityConfig) -> None:
             print(f"{row.name}, seed {seed}: {json.dumps(reports[-1]['metrics'])}", flush=True)
         summary = {"name": row.name, "flagfile": row.flagfile, **_where(), **_summary(reports)}
         if row.data:
-            summary |= {"data": row.data, "split_hash": log.meta.split_hash}
+            summary |= {"data": row.data, "split_hash": log.meta.split_hash, "knows": row.knows}
         if row.together and len(runs) > 1:
             asked = dataclasses.replace(asked, baselines=False)
             of_all = _evaluate(suite, log, runs[0], asked, others=runs[1:])

@@ -156,7 +156,7 @@ def quality_overview(paths: Iterable[pathlib.Path]) -> str:
             gains = [f"{ours[m] / best[m] - 1:+.0%}" if best[m] else "" for m in chosen[:2]]
             baseline = f"{best_name}: " + " / ".join(f"{best[m]:.4f}" for m in chosen)
             seeds = row.get("seeds", "") if row is rows[0] else row["name"]
-            if "data" in row:  # the baselines did not see as much
+            if "data" in row and row.get("knows") != "less":  # the baselines did not see as much
                 baseline, gains = "", []
                 seeds = row["name"] if "of_seeds" in row else f"{row['seeds']}, {row['name']}"
             lines.append(
