@@ -51,8 +51,8 @@ def speed() -> str:
     lines = [
         f"{rows[0]['processor']}, {rows[0]['cores']} cores, float32, jax {rows[0]['jax']}, PyTorch "
         f"2.13; other work ran beside it (load {loads[0]:.0f} to {loads[-1]:.0f}). Time of ours "
-        "over theirs, medians of runs in turn; bold: past the target. Fractions of the arithmetic "
-        "floor only where what was timed went before the other work.",
+        "over theirs, medians of runs in turn; bold: misses its target. Fractions of the "
+        "arithmetic floor only where what was timed went before the other work.",
         "",
         "| B, L, H, D | | ours, ms | " + " | ".join(_CANDIDATES.values()) + " | temporaries of "
         "naive | of the floor, one core | two cores |",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a row of the README's tables again, from the raw log to the result file, in one command:
-#     benchmarks/reproduce.sh nyc /path/to/raw/logs [flags of benchmarks.bench_quality]
+#     benchmarks/reproduce.sh nyc /path/to/raw/logs [flags of benchmarks.bench_quality, e.g. --seeds=3]
 # NAME is a suite of benchmarks.bench_quality. What is prepared or trained already is not made again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,12 +12,12 @@ export PYTHONPATH=$PWD:$PWD/kernels
 if [ "$name" = city ] && [ ! -e city/log.csv.gz ]; then
     "$python" -m stt_jax.generate --output=city
 fi
-for log in "$name" "${name}_more"; do # the second of rows that train on validation events, too
+for log in "$name" "${name}_more" "${name}_ids"; do # of rows whose training knows more, or less
     flags=configs/prepare/$log.flags
     if [ -e "$flags" ] && [ ! -e "prepared/$log/meta.json" ]; then
         [ "$name" = city ] || set_root=--data_root=$raw
         "$python" -m stt_jax.prepare --flagfile="$flags" ${set_root:+"$set_root"} --output="prepared/$log"
     fi
 done
-"$python" -m benchmarks.bench_quality --suite="$name" --data_root=prepared "$@"
+"$python" -m benchmarks.bench_quality --suite="$name" --data_root=prepared --seeds=5 "$@"
 "$python" -m benchmarks.tables

@@ -24,6 +24,7 @@ from benchmarks.privacy_tables import privacy_summary, privacy_table
 from benchmarks.quality_tables import (
     ablation_table,
     number,
+    peers_table,
     published_table,
     quality_overview,
     quality_summary,
@@ -342,6 +343,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
         f"quality {name}": functools.partial(quality_table, QUALITY / f"{name}.json")
         for name in ("city", "nyc", *_OVERVIEW)
     },
+    "peers": lambda: peers_table(QUALITY / f"{name}.json" for name in _OVERVIEW),
     "quality overview": lambda: quality_overview(QUALITY / f"{name}.json" for name in _OVERVIEW),
 }
 

@@ -84,17 +84,12 @@ def make_flex(inputs):
     def flex(inputs, q, k, v, time_table, space_table):
         def score(s, b, h, i, j):
             gap = (inputs.query_times[b, i] - inputs.times[b, j]).abs()
-            # The bits of a float are not to be had here; its logarithm gives the same buckets.
-            value = 1.0 + gap.float()
-            octave = torch.log2(value).floor()
-            half = (value >= 1.5 * torch.exp2(octave)).int()
-            time_entry = (2 * octave.int() + half).clamp(0, time_table.shape[1] - 1)
+            time_entry = bucket(1.0 + gap.float(), 1, time_table.shape[1])
             square = 0.0
             for query_x, x in zip(query_xs, xs, strict=True):
                 difference = query_x[b, i] - x[b, j]
                 square = square + difference * difference
-            octave = torch.log2(1.0 + square).floor()
-            space_entry = octave.int().clamp(0, space_table.shape[1] - 1)
+            space_entry = bucket(1.0 + square, 0, space_table.shape[1])
             return s + time_table[h, time_entry] + space_table[h, space_entry]
 
         return compiled(q, k, v, score_mod=score, block_mask=mask)
