@@ -3,9 +3,15 @@ import json
 import pytest
 
 from benchmarks.bench_quality import with_others
-from benchmarks.quality_tables import quality_overview, quality_summary, quality_table
+from benchmarks.quality_tables import (
+    peers_table,
+    published_table,
+    quality_overview,
+    quality_summary,
+    quality_table,
+)
 
-METRICS = ("accuracy@1", "hr@5", "hr@10", "f1@10", "ndcg@10", "mrr")
+METRICS = ("accuracy@1", "hr@5", "hr@10", "hr@20", "f1@10", "ndcg@10", "mrr")
 
 
 def row(name, value, count):
@@ -107,6 +113,62 @@ def test_a_row_that_trains_on_more_says_so_and_is_not_held_against_the_baselines
     names = [line.split(" | ")[0] for line in quality_table(path).splitlines()[-2:]]
     assert names == ["| trained on more (2 seeds)", "| 2 seeds of it together, trained on more"]
     assert "| known, all | trained on more |" in quality_summary(path)
+
+
+def test_a_gain_is_over_whichever_baseline_is_best_by_that_metric(tmp_path):
+    mix = dict.fromkeys(METRICS, 0.125)
+    popular = {**dict.fromkeys(METRICS, 0.0625), "hr@10": 0.5}
+    results = {
+        "num_targets": {"known": 7}, "rows": [row("whole model", 0.25, 2) | {"seeds": 2}],
+        "baselines": {"all/known": {"mix": mix, "popularity": popular}},
+    }  # fmt: skip
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(results))
+    (line,) = quality_overview([path]).splitlines()[2:]
+    assert line.split(" | ")[3] == "mix: 0.1250 / 0.1250 / 0.1250"  # the best by MRR is shown
+    assert line.endswith(" | +100%, -50% |")
+
+
+def test_a_row_that_knows_less_is_held_against_the_baselines(tmp_path):
+    less = row("not told", 0.25, 2) | {"data": "some_ids", "knows": "less", "seeds": 2}
+    results = {
+        "num_targets": {"known": 7},
+        "rows": [row("whole model", 0.5, 2) | {"seeds": 2}, less],
+        "baselines": {"all/known": {"mix": dict.fromkeys(METRICS, 0.125)}},
+    }  # fmt: skip
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(results))
+    assert quality_overview([path]).splitlines()[-1].endswith(" | not told | +100%, +100% |")
+
+
+def test_peers_stand_beside_ours_in_the_settings_that_they_can_answer(tmp_path):
+    ours = row("whole model", 0.25, 2)
+    ours["metrics"]["all/unknown"] = row("", 0.5, 2)["metrics"]["all/known"]
+    results = {"rows": [ours], "peers": [row("RecTools HSTU", 0.125, 1)]}
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(results))
+    lines = peers_table([path]).splitlines()[2:]
+    assert lines == [
+        "| some | known | RecTools HSTU | 1 | 0.1250 | 0.1250 | +100%, +100% |",
+        "| some | known | whole model | 2 | 0.2500 ± 0.0100 | 0.2500 ± 0.0100 |  |",
+    ]
+
+
+def test_beside_published_figures_unknown_items_count_as_misses(tmp_path):
+    cited = {"name": "theirs", "mode": "none", "source": "a paper", "hr@10": 0.25}
+    published = {"log": {"columns": ["hr@10"], "ours": {"some": "ours"}, "rows": [cited]}}
+    (tmp_path / "published.json").write_text(json.dumps(published))
+    (tmp_path / "quality").mkdir()
+    results = {
+        "num_targets": {"known": 6, "evaluated": 8},
+        "rows": [row("whole model", 0.5, 2) | {"seeds": 2}],
+    }
+    (tmp_path / "quality" / "some.json").write_text(json.dumps(results))
+    lines = published_table(tmp_path / "published.json", "log").splitlines()[2:]
+    assert lines == [
+        "| theirs | none | 0.2500 | a paper |",
+        "| **ours** | known | **0.3750** | mean of 2 seeds |",
+    ]
 
 
 def test_rows_of_others_stay_while_the_targets_are_the_same():
