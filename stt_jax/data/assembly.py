@@ -322,6 +322,7 @@ def _hash_texts(digest: Any, column: pa.ChunkedArray) -> None:
 def _describe_users(table: ir.Table, users: ir.Table, config: PrepareConfig) -> dict[str, Any]:
     for i in range(len(config.user_traits)):
         counts = vocabulary.count_events(table, ["user", f"user_trait_{i}"])
+        counts = vocabulary.of_training_first(counts, "user")
         found = vocabulary.most_frequent(counts, f"user_trait_{i}", of="user")
         users = users.left_join(found, "user").drop("user_right")
     columns = users.order_by("user_row").to_pyarrow()

@@ -82,6 +82,13 @@ def gather_history(
     has_own = w.num_tokens > num_history
     previous[(_starts(w.num_tokens) + num_history)[has_own]] = w.befores[has_own]
     gaps = np.where(previous >= 0, log.times[events] - log.times[np.maximum(previous, 0)], -1)
+    # Features that were worked out from the event before are unknown where that is left out.
+    skips = (previous != events - 1) & (events > log.user_offsets[w.users[of_window]])
+    unknown = {"gap_h": skips, "step_km": _until_a_place(skips, of_window, coords)}
+
+    def number(name: str, column: np.ndarray) -> np.ndarray:
+        values = column[events]
+        return np.where(unknown[name], np.float32(np.nan), values) if name in unknown else values
 
     def put(values: np.ndarray, fill: float = 0) -> np.ndarray:
         return _scatter(values, slots, (len(rows), row_tokens), fill)
@@ -90,7 +97,7 @@ def gather_history(
         items=put(log.items[events]),
         categories=put(log.categories[events]),
         contexts={name: put(column[events]) for name, column in log.contexts.items()},
-        numbers={name: put(column[events]) for name, column in log.numbers.items()},
+        numbers={name: put(number(name, column)) for name, column in log.numbers.items()},
         traits={name: put(values[log.items[events]]) for name, values in log.item_traits.items()},
         times=put(_int32_seconds(log.times[events] - layout.time_origins[of_window])),
         gaps_s=put(_int32_seconds(gaps), -1),
@@ -172,6 +179,15 @@ def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """int64, `arange(starts[0], ends[0])` followed by `arange(starts[1], ends[1])` and so on."""
     lengths = ends - starts
     return np.repeat(starts - _starts(lengths), lengths) + np.arange(np.sum(lengths))
+
+
+def _until_a_place(skips: np.ndarray, of_window: np.ndarray, coords: np.ndarray) -> np.ndarray:
+    """bool [tokens], True from a skip on until after the window's next token with a place."""
+    known = ~np.isnan(coords[:, 0])
+    before = np.cumsum(known) - known
+    last = np.maximum.accumulate(np.where(skips, np.arange(len(skips)), -1))
+    within = (last >= 0) & (of_window[last] == of_window)
+    return within & (before == before[last])
 
 
 def _scatter(

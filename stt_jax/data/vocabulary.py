@@ -90,6 +90,16 @@ def _look_up(items: ir.Table, described: ir.Table) -> ir.Table:
     )
 
 
+def of_training_first(counts: ir.Table, of: str) -> ir.Table:
+    """Rows of `count_events`: of whoever has training events these alone, of others all.
+
+    What somebody becomes later must not be known in training.
+    """
+    in_training = counts.is_training.cast("int8").max().over(ibis.window(group_by=of))
+    counts = counts.mutate(in_training=in_training.cast("boolean"))
+    return counts.filter(counts.is_training == counts.in_training).drop("in_training")
+
+
 def most_frequent(counts: ir.Table, column: str, *, of: str) -> ir.Table:
     """(`of`, `column`): the most frequent text of a column for each value of another.
 

@@ -160,9 +160,17 @@ def hide_domains(
     segment_ids = jnp.where(kept, moved.segment_ids, 0)
     follows = jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))
     since = moved.times - jnp.pad(moved.times[:, :-1], ((0, 0), (1, 0)))
-    # A window's first token keeps its gap, which reaches back to before the window.
-    was_first = jnp.take_along_axis(_first_tokens(history), order, axis=1)
-    gaps_s = jnp.where(follows, since, jnp.where(was_first, moved.gaps_s, -1))
+    # A window's first token keeps its gap, which reaches back to before the window. So does the
+    # first that stays, unless nothing was before the window either.
+    is_first = _first_tokens(history)
+    places = jnp.arange(num_tokens, dtype=jnp.int32)[None]
+    starts = jax.lax.cummax(jnp.where(is_first, places, 0), axis=1)
+    first_gaps = jnp.take_along_axis(history.gaps_s, starts, axis=1)
+    first_times = jnp.take_along_axis(history.times, starts, axis=1)
+    passed = history.times - first_times
+    reached = jnp.minimum(first_gaps, jnp.iinfo(jnp.int32).max - passed) + passed  # no overflow
+    reached = jnp.where(first_gaps < 0, -1, reached)
+    gaps_s = jnp.where(follows, since, jnp.take_along_axis(reached, order, axis=1))
 
     # A request sees what stayed of what it saw.
     places = jnp.cumsum(stays, axis=1, dtype=jnp.int32) - 1

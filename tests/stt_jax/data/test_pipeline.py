@@ -7,7 +7,7 @@ import pytest
 
 from stt_jax.data.pipeline import TrainingBatches, target_batches
 from stt_jax.data.protocol import find_targets
-from stt_jax.data.store import TEST, TRAIN
+from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7
 from tests.stt_jax.tiny_logs import random_log
 
 
@@ -121,6 +121,37 @@ def test_gaps_never_look_into_events_that_the_protocol_hides(kind, window):
             # The first one's reaches back to the event before the window, if the context has it.
             known = np.concatenate([[-1] * (len(times) > 0), np.diff(times)])
             np.testing.assert_array_equal(gaps, known[len(known) - len(gaps) :])
+
+
+def test_features_of_the_event_before_are_unknown_where_the_protocol_hides_it():
+    log = random_log(num_users=12, seed=2)
+    made = {"gap_h": np.arange(log.num_events, dtype=np.float32), "price": log.times / 1e9}
+    made["step_km"] = made["gap_h"]
+    log = dataclasses.replace(log, numbers={n: v.astype(np.float32) for n, v in made.items()})
+    targets = find_targets(log, TEST, targets="session_last", context="strict")
+    hidden = 0
+    for history, requests, index in target_batches(
+        log, targets, window=64, row_requests=3, batch_rows=2
+    ):
+        for b, r in zip(*np.nonzero(index >= 0), strict=True):
+            target = index[b, r]
+            events = targets.context(target)[-64:]
+            tokens = history.segment_ids[b] == requests.segment_ids[b, r]
+            found = {name: values[b, tokens] for name, values in history.numbers.items()}
+            np.testing.assert_array_equal(found["price"], log.numbers["price"][events])
+            first = log.user_offsets[targets.users[target]]
+            after_hidden = np.diff(events, prepend=events[:1] - 1) > 1
+            after_hidden[:1] |= (events[:1] == targets.session_starts[target]) & (
+                targets.history_ends[target] == first) & (events[:1] > first)  # fmt: skip
+            np.testing.assert_array_equal(np.isnan(found["gap_h"]), after_hidden)
+            hidden += after_hidden.sum()
+            # The way since the last known place: until there is one again.
+            known = log.latitudes_e7[events] != UNKNOWN_E7
+            for token in np.flatnonzero(after_hidden):
+                unknown = token + np.arange(1 + np.argmax(np.append(known[token:], True)))
+                assert np.isnan(found["step_km"][unknown[unknown < len(events)]]).all()
+                assert not np.isnan(found["step_km"][unknown[-1] + 1 :]).any()
+    assert hidden > 5
 
 
 def test_a_saved_input_goes_on_with_the_same_batches():

@@ -118,3 +118,28 @@ def test_traits_come_from_the_tables_and_the_most_frequent_text_from_the_log(tmp
     wrong = config | {"user_traits": ("job:3",), "overwrite": True}
     with pytest.raises(ValueError, match=r"--user_traits=job:3: no number .* leave out :3"):
         prepare_log(PrepareConfig(**wrong))
+
+
+def test_what_somebody_becomes_later_is_not_known_in_training(tmp_path):
+    (tmp_path / "log.csv").write_text(
+        "user,item,time,device\n"
+        "a,x,1,old\na,y,2,old\na,x,1500,new\na,y,1501,new\na,x,1502,new\n"
+        "b,x,3,\nb,y,1500,new\n"
+        "c,x,1500,old\nc,y,1501,new\nc,x,1502,new\n"
+    )
+    config = PrepareConfig(
+        input=("log.csv",),
+        data_root=str(tmp_path),
+        output=str(tmp_path / "out"),
+        user="user",
+        item="item",
+        time="time",
+        user_traits=("device",),
+        test_from="1970-01-01T00:16:40",
+        validation_fraction=0.0,
+    )
+    log = prepare_log(config)
+    assert list(log.user_ids) == ["a", "b", "c"]
+    assert log.user_trait_values == {"device": ["", "old"]}
+    # b said nothing in training; c, who is not there, is what they are most often: not in training.
+    assert log.user_traits["device"].tolist() == [1, 0, 0]

@@ -120,13 +120,13 @@ def test_a_hidden_domain_is_any_and_a_shown_one_is_that_of_the_target():
 
 def test_a_hidden_domain_leaves_a_history_as_if_it_had_never_been():
     log = random_log(num_users=30, has_domains=True)
-    source = TrainingBatches(log, window=32, requests=16, batch_rows=8, seed=0)
+    source = TrainingBatches(log, window=12, requests=8, batch_rows=24, seed=0)
     before = jax.tree.map(jax.numpy.asarray, source[0])
     key = jax.random.key(4)
     after = hide_domains(*before, key, rate=0.6, num_domains=2)
     (history, requests), (found, asked) = jax.device_get((before, after))
-    hidden_windows = 0
-    for row in range(8):
+    hidden_windows = reaches_back = 0
+    for row in range(24):
         position = 0
         for segment in range(1, history.segment_ids[row].max() + 1):
             mine = np.flatnonzero(history.segment_ids[row] == segment)
@@ -146,8 +146,10 @@ def test_a_hidden_domain_leaves_a_history_as_if_it_had_never_been():
                 )
             gaps = np.diff(history.times[row, stays], prepend=0)
             if len(stays):
-                first = stays[0] == mine[0]
-                gaps[0] = history.gaps_s[row, mine[0]] if first else -1
+                # Since the event before the window; -1 only where a life begins with it.
+                gap = int(history.gaps_s[row, mine[0]])
+                gaps[0] = -1 if gap < 0 else gap + np.ptp(history.times[row, [mine[0], stays[0]]])
+                reaches_back += gap >= 0 and stays[0] != mine[0]
             np.testing.assert_array_equal(found.gaps_s[row, places], gaps)
             for request in np.flatnonzero(requests.segment_ids[row] == segment):
                 seen = stays[stays <= requests.last_tokens[row, request]]
@@ -155,6 +157,7 @@ def test_a_hidden_domain_leaves_a_history_as_if_it_had_never_been():
                 assert asked.last_tokens[row, request] == expected
         assert not found.segment_ids[row, position:].any()
     assert hidden_windows > 5
+    assert reaches_back > 0
     for name in ("targets", "times", "users", "domains"):
         np.testing.assert_array_equal(getattr(asked, name), getattr(requests, name))
 
