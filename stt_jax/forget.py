@@ -3,8 +3,8 @@
     python -m stt_jax.forget --data=prepared/nyc --user=470 --runs=runs
 
 The raw files are not touched, nor are the runs: a model cannot be made to forget, only be trained
-again on the log as it is now. Files that prepare --write_recbole wrote are removed whole. A service
-forgets by DELETE /users/{id}.
+again on the log as it is now. Until then those runs answer nobody from that log any more. Files
+that prepare --write_recbole wrote are removed whole. A service forgets by DELETE /users/{id}.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ def forget(forgetting: ForgetConfig) -> None:
         print(
             f"{run} has seen them, in checkpoints {', '.join(map(str, steps)) or '(none)'}: "
             "train again on the log as it is now, and remove it"
+        )
+    if runs:
+        print(
+            "evaluate, recommend, serve and export refuse these runs from now on, for everybody: "
+            "the log is not the one that they were trained on"
         )
     print("the raw files that --input of prepare named still hold them")
 

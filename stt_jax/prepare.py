@@ -57,8 +57,8 @@ def prepare(**groups: Any) -> None:
     if log.meta.has_times:
         print(f"from {iso_time(log.times.min())} to {iso_time(log.times.max())}")
     print(
-        f"{log.num_users:,} users ({log.num_train_users:,} in training), {log.num_items:,} items, "
-        f"{log.num_categories:,} categories, {statistics['num_sessions']:,} sessions"
+        f"{log.num_users:,} users ({log.num_train_users:,} in training), {log.num_items:,} items "
+        f"in training, {log.num_categories:,} categories, {statistics['num_sessions']:,} sessions"
     )
     for name in PART_NAMES:
         print(

@@ -9,6 +9,7 @@ only the first start takes its time. Needs pip install 'stt_jax[serve]'.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import pathlib
@@ -60,7 +61,10 @@ def serve(serving: ServeConfig) -> None:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=10,
         )
-        uvicorn.Server(config).run([listening])
+        server = uvicorn.Server(config)
+        # Not by a signal: uvicorn passes those on when it has ended, and nothing would be said.
+        service.on_failure = functools.partial(setattr, server, "should_exit", True)
+        server.run([listening])
     if service.failure:
         raise ValueError(service.failure)
 

@@ -63,6 +63,9 @@ def mark_filtered(
 ) -> ir.Table:
     """Adds `dropped`: the first missing column or comparison that takes the row out.
 
+    A field that is no number, as "3,5", is never dropped by a comparison of numbers. Such rows are
+    counted: they are the column `changed`, though nothing of them is.
+
     Args:
       table: text columns.
       columns: name in the files -> name in `table`.
@@ -73,10 +76,18 @@ def mark_filtered(
     branches = [
         (table[columns[name]].nullif("").isnull(), f"{name} is empty") for name in drop_missing
     ]
+    passed_over = []
     for text in drop_if:
         name, operator, value = _split_condition(text)
-        branches.append((_holds(table[columns[name]].nullif(""), operator, value), text))
-    return table.mutate(dropped=ibis.cases(*branches, else_=None).cast("string"))
+        column = table[columns[name]].nullif("")
+        branches.append((_holds(column, operator, value), text))
+        if operator in _COMPARISONS and _number_or_none(value) is not None:
+            is_none = column.notnull() & to_number(column).isnull()
+            passed_over.append((is_none, f"nothing by {text}: {name} is not a number"))
+    marked = table.mutate(dropped=ibis.cases(*branches, else_=None).cast("string"))
+    if passed_over:
+        marked = marked.mutate(changed=ibis.cases(*passed_over, else_=None).cast("string"))
+    return marked
 
 
 def _holds(column: ir.StringValue, operator: str, value: str) -> ir.BooleanValue:
@@ -86,11 +97,17 @@ def _holds(column: ir.StringValue, operator: str, value: str) -> ir.BooleanValue
         return column != value
     if operator == "^=":
         return column.startswith(value)
-    try:
-        number = float(value)
-    except ValueError:
+    number = _number_or_none(value)
+    if number is None:
         return _COMPARISONS[operator](column, value)
     return _COMPARISONS[operator](to_number(column), number)
+
+
+def _number_or_none(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def mark_bad_ids(

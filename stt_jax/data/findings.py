@@ -73,6 +73,7 @@ def find_warnings(log: PreparedLog) -> tuple[str, ...]:
     """What a careful person would want to know before training on a log."""
     return (
         *_warn_of_parts(log),
+        *_warn_of_ids(log),
         *_warn_of_people(log),
         *(_warn_of_times(log) if log.meta.has_times else ()),
         *_warn_of_sessions(log),
@@ -82,12 +83,15 @@ def find_warnings(log: PreparedLog) -> tuple[str, ...]:
 
 def _warn_of_parts(log: PreparedLog) -> list[str]:
     sizes, num_early, num_unknown = np.zeros(len(PART_NAMES), np.int64), 0, 0
+    num_judged, first_unseen = 0, log.user_offsets[log.num_train_users]
     test_starts = []
     for users, events in log.stretches():
         parts = log.parts[events]
         sizes += np.bincount(parts, minlength=len(PART_NAMES))
         falls = _same_user(log, users) & (parts[1:] < parts[:-1])
         num_early += int(np.count_nonzero(falls))
+        known = (log.items[events] > 0) & (np.arange(events.start, events.stop) < first_unseen)
+        num_judged += int(np.count_nonzero(known & (parts == VALIDATION)))
         test = parts == TEST
         num_unknown += int(np.count_nonzero(test & (log.items[events] == 0)))
         if test.any():
@@ -95,6 +99,11 @@ def _warn_of_parts(log: PreparedLog) -> list[str]:
     warnings = [
         f"the {PART_NAMES[part]} part is empty" for part in (VALIDATION, TEST) if sizes[part] == 0
     ]
+    if sizes[VALIDATION] and not num_judged:
+        warnings.append(
+            f"none of the {sizes[VALIDATION]} validation events has a user and an item that "
+            "training knows: nothing can be chosen by them; give training more of the log"
+        )
     if num_early:
         warnings.append(
             f"{num_early} times an event of an earlier part follows one of a later part in a "
@@ -125,6 +134,16 @@ def _same_user(log: PreparedLog, users: slice) -> np.ndarray:
     same = np.ones(offsets[-1] - 1, bool)
     same[offsets[1:-1] - 1] = False
     return same
+
+
+def _warn_of_ids(log: PreparedLog) -> list[str]:
+    """Of numbers that a table program has made floats of, because one of them was missing."""
+    return [
+        f"every {name} id ends in .0, e.g. {ids[0]}: numbers that were read as floats? A request "
+        "has to name them so, too"
+        for name, ids in (("user", log.user_ids), ("item", log.item_ids[1:]))
+        if len(ids) and all(text.endswith(".0") for text in ids)
+    ]
 
 
 def _warn_of_people(log: PreparedLog) -> list[str]:

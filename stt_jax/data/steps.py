@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from ibis.expr import types as ir
@@ -10,6 +11,8 @@ from stt_jax.config import PrepareConfig
 from stt_jax.data.engine import Engine
 from stt_jax.data.read import RawLog
 from stt_jax.data.schema import StepCount
+
+_DECIMAL_COMMA = re.compile(r"\d,\d")
 
 
 class Steps:
@@ -153,6 +156,11 @@ class Steps:
                         "Mend it, or leave out --strict"
                         if self._config.strict
                         else "Is it the right column and format? --max_broken_fraction allows more"
+                    )
+                    + (
+                        ". A decimal comma is not read: write 3.5 for 3,5"
+                        if "number" in row["reason"] and _DECIMAL_COMMA.search(str(sample[0]))
+                        else ""
                     )
                 )
         return counts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pathlib
-import signal
 import threading
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -187,7 +186,7 @@ def _load(service: Service) -> None:
     except Exception as error:
         # There is nothing to serve: the process is to end, and to say why.
         service.failure = str(error)
-        signal.raise_signal(signal.SIGTERM)
+        service.on_failure()
 
 
 async def _invalid(_: fastapi.Request, error: Any) -> JSONResponse:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import pathlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -66,6 +66,7 @@ class Service:
         self._table: LiveTable | None = None
         self._trending: Trending | None = None
         self.failure = ""
+        self.on_failure: Callable[[], object] = lambda: None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="models", daemon=True)
         self._asks: Batcher[Ask, Answer] = Batcher(

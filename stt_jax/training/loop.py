@@ -33,6 +33,7 @@ from stt_jax.training.sharding import make_placement
 from stt_jax.training.step import TrainState
 
 _REPORT_EVERY = 20  # steps
+_FEW_STEPS = 200  # below, the default rate and batch teach little
 _AGREE_EVERY = 10  # steps between asking all processes whether one was told to stop
 READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
 
@@ -358,5 +359,15 @@ def _print_start(reporter: Reporter, setup: Training, step: int) -> None:
     )
     if setup.account is not None:
         reporter.line(privacy.statement(setup.account, setup.config.dp_clip, setup.num_steps))
+    if not len(setup.targets):
+        reporter.line(
+            "no validation event has a user and an item that training knows: the last step is "
+            "taken, and --patience and --select_by have no effect"
+        )
+    if setup.num_steps < _FEW_STEPS:
+        reporter.line(
+            f"only {setup.num_steps} steps: a small log learns more by smaller batches, more "
+            "epochs and a higher rate, e.g. --batch_rows=4 --epochs=30 --learning_rate=0.01"
+        )
     if step:
         reporter.line(f"going on from step {step}")

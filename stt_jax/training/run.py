@@ -302,11 +302,17 @@ def load_run(directory: str | os.PathLike, log: PreparedLog) -> Run:
     )
 
 
+def _forgotten(info: RunInfo, log: PreparedLog) -> str:
+    if info.data_hash not in log.meta.former_hashes:
+        return ""
+    return " (it is the run's log, of which a person was forgotten since)"
+
+
 def check_same_log(directory: pathlib.Path, info: RunInfo, log: PreparedLog) -> None:
     """Raises ValueError if the run was trained on another prepared log."""
     if info.data_hash != log.meta.data_hash:
         raise ValueError(
             f"--run={directory} was trained on a log with hash {info.data_hash[:12]}, but "
             f"{log.directory} has hash {log.meta.data_hash[:12]}; give the log of the run by "
-            "--data, or train a new run on this one"
+            f"--data, or train a new run on this one{_forgotten(info, log)}"
         )

@@ -129,6 +129,7 @@ def test_runs_that_have_seen_them_are_named(directory, capsys):
     assert runs_that_saw(log, directory.parent / "runs") == {seen: [20]}
     assert run(f"--data={directory}", "--user=anna-1", f"--runs={directory.parent / 'runs'}") == 0
     said = capsys.readouterr().out
+    assert "refuse these runs from now on" in said
     assert f"{seen} has seen them, in checkpoints 20" in said
     assert str(other) not in said
 

@@ -71,6 +71,17 @@ def test_comparison_without_operator_is_refused():
         clean.condition_column("price")
 
 
+def test_a_comparison_of_numbers_counts_what_is_none(engine):
+    columns = {"price": "c0"}
+    values = make(c0=["0,0", "1", "", None, "0"])
+    marked = clean.mark_filtered(values, columns, drop_if=["price<=0"])
+    assert marks(engine, marked) == [None, None, None, None, "price<=0"]
+    passed_over = "nothing by price<=0: price is not a number"
+    assert marks(engine, marked, "changed") == [passed_over, None, None, None, None]
+    # Texts are compared as such.
+    assert "changed" not in clean.mark_filtered(values, columns, drop_if=["price=0"]).columns
+
+
 def test_bad_ids_are_marked(engine):
     table = make(user=["a", None, "c", "d\n5,e"], item=["x", "y", None, "z"])
     marked = clean.mark_bad_ids(table, "who", "what")

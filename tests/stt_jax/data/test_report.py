@@ -119,6 +119,13 @@ def test_what_is_suspicious_is_said_in_words():
     assert "time of their user's event before" not in text
     same = np.full(log.num_events, 1_333_324_800)
     assert "time of their user's event before" in warnings_of(log, times=same)
+    assert "validation events has a user" not in warnings_of(log)
+    unjudged = np.where(log.parts == 1, 0, log.items)
+    assert "none of the" in warnings_of(log, items=unjudged)
+    assert "nothing can be chosen by them" in warnings_of(log, items=unjudged)
+    floats = [f"{row}.0" for row in range(log.num_users)]
+    assert "every user id ends in .0, e.g. 0.0" in warnings_of(log, user_ids=floats)
+    assert ".0" not in warnings_of(log, user_ids=[*floats[:-1], "x"])
     unseen = np.where(log.parts == 2, 0, log.items)
     assert "at items that training never saw" in warnings_of(log, items=unseen)
     late = log.times + np.where(log.parts == 0, 10**9, 0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,3 +82,14 @@ def test_acknowledged_events_survive_a_kill_under_load_and_are_there_once(tmp_pa
         process.terminate()
         assert process.wait(30) in (0, -signal.SIGTERM)
     assert "user3" not in (tmp_path / "serve.log").read_text()
+
+
+def test_a_service_whose_model_cannot_be_loaded_says_why_and_ends(tmp_path):
+    run = write_run(tmp_path)
+    for checkpoint in (run / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    with started(run) as (process, _):
+        assert process.wait(timeout=120) == 2
+    said = (tmp_path / "serve.log").read_text()
+    assert "error: " in said
+    assert "checkpoint" in said

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig, WatchConfig
+from stt_jax.data.schema import VALIDATION
 from stt_jax.training import loop, setup
 from stt_jax.training.loop import train_model
 from stt_jax.training.run import load_run
@@ -114,6 +115,15 @@ def test_a_finished_run_trains_no_further(whole):
     before = metric_lines(whole.directory)
     train_model(LOG, options(whole.directory, keep=100, patience=0), MODEL)
     assert metric_lines(whole.directory) == before
+
+
+def test_a_training_that_nothing_judges_or_that_is_short_says_so(tmp_path, capsys):
+    items = np.where(LOG.parts == VALIDATION, 0, LOG.items)
+    train_model(dataclasses.replace(LOG, items=items), options(tmp_path), MODEL)
+    printed = capsys.readouterr()
+    said = printed.out + printed.err
+    assert "the last step is taken, and --patience and --select_by have no effect" in said
+    assert "steps: a small log learns more by smaller batches" in said
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
