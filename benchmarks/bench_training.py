@@ -198,7 +198,9 @@ def add_hit_rates(
             client = clients[row["candidate"]]
             client(epochs=options.epochs - done)
             found = client(rank=RANK, part=part, leave_out_seen=False)
-            row["hit_rates"] = {found["time"]: float(np.mean(np.array(found["ranks"]) > 0))}
+            # Of items that training knows, as of ours.
+            known = ours.setup.log.items[ours.setup.log.parts == part] > 0
+            row["hit_rates"] = {found["time"]: float(np.mean(np.array(found["ranks"])[known] > 0))}
             row["epochs"] = options.epochs
         if "hit_rates" in row:
             row["part"] = options.part
