@@ -150,27 +150,28 @@ def published_table(path: pathlib.Path, name: str) -> str:
 
 
 def peers_table(paths: Iterable[pathlib.Path]) -> str:
-    """RecTools' models beside ours, where they were run, and by how much ours is ahead."""
+    """RecTools' models beside ours, where they were run, and by how much ours leads the better."""
     metrics = ("hr@10", "ndcg@10")
     lines = [
-        "| log | request time | | seeds | HR@10 | NDCG@10 | ours is ahead by |",
+        "| log | request time | | seeds | HR@10 | NDCG@10 | ahead of the better of RecTools' |",
         "|---|---|---|---|---|---|---|",
     ]
     for path in paths:
         results = json.loads(path.read_text())
-        first = results["rows"][0]
+        first, *others = results["rows"]
+        ours = [first, *(row for row in others if row.get("knows") == "less")]
         for key, mode in _modes(first["metrics"]).items():
-            asked = [one for one in results["peers"] if key in one["metrics"]]
-            for row in (*asked, first) if asked else ():
-                found = [row["metrics"][key][metric] for metric in metrics]
-                ours = [first["metrics"][key][metric]["mean"] for metric in metrics]
-                ahead = [f"{o / f['mean'] - 1:+.0%}" for o, f in zip(ours, found, strict=True)]
-                cells = [_mean(one) for one in found]
-                cells.append("" if row is first else ", ".join(ahead))
-                seeds = len(found[0]["values"])
-                lines.append(
-                    f"| {path.stem} | {mode} | {row['name']} | {seeds} | {' | '.join(cells)} |"
-                )
+            peers = [row for row in results["peers"] if key in row["metrics"]]
+            if not peers:
+                continue
+            best = {m: max(row["metrics"][key][m]["mean"] for row in peers) for m in metrics}
+            for row in (*peers, *ours):
+                found = row["metrics"][key]
+                gains = [f"{found[m]['mean'] / best[m] - 1:+.0%}" for m in metrics]
+                cells = [_mean(found[m]) for m in metrics]
+                cells.append(", ".join(gains) if row in ours else "")
+                start = f"| {path.stem} | {mode} | {row['name']} | {len(found['mrr']['values'])}"
+                lines.append(f"{start} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -144,13 +144,17 @@ def test_a_row_that_knows_less_is_held_against_the_baselines(tmp_path):
 def test_peers_stand_beside_ours_in_the_settings_that_they_can_answer(tmp_path):
     ours = row("whole model", 0.25, 2)
     ours["metrics"]["all/unknown"] = row("", 0.5, 2)["metrics"]["all/known"]
-    results = {"rows": [ours], "peers": [row("RecTools HSTU", 0.125, 1)]}
+    less = row("not told", 0.1875, 1) | {"knows": "less"}
+    more = row("trained on more", 0.5, 1) | {"knows": "more"}
+    peers = [row("RecTools HSTU", 0.125, 1), row("RecTools SASRec", 0.0625, 1)]
     path = tmp_path / "some.json"
-    path.write_text(json.dumps(results))
+    path.write_text(json.dumps({"rows": [ours, less, more], "peers": peers}))
     lines = peers_table([path]).splitlines()[2:]
     assert lines == [
-        "| some | known | RecTools HSTU | 1 | 0.1250 | 0.1250 | +100%, +100% |",
-        "| some | known | whole model | 2 | 0.2500 ± 0.0100 | 0.2500 ± 0.0100 |  |",
+        "| some | known | RecTools HSTU | 1 | 0.1250 | 0.1250 |  |",
+        "| some | known | RecTools SASRec | 1 | 0.0625 | 0.0625 |  |",
+        "| some | known | whole model | 2 | 0.2500 ± 0.0100 | 0.2500 ± 0.0100 | +100%, +100% |",
+        "| some | known | not told | 1 | 0.1875 | 0.1875 | +50%, +50% |",
     ]
 
 
