@@ -132,8 +132,8 @@ class RequestConfig:
     key_file: str = option("", "The key file of a log that was prepared with --pseudonymise.")
     time: str = option(
         "",
-        "Request time, ISO 8601; without a zone it is the person's local time. Events after it "
-        "are not used. Empty = unknown, after the last event.",
+        "Request time, ISO 8601; without a zone it is local time, where the person's last event "
+        "before it was. Events after it are not used. Empty = unknown, after the last event.",
     )
     latitude: str = option("", "Request latitude, degrees; empty = unknown.")
     longitude: str = option("", "Request longitude, degrees; empty = unknown.")

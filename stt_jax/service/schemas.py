@@ -147,7 +147,10 @@ class RecommendBody(Place):
     time: Literal["now", "last"] | UnixSeconds | IsoTime = Field(
         "last",
         description="now; last = unknown, after the person's last event; unix seconds; or ISO "
-        "8601, the person's local time without a zone. Events after it are not used.",
+        "8601. Events after it are not used. Local time is where the person's last event before it "
+        "was, or else the first; an offset such as -05:00 says which moment is meant, and is the "
+        "local time only of somebody whose events told none. Without a zone it is local time, "
+        "compared with that of each event; an hour that occurs twice is the later one.",
     )
     traits: dict[Text, Text] = Field(
         default_factory=dict,
@@ -192,7 +195,7 @@ class RecommendBody(Place):
             trail=trail,
             time_s=time_s,
             time_is_local=local,
-            utc_offset_s=offset_s or 0,
+            utc_offset_s=offset_s,
             place_e7=self.place_e7,
             traits=self.traits,
             why=self.why,
