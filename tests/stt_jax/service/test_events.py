@@ -101,3 +101,23 @@ def test_numbers_that_the_log_does_not_have_are_not_used(log):
     found = person_events([event], served(log))
     assert "weight" not in found.numbers
     assert np.isnan(found.numbers["price"]).all()
+
+
+def test_an_offset_holds_until_the_next_wherever_the_events_are_kept(log):
+    """The prepared log has UTC; an event of before it told Tokyo, and one after it New York."""
+    row = log.user_row("u1")
+    times = log.times[log.user_offsets[row] : log.user_offsets[row + 1]]
+    first, last = int(times[0]), int(times[-1])
+
+    def stored(time_s, offset_s=None):
+        return StoredEvent("somebody", str(time_s), "p1", time_s, offset_s)
+
+    before = [stored(first - 300), stored(first - 200, 9 * 3600), stored(first - 100)]
+    after = [stored(last + 100), stored(last + 200, -5 * 3600), stored(last + 300)]
+    found = person_events([*before, stored(first + 1), *after], served(log), row)
+    middle = len(found) - 6
+    expected = [0, 9 * 3600, 9 * 3600, *[0] * middle, 0, -5 * 3600, -5 * 3600]
+    np.testing.assert_array_equal(found.utc_offsets_s, expected)
+    elsewhere = dataclasses.replace(log, utc_offsets_s=np.full_like(log.utc_offsets_s, 3600))
+    found = person_events([stored(first - 300)], served(elsewhere), row)
+    assert set(found.utc_offsets_s.tolist()) == {3600}
