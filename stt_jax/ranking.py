@@ -14,7 +14,7 @@ from stt_jax.data.encodings import EARTH_RADIUS_M, earth_coords
 from stt_jax.data.known import model_users, traits_of_user
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.pseudonyms import find_user
-from stt_jax.data.store import UNKNOWN_E7
+from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7, known_place
 from stt_jax.histories import (
     Events,
     Moment,
@@ -348,7 +348,8 @@ def _rows(flag: str, values: Sequence[str], names: tuple[str, ...]) -> np.ndarra
 def _place_e7(request: RequestConfig) -> tuple[int, int] | None:
     if not request.latitude:
         return None
-    return round(float(request.latitude) * 1e7), round(float(request.longitude) * 1e7)
+    degrees = float(request.latitude), float(request.longitude)
+    return known_place(*(round(one * DEGREES_TO_E7) for one in degrees))
 
 
 def _user_row(log: PreparedLog, user: str) -> int:

@@ -135,7 +135,7 @@ class RequestConfig:
         "Request time, ISO 8601; without a zone it is local time, where the person's last event "
         "before it was. Events after it are not used. Empty = unknown, after the last event.",
     )
-    latitude: str = option("", "Request latitude, degrees; empty = unknown.")
+    latitude: str = option("", "Request latitude, degrees; empty = unknown, as is the place 0, 0.")
     longitude: str = option("", "Request longitude, degrees; empty = unknown.")
     k: int = option(10, "Length of the list.")
     exclude_seen: str = option(

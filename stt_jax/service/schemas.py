@@ -9,6 +9,7 @@ import pydantic
 from pydantic import Field, StringConstraints
 
 from stt_jax.data.pseudonyms import Ids
+from stt_jax.data.schema import DEGREES_TO_E7, known_place
 from stt_jax.service.asks import Answer, Ask
 from stt_jax.service.store import StoredEvent, content_id
 
@@ -50,8 +51,10 @@ class Body(pydantic.BaseModel):
 class Place(Body):
     """Degrees, both or none."""
 
-    latitude: Latitude | None = None
-    longitude: Longitude | None = None
+    latitude: Latitude | None = Field(
+        None, description="Degrees. The place 0, 0, of devices without a fix, is taken as unknown."
+    )
+    longitude: Longitude | None = Field(None, description="Degrees.")
 
     @pydantic.model_validator(mode="after")
     def _both_or_none(self):
@@ -61,10 +64,10 @@ class Place(Body):
 
     @property
     def place_e7(self) -> tuple[int, int] | None:
-        """(latitude, longitude) in 1e-7 degrees."""
+        """(latitude, longitude) in 1e-7 degrees; None = unknown."""
         if self.latitude is None or self.longitude is None:
             return None
-        return round(self.latitude * 1e7), round(self.longitude * 1e7)
+        return known_place(*(round(one * DEGREES_TO_E7) for one in (self.latitude, self.longitude)))
 
 
 class TrailEvent(Place):

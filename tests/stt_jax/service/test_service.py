@@ -369,6 +369,23 @@ def test_an_offset_of_the_request_is_local_time_where_no_event_told_one(client):
         assert client.recommend(**who, time=there)["time"] == f"2012-06-01T{local}"
 
 
+def test_the_place_0_0_is_unknown_as_in_preparing(run, client):
+    nowhere = {"latitude": 0, "longitude": 0.0}
+    client.events(event("no fix", "i3", 1), event("no fix", "i4", 2, **nowhere))
+    client.events(event("no place", "i3", 1), event("no place", "i4", 2))
+    for options in ({}, nowhere):
+        found = client.recommend(user="no fix", k=11, **options)
+        assert found == client.recommend(user="no place", k=11)
+        assert found["items"][0]["distance_km"] < 100
+    answer = client("POST", "/recommend", json={"radius_km": 5, **nowhere})
+    assert "radius_km needs a place" in answer.json()["detail"]
+    log = open_log(run.parent / "prepared")
+    request = RequestConfig(user="u4", latitude="0", longitude="0", k=3)
+    known = RequestConfig(user="u4", k=3)
+    loaded = load_run(run, log)
+    assert recommend_items(loaded, log, request) == recommend_items(loaded, log, known)
+
+
 def test_the_list_says_why(client):
     answer = client.recommend(user="u4", k=11, why=True)
     reasons = [reason for item in answer["items"] for reason in item["why"]]
