@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from stt_jax.data.prepared_log import PreparedLog
-from stt_jax.data.schema import TEST, UNKNOWN_E7
+from stt_jax.data.schema import TEST, UNKNOWN_E7, known_place
 from stt_jax.histories import Events, join_events, log_events, traits_of_items
 from stt_jax.service.models import ServedModel
 from stt_jax.service.store import StoredEvent
@@ -35,8 +36,10 @@ def live_events(stored: Sequence[StoredEvent], served: ServedModel) -> Events:
     items = np.array([served.item_rows.get(event.item, 0) for event in stored], np.int32)
     places, categories = [], []
     for event, item in zip(stored, items.tolist(), strict=True):
-        if event.latitude_e7 is not None and event.longitude_e7 is not None:
-            places.append((event.latitude_e7, event.longitude_e7))
+        # What was stored by earlier versions may say (0, 0) still.
+        own = known_place(event.latitude_e7 or 0, event.longitude_e7 or 0)
+        if own is not None:
+            places.append(own)
         elif item:
             places.append((int(log.item_latitudes_e7[item]), int(log.item_longitudes_e7[item])))
         else:
@@ -66,8 +69,8 @@ def person_events(
 ) -> Events:
     """One person's events of the prepared log and of the service in the order of their time.
 
-    Ties keep the order in which they came, the prepared log first. An event that both hold, known
-    by its time and item, is there once: a log prepared again may hold what the service had stored.
+    Ties keep the order in which they came, the prepared log first. An event that both hold is there
+    once (`held_by_log`): a log prepared again may hold what the service had stored.
     One that was stored without an offset has that of the event before it, wherever that is held,
     and before all that told one that of the prepared log's first event, or else UTC.
     What preparing makes of the other columns (`--features`) is made of stored events here, with
@@ -83,11 +86,8 @@ def person_events(
     live = live_events(stored, served)
     if len(live) == 0:
         return base
-    if log.meta.has_times and len(base):
-        there = set(zip(base.times.tolist(), base.items.tolist(), strict=True))
-        pairs = zip(live.times.tolist(), live.items.tolist(), strict=True)
-        new = np.array([item == 0 or (time, item) not in there for time, item in pairs])
-        live, stored = live[new], [event for event, kept in zip(stored, new, strict=True) if kept]
+    new = ~held_by_log(log, row, live.times, live.items)
+    live, stored = live[new], [event for event, kept in zip(stored, new, strict=True) if kept]
     parts = np.full(len(base) + len(live), TEST, np.int8)
     if row is not None:
         parts[: len(base)] = log.parts[log.user_offsets[row] : log.user_offsets[row + 1]]
@@ -105,6 +105,40 @@ def person_events(
     for name, values in _made(log, events, parts).items():
         events.numbers[name][is_live] = values[is_live]
     return events
+
+
+def held_by_log(
+    log: PreparedLog, row: int | None, times: np.ndarray, items: np.ndarray
+) -> np.ndarray:
+    """bool [N], which of a person's stored events the prepared log holds, too.
+
+    They are known by time and item. The log may keep times on a grid (--coarsen_time_s), and has
+    lost the ids of items without training events: to it all of those are one. Each of its events
+    stands for one stored event.
+
+    Args:
+      log: the prepared log; without times it holds none.
+      row: of the person in it; None = not in there.
+      times, items: of the stored events, [N]: unix seconds and rows of items, 0 = unknown.
+    """
+    held = np.zeros(len(times), bool)
+    if row is None or not log.meta.has_times or not len(times):
+        return held
+    times = times // log.meta.time_grid_s * log.meta.time_grid_s
+    first, end = log.user_offsets[row], log.user_offsets[row + 1]
+    own = log.times[first:end]
+    begin = first + np.searchsorted(own, times.min())
+    end = first + np.searchsorted(own, times.max(), side="right")
+
+    def keys(times: np.ndarray, items: np.ndarray) -> Iterator[tuple[int, int]]:
+        known = np.where(log.item_train_counts[items] > 0, items, 0)
+        return zip(times.tolist(), known.tolist(), strict=True)
+
+    left = collections.Counter(keys(log.times[begin:end], log.items[begin:end]))
+    for index, key in enumerate(keys(times, items)):
+        held[index] = left[key] > 0
+        left[key] -= 1
+    return held
 
 
 def _carried(offsets_s: np.ndarray, tells: np.ndarray, first_offset_s: int) -> np.ndarray:
