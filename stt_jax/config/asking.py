@@ -204,7 +204,9 @@ class ServeConfig:
         "log and are kept as pseudonyms.",
     )
     api_token_file: str = option(
-        "", "File with the token that callers send as 'Authorization: Bearer TOKEN'; empty = none."
+        "",
+        "File with the token that callers send as 'Authorization: Bearer TOKEN'; empty = none: "
+        "then it answers only who asks for localhost, 127.0.0.1, [::1] or --host.",
     )
     state_megabytes: int = option(256, "Memory for live states of people.")
     max_batch: int = option(32, "Most requests that are answered in one call.")

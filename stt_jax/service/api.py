@@ -33,6 +33,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "The body is no JSON.",
         401: "The token is missing or wrong.",
         413: "The body is too large.",
+        421: "The service has no token and was asked under a name that is not this machine's.",
         422: "The request is not as described here.",
         429: "Too many requests are waiting; try again in a second.",
         503: "The event log or the model is not available now.",
@@ -49,7 +50,7 @@ def create_app(service: Service, *, token: str = "", managed: bool = True) -> An
 
     Args:
       service: not yet loaded, if `managed`.
-      token: what callers have to send; "" = nothing.
+      token: what callers have to send; "" = nothing, but only this machine's names are answered.
       managed: the model is loaded when the application starts, beside the first requests, and the
         service stopped when it ends; False leaves both to the caller.
     """
@@ -74,8 +75,14 @@ def create_app(service: Service, *, token: str = "", managed: bool = True) -> An
     app.add_exception_handler(StoreError, _unavailable)
     app.include_router(_data_routes(service))
     app.include_router(_state_routes(service))
-    limit = service.config.max_body_bytes
-    return Guard(app, service.metrics, token=token, max_body_bytes=limit)
+    config = service.config
+    return Guard(
+        app,
+        service.metrics,
+        token=token,
+        host=config.host,
+        max_body_bytes=config.max_body_bytes,
+    )
 
 
 def _data_routes(service: Service) -> fastapi.APIRouter:

@@ -58,6 +58,28 @@ def test_only_who_has_the_token_comes_in(client):
     ).is_success
 
 
+@pytest.mark.parametrize("host", ["evil.example:8000", "127.0.0.1.evil.example", "[::2]:80", ""])
+def test_without_a_token_nobody_asks_under_another_name(client, host):
+    """A web page of that name may have led its browser to this machine (DNS rebinding)."""
+    open_client = Client(client.service)
+    answer = open_client("GET", "/readyz", headers={"host": host})
+    assert answer.status_code == 421
+    assert "localhost" in answer.json()["detail"]
+    assert open_client("POST", "/events", json=EVENT, headers={"host": host}).status_code == 421
+    assert client.service.store.read(["u"]) == {"u": []}
+    for name in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"):
+        assert open_client("GET", "/healthz", headers={"host": name}).status_code == 200, name
+    assert client("POST", "/events", json=EVENT, headers={"host": host}).status_code == 200
+
+
+def test_without_a_token_the_host_that_it_listens_on_is_answered(run, tmp_path):
+    options = {"host": "127.0.0.9", "store": f"sqlite:///{tmp_path}/events.db"}
+    service = Service(config(run, **options))
+    headers = {"host": "127.0.0.9:8000"}
+    assert Client(service)("GET", "/healthz", headers=headers).status_code == 200
+    service.stop()
+
+
 WRONG_BODIES = {
     "no json": b"{",
     "empty": b"",
@@ -258,7 +280,7 @@ def test_slow_clients_are_hung_up_on_and_bother_nobody(client):
         texts = (
             b"",
             b"GET /healthz HTTP/1.1\r\nx-slow: ",
-            b"POST /events HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{",
+            b"POST /events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{",
         )
         for number, one in enumerate(slow):
             one.sendall(texts[number % 3])
@@ -292,7 +314,7 @@ def test_long_bodies_and_requests_that_follow_at_once_are_not_taken_for_headers(
     app = create_app(client.service, managed=False)
     events = [EVENT | {"event_id": f"long-{number}"} for number in range(1000)]
     body = json.dumps({"events": events}).encode()
-    head = b"POST /events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = b"POST /events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     whole = head + b"content-length: %d\r\n\r\n" % len(body) + body
     with listening(app, receive_s=60) as address, socket.create_connection(address) as sender:
         sender.settimeout(60)
