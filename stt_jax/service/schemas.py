@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field, StringConstraints
@@ -15,6 +16,7 @@ from stt_jax.service.store import StoredEvent, content_id
 
 MAX_EVENTS = 1000  # in one body
 _MAX_LEAD_S = 86_400  # how far ahead of the service's clock an event may be
+_MOST_SECONDS = 1e11  # of a time that is meant in seconds: the year 5138
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 # A web address is an id, too. With an event's id of 256 characters a person's still fits into an
@@ -34,9 +36,39 @@ Id = Annotated[
     StringConstraints(min_length=1, max_length=MAX_ID_BYTES, pattern=_PRINTABLE),
     pydantic.AfterValidator(_fits),
 ]
+
+
+def _in_seconds(value: Any) -> Any:
+    if isinstance(value, int | float) and value > _MOST_SECONDS:
+        raise ValueError("unix seconds, not milliseconds")
+    return value
+
+
 # The years 1900 to 2100.
-UnixSeconds = Annotated[int, Field(strict=True, ge=-2_208_988_800, le=4_102_444_800)]
+UnixSeconds = Annotated[
+    int,
+    Field(strict=True, ge=-2_208_988_800, le=4_102_444_800),
+    pydantic.BeforeValidator(_in_seconds),
+]
 IsoTime = Annotated[str, StringConstraints(max_length=40), Field(examples=["2012-12-22T08:30Z"])]
+
+
+def _kind_of_time(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<text>"
+    return "<seconds>" if isinstance(value, int | float) else None
+
+
+# What is told of a wrong value is about the one type that it could have been; `_invalid` of
+# `stt_jax.service.api` leaves the names in angle brackets out.
+Time = Annotated[
+    Annotated[UnixSeconds, pydantic.Tag("<seconds>")] | Annotated[IsoTime, pydantic.Tag("<text>")],
+    pydantic.Discriminator(
+        _kind_of_time,
+        custom_error_type="time",
+        custom_error_message="write unix seconds or ISO 8601, e.g. 2012-12-22T08:30Z",
+    ),
+]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
 Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
@@ -74,7 +106,7 @@ class TrailEvent(Place):
     """Something that somebody did."""
 
     item: Id = Field(description="Id of the item; one that the model does not know is kept.")
-    time: UnixSeconds | IsoTime | None = Field(
+    time: Time | None = Field(
         None,
         description="Unix seconds, or ISO 8601 with a zone; empty = now. An offset such as -05:00 "
         "is the person's local time from then on; Z tells none.",
@@ -90,14 +122,15 @@ class TrailEvent(Place):
         "prepared log was. What is left out is unknown.",
     )
 
-    def stored(
-        self, ids: Ids, now_s: int, user: str = "", event_id: str | None = None
-    ) -> StoredEvent:
+    def stored(self, ids: Ids, now_s: int) -> StoredEvent:
         """The event as it is kept: with the ids of the prepared log.
 
         Raises:
           ValueError: a time without a zone, or far ahead of the clock.
         """
+        return self._stored(ids, now_s, "", None)
+
+    def _stored(self, ids: Ids, now_s: int, user: str, event_id: str | None) -> StoredEvent:
         time_s, offset_s = now_s, None
         if self.time is not None:
             time_s, offset_s, local = read_time(self.time)
@@ -126,11 +159,30 @@ class Event(TrailEvent):
         "event's content, so equal events are one.",
     )
 
+    def stored(self, ids: Ids, now_s: int) -> StoredEvent:
+        """See `TrailEvent.stored`."""
+        return self._stored(ids, now_s, self.user, self.event_id)
+
 
 class Events(Body):
     """Many events; all are stored or none."""
 
     events: Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS)]
+
+    def stored(self, ids: Ids, now_s: int) -> list[StoredEvent]:
+        """See `TrailEvent.stored`."""
+        return _all_stored(self.events, ids, now_s, "events")
+
+
+def _kind_of_events(value: Any) -> str:
+    is_many = isinstance(value, Events) or (isinstance(value, dict) and "events" in value)
+    return "<many>" if is_many else "<one>"
+
+
+OneOrMany = Annotated[
+    Annotated[Event, pydantic.Tag("<one>")] | Annotated[Events, pydantic.Tag("<many>")],
+    pydantic.Discriminator(_kind_of_events),
+]
 
 
 class Stored(pydantic.BaseModel):
@@ -147,7 +199,7 @@ class RecommendBody(Place):
     trail: Annotated[list[TrailEvent], Field(max_length=MAX_EVENTS)] | None = Field(
         None, description="Events to take for a person's instead of stored ones; not kept."
     )
-    time: Literal["now", "last"] | UnixSeconds | IsoTime = Field(
+    time: Time = Field(
         "last",
         description="now; last = unknown, after the person's last event; unix seconds; or ISO "
         "8601. Events after it are not used. Local time is where the person's last event before it "
@@ -185,7 +237,7 @@ class RecommendBody(Place):
             raise ValueError("user and trail exclude each other; give one of them")
         trail = None
         if self.trail is not None:
-            events = [event.stored(ids, now_s) for event in self.trail]
+            events = _all_stored(self.trail, ids, now_s, "trail")
             trail = tuple(sorted(events, key=lambda event: event.time_s))
         time_s = offset_s = None
         local = False
@@ -289,6 +341,19 @@ class Problem(pydantic.BaseModel):
     """Why there is no answer."""
 
     detail: str
+
+
+def _all_stored(
+    events: Sequence[TrailEvent], ids: Ids, now_s: int, field: str
+) -> list[StoredEvent]:
+    """`stored` of each; what is wrong with one is said with its place in `field`."""
+    found = []
+    for number, event in enumerate(events):
+        try:
+            found.append(event.stored(ids, now_s))
+        except ValueError as error:
+            raise ValueError(f"{field}.{number}.{error}") from None
+    return found
 
 
 def read_time(value: int | str) -> tuple[int, int | None, bool]:

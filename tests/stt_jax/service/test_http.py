@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+import types
 import urllib.parse
 
 import httpx
@@ -22,6 +23,7 @@ from stt_jax.service.service import Service
 from tests.stt_jax.service.served import Client, config, write_run
 
 TOKEN = "a-token-of-this-test"
+RUN = types.SimpleNamespace(step=1)
 EVENT = {"user": "u", "item": "i1", "time": "2012-05-01T08:30Z"}
 
 
@@ -117,6 +119,84 @@ def test_a_wrong_body_gets_a_clear_answer_and_stores_nothing(client, name):
     assert 10 < len(answer.json()["detail"]) < 2001
     assert client("GET", "/users/u").status_code == 503  # no model yet
     assert client.service.store.read(["u"]) == {"u": []}
+
+
+MANY = [EVENT, EVENT, EVENT]
+MESSAGES = {
+    "no zone": (
+        "/events",
+        {"events": [*MANY, EVENT | {"time": "2012-05-01T08:30"}]},
+        "events.3.time: an event's time needs a zone, e.g. 2012-12-22T08:30-05:00",
+    ),
+    "no zone, one": (
+        "/events",
+        EVENT | {"time": "2012-05-01T08:30"},
+        "time: an event's time needs a zone, e.g. 2012-12-22T08:30-05:00",
+    ),
+    "misspelt": (
+        "/events",
+        {"events": [*MANY, {"user": "u", "itm": "i"}]},
+        "events.3.item: Field required; events.3.itm: Extra inputs are not permitted",
+    ),
+    "half a place": (
+        "/events",
+        {"events": [EVENT | {"latitude": 4}]},
+        "events.0: latitude and longitude go together; give both or none",
+    ),
+    "half a place, one": (
+        "/events",
+        EVENT | {"latitude": 4},
+        "body: latitude and longitude go together; give both or none",
+    ),
+    "milliseconds": (
+        "/events",
+        EVENT | {"time": 1_700_000_000_000},
+        "time: unix seconds, not milliseconds",
+    ),
+    "fraction": (
+        "/events",
+        EVENT | {"time": 1.5},
+        "time: Input should be a valid integer",
+    ),
+    "a list for a time": (
+        "/events",
+        EVENT | {"time": [1]},
+        "time: write unix seconds or ISO 8601, e.g. 2012-12-22T08:30Z",
+    ),
+    "a list": ("/events", [EVENT], "body: must be a JSON object"),
+    "long id": (
+        "/events",
+        EVENT | {"user": 1000 * "ü"},
+        "user: an id has at most 1600 bytes in UTF-8",
+    ),
+    "milliseconds of a request": (
+        "/recommend",
+        {"time": 1_700_000_000_000},
+        "time: unix seconds, not milliseconds",
+    ),
+    "trail": (
+        "/recommend",
+        {"trail": [{"item": "i"}, {"item": "i", "time": "2012-05-01T08:30"}]},
+        "trail.1.time: an event's time needs a zone, e.g. 2012-12-22T08:30-05:00",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_message_says_which_field_and_what_to_do_and_nothing_else(client, monkeypatch, name):
+    path, body, message = MESSAGES[name]
+    monkeypatch.setattr(Service, "model", property(lambda self: types.SimpleNamespace(run=RUN)))
+    answer = client("POST", path, json=body)
+    assert (answer.status_code, answer.json()["detail"]) == (422, message)
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_called_json_is_told_so(client, kind):
+    headers = {"content-type": kind} if kind else {}
+    for path, body in (("/events", EVENT), ("/recommend", {"user": "u"})):
+        answer = client("POST", path, content=json.dumps(body).encode(), headers=headers)
+        assert answer.status_code == 422
+        assert "Content-Type: application/json" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", ["https://example.org/" + 1500 * "a", 800 * "ü"])
