@@ -84,12 +84,13 @@ class Reason:
     """An event that a recommendation points at.
 
     Attributes:
-      time_s: of the event.
+      time_s, utc_offset_s: of the event.
       share: of the whole answer's probability, that points at this event.
       effects: what the time gap and the distance to it add to its logit.
     """
 
     time_s: int
+    utc_offset_s: int
     share: float
     effects: dict[str, float]
 

@@ -275,6 +275,7 @@ class LiveTable:
                 [
                     Reason(
                         int(view.encoded.times[event]),
+                        int(view.encoded.utc_offsets_s[event]),
                         float(explained.mass[0, event]),
                         {
                             name: float(effect[0, event])

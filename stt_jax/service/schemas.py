@@ -70,8 +70,8 @@ Time = Annotated[
     ),
 ]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
-Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
+Latitude = Annotated[float, Field(strict=True, ge=-90, le=90, allow_inf_nan=False)]
+Longitude = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]
 
 
 class Body(pydantic.BaseModel):
@@ -268,7 +268,7 @@ class RecommendBody(Place):
 class Reason(pydantic.BaseModel):
     """An event of the person that an item of the list points at."""
 
-    time: str
+    time: str = Field(description="Of the event, local to it.")
     share: float = Field(description="Of the whole answer's probability, what points there.")
     effects: dict[str, float] = Field(
         description="What the time gap and the distance to the event add to its logit."
@@ -301,7 +301,7 @@ class Recommended(pydantic.BaseModel):
         items = [Item(item=one.item_id, **_but_id(one)) for one in answer.items]
         for item, reasons in zip(items, answer.reasons or (), strict=bool(answer.reasons)):
             item.why = [
-                Reason(time=iso_time(r.time_s, offset_s), share=r.share, effects=r.effects)
+                Reason(time=iso_time(r.time_s, r.utc_offset_s), share=r.share, effects=r.effects)
                 for r in reasons
             ]
         when = None if answer.time_s is None else iso_time(answer.time_s, offset_s)

@@ -98,6 +98,8 @@ WRONG_BODIES = {
     "next year": b'{"user": "u", "item": "i", "time": "2099-05-01T08:30Z"}',
     "half a place": b'{"user": "u", "item": "i", "latitude": 4}',
     "no such place": b'{"user": "u", "item": "i", "latitude": 91, "longitude": 0}',
+    "true for a place": b'{"user": "u", "item": "i", "latitude": true, "longitude": 1}',
+    "text for a place": b'{"user": "u", "item": "i", "latitude": "40.1", "longitude": 1}',
     "misspelt": b'{"user": "u", "item": "i", "tyme": 4}',
     "no item": b'{"user": "u"}',
     "empty id": b'{"user": "", "item": "i"}',
@@ -431,6 +433,21 @@ def test_wrong_use_gets_one_line(run, tmp_path, monkeypatch, capsys, options, me
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://user:hunter2@127.0.0.1:1/name",
+        "postgresql+psycopg://user@127.0.0.1:1/name?password=hunter2",
+        "postgresql+psycopg://user@127.0.0.1:1/name?sslpassword=hunter2&connect_timeout=2",
+    ],
+)
+def test_a_password_of_the_store_is_not_printed(run, capsys, url):
+    assert serve.main(["serve", f"--run={run}", "--port=0", f"--store={url}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --store: ")
+    assert "hunter2" not in error
 
 
 def test_loopback_needs_no_token_and_a_file_gives_one(tmp_path):

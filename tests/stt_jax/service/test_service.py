@@ -394,6 +394,14 @@ def test_the_list_says_why(client):
     assert all({"time", "distance"} == set(reason["effects"]) for reason in reasons)
 
 
+def test_reasons_are_in_the_clock_of_their_events(client):
+    times = ["2024-01-01T09:00:00+09:00", "2024-01-05T08:00:00-05:00"]
+    client.events(*({"user": "moved", "item": "i1", "time": time} for time in times))
+    answer = client.recommend(user="moved", k=11, why=True)
+    reasons = [reason["time"] for item in answer["items"] for reason in item["why"]]
+    assert sorted(reasons) == times
+
+
 def test_people_who_ask_at_once_get_their_own_answers(client):
     """More people than states fit, all at the same time, each with other events."""
     users = [f"crowd{i}" for i in range(40)]
