@@ -108,8 +108,9 @@ class TrailEvent(Place):
     item: Id = Field(description="Id of the item; one that the model does not know is kept.")
     time: Time | None = Field(
         None,
-        description="Unix seconds, or ISO 8601 with a zone; empty = now. An offset such as -05:00 "
-        "is the person's local time from then on; Z tells none.",
+        description="Unix seconds, or ISO 8601 with a zone; empty = now, so that a request sent "
+        "again is another event unless it has an event_id. An offset such as -05:00 is the "
+        "person's local time from then on; Z tells none.",
     )
     category: Text | None = Field(None, description="Empty = the item's.")
     context: dict[Text, Text] = Field(
@@ -156,7 +157,8 @@ class Event(TrailEvent):
     event_id: Text | None = Field(
         None,
         description="Sent again under the same id, an event is stored once. Empty = made of the "
-        "event's content, so equal events are one.",
+        "event's content with its time, so equal events are one; whoever sends none and no time "
+        "either gets another event with every retry.",
     )
 
     def stored(self, ids: Ids, now_s: int) -> StoredEvent:
