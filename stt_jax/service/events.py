@@ -96,9 +96,7 @@ def person_events(
     events = join_events([base, live])
     if log.meta.has_times:
         order = np.argsort(events.times, kind="stable")
-        events, parts, is_live, tells = (
-            column[order] for column in (events, parts, is_live, tells)
-        )
+        events, parts, is_live, tells = events[order], parts[order], is_live[order], tells[order]
     first_offset_s = int(base.utc_offsets_s[0]) if len(base) else 0
     offsets_s = _carried(events.utc_offsets_s, tells, first_offset_s)
     events = dataclasses.replace(events, utc_offsets_s=offsets_s)

@@ -444,6 +444,7 @@ def test_wrong_use_gets_one_line(run, tmp_path, monkeypatch, capsys, options, me
     ],
 )
 def test_a_password_of_the_store_is_not_printed(run, capsys, url):
+    pytest.importorskip("psycopg", reason="psycopg of the extra 'postgres' is not installed")
     assert serve.main(["serve", f"--run={run}", "--port=0", f"--store={url}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --store: ")
