@@ -187,6 +187,58 @@ def history_rows(
 
 
 @dataclasses.dataclass(frozen=True)
+class Moment:
+    """When a request is.
+
+    Attributes:
+      time_s: unix seconds; None = unknown, after the last event.
+      utc_offset_s: local time = time_s + utc_offset_s.
+      num_events: how many of the person's events it may use: those that are not after it.
+    """
+
+    time_s: int | None
+    utc_offset_s: int
+    num_events: int
+
+
+def find_moment(
+    events: Events,
+    time_s: int | None,
+    *,
+    is_local: bool = False,
+    told_offset_s: int | None = None,
+    has_offsets: bool = True,
+) -> Moment:
+    """When a request of somebody is, and which of their events come before.
+
+    The local time is the one of the last event before the request, or else of the first: people
+    move, and a zone's clock changes with the season. A time without a zone is compared with each
+    event's own local time, so one that occurs twice is the later one.
+
+    Args:
+      events: all of the person's.
+      time_s: unix seconds, or local seconds where `is_local`; None = unknown.
+      is_local: the time came without a zone.
+      told_offset_s: of the zone that the time came with; None = it told none.
+      has_offsets: whether any of the events told an offset; `told_offset_s` counts only where none
+        did, for a time in UTC is often just a moment.
+    """
+    num_events = len(events)
+    if time_s is not None and is_local:
+        before = np.flatnonzero(events.times + events.utc_offsets_s <= time_s)
+        num_events = int(before[-1]) + 1 if len(before) else 0
+    elif time_s is not None:
+        num_events = int(np.searchsorted(events.times, time_s, side="right"))
+    if told_offset_s is not None and not (has_offsets and len(events)):
+        offset_s = told_offset_s
+    else:
+        offset_s = int(events.utc_offsets_s[max(num_events - 1, 0)]) if len(events) else 0
+    if time_s is not None and is_local:
+        time_s -= offset_s
+    return Moment(time_s, offset_s, num_events)
+
+
+@dataclasses.dataclass(frozen=True)
 class Question:
     """One request to one person's encoded events.
 

@@ -14,12 +14,14 @@ from stt_jax.data.encodings import EARTH_RADIUS_M, earth_coords
 from stt_jax.data.known import model_users, traits_of_user
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.pseudonyms import find_user
-from stt_jax.data.store import UNKNOWN_E7
+from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7, known_place
 from stt_jax.histories import (
     Events,
+    Moment,
     Question,
     Tokens,
     anchor,
+    find_moment,
     history_rows,
     log_events,
     request_rows,
@@ -207,10 +209,9 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
     row = None
     if request.user:
         row = _user_row(log, find_user(log, request.user, request.key_file))
-    time_s, utc_offset_s = _request_time(log, row, request.time)
     first, end = (0, 0) if row is None else map(int, log.user_offsets[row : row + 2])
-    if time_s is not None:
-        end = first + int(np.searchsorted(log.times[first:end], time_s, side="right"))
+    moment = _request_moment(log, log_events(log, first, end), request.time)
+    end = first + moment.num_events
     start = first + session.window_start(
         end - first, run.training.asked_tokens, session.window_hop(run.training)
     )
@@ -235,8 +236,8 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
     )
     question = Question(
         user=0 if row is None else int(model_users(log, np.array(row))),
-        time_s=time_s,
-        utc_offset_s=utc_offset_s,
+        time_s=moment.time_s,
+        utc_offset_s=moment.utc_offset_s,
         place_e7=place_e7,
         num_events=len(encoded),
         anchor=anchor(encoded),
@@ -347,7 +348,8 @@ def _rows(flag: str, values: Sequence[str], names: tuple[str, ...]) -> np.ndarra
 def _place_e7(request: RequestConfig) -> tuple[int, int] | None:
     if not request.latitude:
         return None
-    return round(float(request.latitude) * 1e7), round(float(request.longitude) * 1e7)
+    degrees = float(request.latitude), float(request.longitude)
+    return known_place(*(round(one * DEGREES_TO_E7) for one in degrees))
 
 
 def _user_row(log: PreparedLog, user: str) -> int:
@@ -360,27 +362,20 @@ def _user_row(log: PreparedLog, user: str) -> int:
         ) from error
 
 
-def _request_time(log: PreparedLog, row: int | None, text: str) -> tuple[int | None, int]:
-    """Unix seconds (None = unknown) and UTC offset in seconds of a request.
-
-    A time without a zone is where the person's last event was; of somebody new, the clock of
-    wherever they are, which is all that the hour of the week needs.
-    """
-    last_offset_s = 0 if row is None else int(log.utc_offsets_s[log.user_offsets[row + 1] - 1])
+def _request_moment(log: PreparedLog, events: Events, text: str) -> Moment:
+    """When a request of somebody with these events is; see `find_moment`."""
     if not text:
-        return None, last_offset_s
+        return find_moment(events, None)
     if not log.meta.has_times:
         raise ValueError(f"--time={text}: {log.directory} has no times, so leave --time empty")
     try:
-        moment = datetime.datetime.fromisoformat(text)
+        time = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise ValueError(
             f"--time={text} is no ISO 8601 time; write 2012-12-22T08:30, with +00:00 for UTC"
         ) from error
-    if moment.tzinfo is None:
-        # "08:30" is half past eight where the person lives.
-        moment = moment.replace(tzinfo=datetime.timezone(datetime.timedelta(seconds=last_offset_s)))
-    offset = moment.utcoffset()
-    if row is None and offset is not None:
-        last_offset_s = round(offset.total_seconds())
-    return int(moment.timestamp()), last_offset_s
+    offset = time.utcoffset()
+    if offset is None:
+        local_s = int(time.replace(tzinfo=datetime.UTC).timestamp())
+        return find_moment(events, local_s, is_local=True)
+    return find_moment(events, int(time.timestamp()), told_offset_s=round(offset.total_seconds()))

@@ -37,7 +37,9 @@ def print_list(recommendations: list[Recommendation], request: RequestConfig) ->
     when = f" at {request.time}" if request.time else ""
     where = f" near {request.latitude}, {request.longitude}" if request.latitude else ""
     table = rich.table.Table(
-        title=f"next for {request.user}{when}{where}", title_justify="left", box=rich.box.SIMPLE
+        title=f"next for {request.user or 'somebody new'}{when}{where}",
+        title_justify="left",
+        box=rich.box.SIMPLE,
     )
     for title, justify in (
         ("", "right"), ("item", "left"), ("name", "left"), ("category", "left"),

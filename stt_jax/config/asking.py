@@ -132,10 +132,10 @@ class RequestConfig:
     key_file: str = option("", "The key file of a log that was prepared with --pseudonymise.")
     time: str = option(
         "",
-        "Request time, ISO 8601; without a zone it is the person's local time. Events after it "
-        "are not used. Empty = unknown, after the last event.",
+        "Request time, ISO 8601; without a zone it is local time, where the person's last event "
+        "before it was. Events after it are not used. Empty = unknown, after the last event.",
     )
-    latitude: str = option("", "Request latitude, degrees; empty = unknown.")
+    latitude: str = option("", "Request latitude, degrees; empty = unknown, as is the place 0, 0.")
     longitude: str = option("", "Request longitude, degrees; empty = unknown.")
     k: int = option(10, "Length of the list.")
     exclude_seen: str = option(
@@ -204,7 +204,9 @@ class ServeConfig:
         "log and are kept as pseudonyms.",
     )
     api_token_file: str = option(
-        "", "File with the token that callers send as 'Authorization: Bearer TOKEN'; empty = none."
+        "",
+        "File with the token that callers send as 'Authorization: Bearer TOKEN'; empty = none: "
+        "then it answers only who asks for localhost, 127.0.0.1, [::1] or --host.",
     )
     state_megabytes: int = option(256, "Memory for live states of people.")
     max_batch: int = option(32, "Most requests that are answered in one call.")

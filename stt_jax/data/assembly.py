@@ -21,7 +21,7 @@ from stt_jax.data import store, vocabulary
 from stt_jax.data.arrays import texts_to_arrow, to_arrow, to_numpy
 from stt_jax.data.columnfiles import ColumnFiles
 from stt_jax.data.findings import describe_log, find_warnings
-from stt_jax.data.prepared_log import LogMeta, PreparedLog
+from stt_jax.data.prepared_log import TIME_GRID, LogMeta, PreparedLog
 from stt_jax.data.schema import (
     EVENT_DTYPES,
     PART_NAMES,
@@ -126,6 +126,8 @@ def assemble_log(
     statistics = describe_log(log)
     has_places = statistics["events_without_place"] < log.num_events
     statistics |= dataclasses.asdict(cuts) if cuts else {}
+    if config.coarsen_time_s:
+        statistics[TIME_GRID] = config.coarsen_time_s
     if refined.num_missing:
         statistics["num_missing"] = refined.num_missing
     meta = dataclasses.replace(

@@ -14,6 +14,7 @@ from stt_jax.config import DOMAIN
 from stt_jax.data.schema import StepCount
 from stt_jax.data.texts import find_sorted, near_ids
 
+TIME_GRID = "time_grid_s"  # of `LogMeta.statistics`; only with --coarsen_time_s
 _STRETCH_EVENTS = 1 << 20
 
 
@@ -38,6 +39,11 @@ class LogMeta:
     warnings: tuple[str, ...]
     numerics: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     former_hashes: tuple[str, ...] = ()
+
+    @property
+    def time_grid_s(self) -> int:
+        """All times are whole multiples of it; 1 also in a coarse log of before it was kept."""
+        return int(self.statistics.get(TIME_GRID, 1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -52,6 +52,14 @@ ROLE_FLAGS = {
 }
 
 
+def known_place(latitude_e7: int, longitude_e7: int) -> tuple[int, int] | None:
+    """A place as told; None for (0, 0), where devices without a fix report to be.
+
+    `clean.mark_places` says the same of a raw log.
+    """
+    return (latitude_e7, longitude_e7) if latitude_e7 or longitude_e7 else None
+
+
 @dataclasses.dataclass(frozen=True)
 class StepCount:
     """What one step of the preparation did to the rows.

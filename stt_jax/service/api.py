@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import pathlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import fastapi
@@ -32,6 +32,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "The body is no JSON.",
         401: "The token is missing or wrong.",
         413: "The body is too large.",
+        421: "The service has no token and was asked under a name that is not this machine's.",
         422: "The request is not as described here.",
         429: "Too many requests are waiting; try again in a second.",
         503: "The event log or the model is not available now.",
@@ -48,7 +49,7 @@ def create_app(service: Service, *, token: str = "", managed: bool = True) -> An
 
     Args:
       service: not yet loaded, if `managed`.
-      token: what callers have to send; "" = nothing.
+      token: what callers have to send; "" = nothing, but only this machine's names are answered.
       managed: the model is loaded when the application starts, beside the first requests, and the
         service stopped when it ends; False leaves both to the caller.
     """
@@ -73,22 +74,27 @@ def create_app(service: Service, *, token: str = "", managed: bool = True) -> An
     app.add_exception_handler(StoreError, _unavailable)
     app.include_router(_data_routes(service))
     app.include_router(_state_routes(service))
-    limit = service.config.max_body_bytes
-    return Guard(app, service.metrics, token=token, max_body_bytes=limit)
+    config = service.config
+    return Guard(
+        app,
+        service.metrics,
+        token=token,
+        host=config.host,
+        max_body_bytes=config.max_body_bytes,
+    )
 
 
 def _data_routes(service: Service) -> fastapi.APIRouter:
     routes = fastapi.APIRouter()
 
     @routes.post("/events")
-    async def add_events(body: schemas.Event | schemas.Events) -> schemas.Stored:
+    async def add_events(body: schemas.OneOrMany) -> schemas.Stored:
         """Stores one event or many: when the answer comes they are on the disk."""
-        sent = body.events if isinstance(body, schemas.Events) else [body]
-        ids, clock_s = service.ids, now_s()
         try:
-            events = [event.stored(ids, clock_s, event.user, event.event_id) for event in sent]
+            made = body.stored(service.ids, now_s())
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
+        events = made if isinstance(made, list) else [made]
         num_new = await asyncio.wrap_future(service.add(events))
         return schemas.Stored(stored=num_new, duplicates=len(events) - num_new)
 
@@ -190,14 +196,27 @@ def _load(service: Service) -> None:
 
 
 async def _invalid(_: fastapi.Request, error: Any) -> JSONResponse:
+    if isinstance(error.body, bytes):  # not taken for JSON, so nobody has looked at it
+        detail = "send the body as JSON, with the header Content-Type: application/json"
+        return JSONResponse({"detail": detail}, 422)
     # What was sent is not sent back: it may be personal, or no text at all.
-    found = "; ".join(
-        f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()
-    )
+    found = "; ".join(f"{_field(one['loc'])}: {_message(one)}" for one in error.errors())
     detail = found.encode("utf-8", "replace").decode()[:2000]
     # Other bodies that cannot be read at all are answered 400 by the framework itself.
     is_json = all(one["type"] != "json_invalid" for one in error.errors())
     return JSONResponse({"detail": detail}, 422 if is_json else 400)
+
+
+def _field(loc: Sequence[Any]) -> str:
+    """Where an error is in what was sent, without the names of the branches of a union."""
+    parts = [str(part) for part in loc[1:]]
+    return ".".join(part for part in parts if not part.startswith("<")) or "body"
+
+
+def _message(one: Mapping[str, Any]) -> str:
+    if one["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be a JSON object"
+    return str(one["msg"]).removeprefix("Value error, ")
 
 
 async def _http_problem(_: fastapi.Request, error: Any) -> JSONResponse:

@@ -25,7 +25,7 @@ class Ask:
       trail: events to take for the person's, in the order of their time; None = the stored ones.
       time_s: unix seconds, or local seconds where `time_is_local`; None = unknown, after the last
         event. Events after it are not used.
-      utc_offset_s: local time of somebody without events; others live where their last event was.
+      utc_offset_s: that `time_s` came with, see `histories.find_moment`; None = none.
       place_e7: (latitude, longitude), 1e-7 degrees; None = unknown.
       traits: what is told of the person, by name, instead of what the log says.
       why: whether to explain the list.
@@ -38,7 +38,7 @@ class Ask:
     trail: tuple[StoredEvent, ...] | None = None
     time_s: int | None = None
     time_is_local: bool = False
-    utc_offset_s: int = 0
+    utc_offset_s: int | None = None
     place_e7: tuple[int, int] | None = None
     traits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     why: bool = False
@@ -50,20 +50,6 @@ class Ask:
     radius_km: float = 0.0
     max_per_category: int = 0
     diversity: float = 0.0
-
-    def when(self, events: Events) -> tuple[int | None, int]:
-        """Unix seconds (None = unknown) and UTC offset of the request of a person's events."""
-        offset_s = int(events.utc_offsets_s[-1]) if len(events) else self.utc_offset_s
-        if self.time_s is None:
-            return None, offset_s
-        return self.time_s - (offset_s if self.time_is_local else 0), offset_s
-
-    def seen(self, events: Events) -> int:
-        """How many of a person's events the request may use."""
-        time_s, _ = self.when(events)
-        if time_s is None:
-            return len(events)
-        return int(np.searchsorted(events.times, time_s, side="right"))
 
     def rules(self, served: ServedModel, events: Events) -> Rules:
         """The rules in rows of the model's vocabularies.
@@ -98,12 +84,13 @@ class Reason:
     """An event that a recommendation points at.
 
     Attributes:
-      time_s: of the event.
+      time_s, utc_offset_s: of the event.
       share: of the whole answer's probability, that points at this event.
       effects: what the time gap and the distance to it add to its logit.
     """
 
     time_s: int
+    utc_offset_s: int
     share: float
     effects: dict[str, float]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from stt_jax.data.prepared_log import PreparedLog
-from stt_jax.data.schema import TEST, UNKNOWN_E7
+from stt_jax.data.schema import TEST, UNKNOWN_E7, known_place
 from stt_jax.histories import Events, join_events, log_events, traits_of_items
 from stt_jax.service.models import ServedModel
 from stt_jax.service.store import StoredEvent
@@ -21,26 +23,23 @@ def base_events(log: PreparedLog, row: int | None) -> Events:
     return log_events(log, int(log.user_offsets[row]), int(log.user_offsets[row + 1]))
 
 
-def live_events(
-    stored: Sequence[StoredEvent], served: ServedModel, base: Events | None = None
-) -> Events:
+def live_events(stored: Sequence[StoredEvent], served: ServedModel) -> Events:
     """Stored events as a model sees them, in their order.
 
     An item, category or value that its vocabulary does not hold is unknown (0). An event without a
-    category or place of its own has its item's; one without an offset has the offset before it.
+    category or place of its own has its item's; one without an offset has 0, see `person_events`.
     Numbers go through what preparing did to their column, a person's smoothing beginning with
     their first stored event, since the prepared log does not keep the numbers before it; columns
     that preparing made (`features.NUMBERS`) are unknown here, see `person_events`.
     """
     log = served.log
     items = np.array([served.item_rows.get(event.item, 0) for event in stored], np.int32)
-    offset_s = int(base.utc_offsets_s[-1]) if base is not None and len(base) else 0
-    offsets, places, categories = [], [], []
+    places, categories = [], []
     for event, item in zip(stored, items.tolist(), strict=True):
-        offset_s = offset_s if event.utc_offset_s is None else event.utc_offset_s
-        offsets.append(offset_s)
-        if event.latitude_e7 is not None and event.longitude_e7 is not None:
-            places.append((event.latitude_e7, event.longitude_e7))
+        # What was stored by earlier versions may say (0, 0) still.
+        own = known_place(event.latitude_e7 or 0, event.longitude_e7 or 0)
+        if own is not None:
+            places.append(own)
         elif item:
             places.append((int(log.item_latitudes_e7[item]), int(log.item_longitudes_e7[item])))
         else:
@@ -50,7 +49,7 @@ def live_events(
     return Events(
         items=items,
         times=np.array([e.time_s for e in stored], np.int64) * log.meta.has_times,
-        utc_offsets_s=np.array(offsets, np.int32),
+        utc_offsets_s=np.array([e.utc_offset_s or 0 for e in stored], np.int32),
         latitudes_e7=np.array([place[0] for place in places], np.int32),
         longitudes_e7=np.array([place[1] for place in places], np.int32),
         categories=np.array(categories, np.int32),
@@ -70,8 +69,10 @@ def person_events(
 ) -> Events:
     """One person's events of the prepared log and of the service in the order of their time.
 
-    Ties keep the order in which they came, the prepared log first. An event that both hold, known
-    by its time and item, is there once: a log prepared again may hold what the service had stored.
+    Ties keep the order in which they came, the prepared log first. An event that both hold is there
+    once (`held_by_log`): a log prepared again may hold what the service had stored.
+    One that was stored without an offset has that of the event before it, wherever that is held,
+    and before all that told one that of the prepared log's first event, or else UTC.
     What preparing makes of the other columns (`--features`) is made of stored events here, with
     all of the person's events before them; those of the prepared log keep what it says.
 
@@ -82,24 +83,66 @@ def person_events(
     """
     log = served.log
     base = base_events(log, row)
-    live = live_events(stored, served, base)
+    live = live_events(stored, served)
     if len(live) == 0:
         return base
-    if log.meta.has_times and len(base):
-        there = set(zip(base.times.tolist(), base.items.tolist(), strict=True))
-        pairs = zip(live.times.tolist(), live.items.tolist(), strict=True)
-        live = live[np.array([item == 0 or (time, item) not in there for time, item in pairs])]
+    new = ~held_by_log(log, row, live.times, live.items)
+    live, stored = live[new], [event for event, kept in zip(stored, new, strict=True) if kept]
     parts = np.full(len(base) + len(live), TEST, np.int8)
     if row is not None:
         parts[: len(base)] = log.parts[log.user_offsets[row] : log.user_offsets[row + 1]]
     is_live = np.arange(len(parts)) >= len(base)
+    tells = np.array([True] * len(base) + [event.utc_offset_s is not None for event in stored])
     events = join_events([base, live])
     if log.meta.has_times:
         order = np.argsort(events.times, kind="stable")
-        events, parts, is_live = events[order], parts[order], is_live[order]
+        events, parts, is_live, tells = events[order], parts[order], is_live[order], tells[order]
+    first_offset_s = int(base.utc_offsets_s[0]) if len(base) else 0
+    offsets_s = _carried(events.utc_offsets_s, tells, first_offset_s)
+    events = dataclasses.replace(events, utc_offsets_s=offsets_s)
     for name, values in _made(log, events, parts).items():
         events.numbers[name][is_live] = values[is_live]
     return events
+
+
+def held_by_log(
+    log: PreparedLog, row: int | None, times: np.ndarray, items: np.ndarray
+) -> np.ndarray:
+    """bool [N], which of a person's stored events the prepared log holds, too.
+
+    They are known by time and item. The log may keep times on a grid (--coarsen_time_s), and has
+    lost the ids of items without training events: to it all of those are one. Each of its events
+    stands for one stored event.
+
+    Args:
+      log: the prepared log; without times it holds none.
+      row: of the person in it; None = not in there.
+      times, items: of the stored events, [N]: unix seconds and rows of items, 0 = unknown.
+    """
+    held = np.zeros(len(times), bool)
+    if row is None or not log.meta.has_times or not len(times):
+        return held
+    times = times // log.meta.time_grid_s * log.meta.time_grid_s
+    first, end = log.user_offsets[row], log.user_offsets[row + 1]
+    own = log.times[first:end]
+    begin = first + np.searchsorted(own, times.min())
+    end = first + np.searchsorted(own, times.max(), side="right")
+
+    def keys(times: np.ndarray, items: np.ndarray) -> Iterator[tuple[int, int]]:
+        known = np.where(log.item_train_counts[items] > 0, items, 0)
+        return zip(times.tolist(), known.tolist(), strict=True)
+
+    left = collections.Counter(keys(log.times[begin:end], log.items[begin:end]))
+    for index, key in enumerate(keys(times, items)):
+        held[index] = left[key] > 0
+        left[key] -= 1
+    return held
+
+
+def _carried(offsets_s: np.ndarray, tells: np.ndarray, first_offset_s: int) -> np.ndarray:
+    """int32 [N], each offset that an event tells, and where one tells none the last before it."""
+    last = np.maximum.accumulate(np.where(tells, np.arange(len(tells)), -1))
+    return np.where(last < 0, first_offset_s, offsets_s[last]).astype(np.int32)
 
 
 def _made(log: PreparedLog, events: Events, parts: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What stands before every route: the token, the size of bodies, slow clients, log and metrics."""
+"""What stands before every route: token or host, size of bodies, slow clients, log and metrics."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from stt_jax.service.metrics import Metrics
 _log = logging.getLogger("stt_jax.service")
 _DRAINED_BYTES = 64 << 20  # of a body that is too large, so that its sender reads the answer
 _MOST_HEAD_BYTES = 64 << 10  # of a request before its body
+# Without a token the machine is all that keeps strangers out, and a web page that its browser shows
+# can ask it under a name of its own (DNS rebinding).
+_OWN_HOSTS = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/", "/healthz", "/readyz")  # nothing of anybody is there
 
 
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: Any, metrics: Metrics, *, token: str, max_body_bytes: int) -> None:
-        """`token` "" lets everybody in."""
+    def __init__(
+        self, app: Any, metrics: Metrics, *, token: str, host: str, max_body_bytes: int
+    ) -> None:
+        """`token` "" lets everybody in who asks this machine, or `host`, by its name."""
         self._app, self._metrics = app, metrics
+        self._hosts = frozenset(name.encode() for name in (*_OWN_HOSTS, host.lower()))
         self._token, self._max_body_bytes = token.encode(), max_body_bytes
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
@@ -60,6 +66,11 @@ class Guard:
 
     async def _guarded(self, scope: dict, receive: Any, send: Any) -> None:
         headers = dict(scope["headers"])
+        if not self._token and _host_name(headers.get(b"host", b"")) not in self._hosts:
+            await _answer(
+                send, 421, "ask this service as localhost, or give it a token and send it"
+            )
+            return
         if not self._may_enter(scope["path"], headers):
             await _answer(send, 401, "send the service's token as 'Authorization: Bearer TOKEN'")
             return
@@ -116,6 +127,13 @@ class _Body:
             message = await self._receive()
             self._num_bytes += len(message.get("body", b""))
             self._more = message.get("more_body", False)
+
+
+def _host_name(host: bytes) -> bytes:
+    """Of a Host header, without its port; of an IPv6 address without its brackets."""
+    if host.startswith(b"["):
+        return host[1:].partition(b"]")[0].lower()
+    return host.partition(b":")[0].lower()
 
 
 async def _answer(send: Any, status: int, detail: str) -> None:

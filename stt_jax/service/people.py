@@ -148,7 +148,7 @@ class LiveTable:
         self._states.reset()
 
     def _prepare(self, index: int, ask: Ask, view: View) -> _Prepared:
-        time_s, offset_s = ask.when(view.events)
+        time_s, offset_s = view.moment.time_s, view.moment.utc_offset_s
         rules = ask.rules(self.served, view.events)
         here = ranking.request_place(view.encoded, ask.place_e7)
         if rules.radius_km and here is None:
@@ -275,6 +275,7 @@ class LiveTable:
                 [
                     Reason(
                         int(view.encoded.times[event]),
+                        int(view.encoded.utc_offsets_s[event]),
                         float(explained.mass[0, event]),
                         {
                             name: float(effect[0, event])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field, StringConstraints
 
 from stt_jax.data.pseudonyms import Ids
+from stt_jax.data.schema import DEGREES_TO_E7, known_place
 from stt_jax.service.asks import Answer, Ask
 from stt_jax.service.store import StoredEvent, content_id
 
 MAX_EVENTS = 1000  # in one body
 _MAX_LEAD_S = 86_400  # how far ahead of the service's clock an event may be
+_MOST_SECONDS = 1e11  # of a time that is meant in seconds: the year 5138
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 # A web address is an id, too. With an event's id of 256 characters a person's still fits into an
@@ -33,12 +36,42 @@ Id = Annotated[
     StringConstraints(min_length=1, max_length=MAX_ID_BYTES, pattern=_PRINTABLE),
     pydantic.AfterValidator(_fits),
 ]
+
+
+def _in_seconds(value: Any) -> Any:
+    if isinstance(value, int | float) and value > _MOST_SECONDS:
+        raise ValueError("unix seconds, not milliseconds")
+    return value
+
+
 # The years 1900 to 2100.
-UnixSeconds = Annotated[int, Field(strict=True, ge=-2_208_988_800, le=4_102_444_800)]
+UnixSeconds = Annotated[
+    int,
+    Field(strict=True, ge=-2_208_988_800, le=4_102_444_800),
+    pydantic.BeforeValidator(_in_seconds),
+]
 IsoTime = Annotated[str, StringConstraints(max_length=40), Field(examples=["2012-12-22T08:30Z"])]
+
+
+def _kind_of_time(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<text>"
+    return "<seconds>" if isinstance(value, int | float) else None
+
+
+# What is told of a wrong value is about the one type that it could have been; `_invalid` of
+# `stt_jax.service.api` leaves the names in angle brackets out.
+Time = Annotated[
+    Annotated[UnixSeconds, pydantic.Tag("<seconds>")] | Annotated[IsoTime, pydantic.Tag("<text>")],
+    pydantic.Discriminator(
+        _kind_of_time,
+        custom_error_type="time",
+        custom_error_message="write unix seconds or ISO 8601, e.g. 2012-12-22T08:30Z",
+    ),
+]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
-Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
+Latitude = Annotated[float, Field(strict=True, ge=-90, le=90, allow_inf_nan=False)]
+Longitude = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]
 
 
 class Body(pydantic.BaseModel):
@@ -50,8 +83,10 @@ class Body(pydantic.BaseModel):
 class Place(Body):
     """Degrees, both or none."""
 
-    latitude: Latitude | None = None
-    longitude: Longitude | None = None
+    latitude: Latitude | None = Field(
+        None, description="Degrees. The place 0, 0, of devices without a fix, is taken as unknown."
+    )
+    longitude: Longitude | None = Field(None, description="Degrees.")
 
     @pydantic.model_validator(mode="after")
     def _both_or_none(self):
@@ -61,20 +96,21 @@ class Place(Body):
 
     @property
     def place_e7(self) -> tuple[int, int] | None:
-        """(latitude, longitude) in 1e-7 degrees."""
+        """(latitude, longitude) in 1e-7 degrees; None = unknown."""
         if self.latitude is None or self.longitude is None:
             return None
-        return round(self.latitude * 1e7), round(self.longitude * 1e7)
+        return known_place(*(round(one * DEGREES_TO_E7) for one in (self.latitude, self.longitude)))
 
 
 class TrailEvent(Place):
     """Something that somebody did."""
 
     item: Id = Field(description="Id of the item; one that the model does not know is kept.")
-    time: UnixSeconds | IsoTime | None = Field(
+    time: Time | None = Field(
         None,
-        description="Unix seconds, or ISO 8601 with a zone; empty = now. An offset such as -05:00 "
-        "is the person's local time from then on; Z tells none.",
+        description="Unix seconds, or ISO 8601 with a zone; empty = now, so that a request sent "
+        "again is another event unless it has an event_id. An offset such as -05:00 is the "
+        "person's local time from then on; Z tells none.",
     )
     category: Text | None = Field(None, description="Empty = the item's.")
     context: dict[Text, Text] = Field(
@@ -87,14 +123,15 @@ class TrailEvent(Place):
         "prepared log was. What is left out is unknown.",
     )
 
-    def stored(
-        self, ids: Ids, now_s: int, user: str = "", event_id: str | None = None
-    ) -> StoredEvent:
+    def stored(self, ids: Ids, now_s: int) -> StoredEvent:
         """The event as it is kept: with the ids of the prepared log.
 
         Raises:
           ValueError: a time without a zone, or far ahead of the clock.
         """
+        return self._stored(ids, now_s, "", None)
+
+    def _stored(self, ids: Ids, now_s: int, user: str, event_id: str | None) -> StoredEvent:
         time_s, offset_s = now_s, None
         if self.time is not None:
             time_s, offset_s, local = read_time(self.time)
@@ -120,14 +157,34 @@ class Event(TrailEvent):
     event_id: Text | None = Field(
         None,
         description="Sent again under the same id, an event is stored once. Empty = made of the "
-        "event's content, so equal events are one.",
+        "event's content with its time, so equal events are one; whoever sends none and no time "
+        "either gets another event with every retry.",
     )
+
+    def stored(self, ids: Ids, now_s: int) -> StoredEvent:
+        """See `TrailEvent.stored`."""
+        return self._stored(ids, now_s, self.user, self.event_id)
 
 
 class Events(Body):
     """Many events; all are stored or none."""
 
     events: Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS)]
+
+    def stored(self, ids: Ids, now_s: int) -> list[StoredEvent]:
+        """See `TrailEvent.stored`."""
+        return _all_stored(self.events, ids, now_s, "events")
+
+
+def _kind_of_events(value: Any) -> str:
+    is_many = isinstance(value, Events) or (isinstance(value, dict) and "events" in value)
+    return "<many>" if is_many else "<one>"
+
+
+OneOrMany = Annotated[
+    Annotated[Event, pydantic.Tag("<one>")] | Annotated[Events, pydantic.Tag("<many>")],
+    pydantic.Discriminator(_kind_of_events),
+]
 
 
 class Stored(pydantic.BaseModel):
@@ -144,10 +201,13 @@ class RecommendBody(Place):
     trail: Annotated[list[TrailEvent], Field(max_length=MAX_EVENTS)] | None = Field(
         None, description="Events to take for a person's instead of stored ones; not kept."
     )
-    time: Literal["now", "last"] | UnixSeconds | IsoTime = Field(
+    time: Time = Field(
         "last",
         description="now; last = unknown, after the person's last event; unix seconds; or ISO "
-        "8601, the person's local time without a zone. Events after it are not used.",
+        "8601. Events after it are not used. Local time is where the person's last event before it "
+        "was, or else the first; an offset such as -05:00 says which moment is meant, and is the "
+        "local time only of somebody whose events told none. Without a zone it is local time, "
+        "compared with that of each event; an hour that occurs twice is the later one.",
     )
     traits: dict[Text, Text] = Field(
         default_factory=dict,
@@ -179,7 +239,7 @@ class RecommendBody(Place):
             raise ValueError("user and trail exclude each other; give one of them")
         trail = None
         if self.trail is not None:
-            events = [event.stored(ids, now_s) for event in self.trail]
+            events = _all_stored(self.trail, ids, now_s, "trail")
             trail = tuple(sorted(events, key=lambda event: event.time_s))
         time_s = offset_s = None
         local = False
@@ -192,7 +252,7 @@ class RecommendBody(Place):
             trail=trail,
             time_s=time_s,
             time_is_local=local,
-            utc_offset_s=offset_s or 0,
+            utc_offset_s=offset_s,
             place_e7=self.place_e7,
             traits=self.traits,
             why=self.why,
@@ -210,7 +270,7 @@ class RecommendBody(Place):
 class Reason(pydantic.BaseModel):
     """An event of the person that an item of the list points at."""
 
-    time: str
+    time: str = Field(description="Of the event, local to it.")
     share: float = Field(description="Of the whole answer's probability, what points there.")
     effects: dict[str, float] = Field(
         description="What the time gap and the distance to the event add to its logit."
@@ -243,7 +303,7 @@ class Recommended(pydantic.BaseModel):
         items = [Item(item=one.item_id, **_but_id(one)) for one in answer.items]
         for item, reasons in zip(items, answer.reasons or (), strict=bool(answer.reasons)):
             item.why = [
-                Reason(time=iso_time(r.time_s, offset_s), share=r.share, effects=r.effects)
+                Reason(time=iso_time(r.time_s, r.utc_offset_s), share=r.share, effects=r.effects)
                 for r in reasons
             ]
         when = None if answer.time_s is None else iso_time(answer.time_s, offset_s)
@@ -283,6 +343,19 @@ class Problem(pydantic.BaseModel):
     """Why there is no answer."""
 
     detail: str
+
+
+def _all_stored(
+    events: Sequence[TrailEvent], ids: Ids, now_s: int, field: str
+) -> list[StoredEvent]:
+    """`stored` of each; what is wrong with one is said with its place in `field`."""
+    found = []
+    for number, event in enumerate(events):
+        try:
+            found.append(event.stored(ids, now_s))
+        except ValueError as error:
+            raise ValueError(f"{field}.{number}.{error}") from None
+    return found
 
 
 def read_time(value: int | str) -> tuple[int, int | None, bool]:

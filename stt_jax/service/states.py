@@ -17,11 +17,19 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stt_jax import session
-from stt_jax.histories import Anchor, Events, Tokens, anchor, history_rows
+from stt_jax.histories import (
+    Anchor,
+    Events,
+    Moment,
+    Tokens,
+    anchor,
+    find_moment,
+    history_rows,
+)
 from stt_jax.service.asks import Ask
 from stt_jax.service.events import person_events
 from stt_jax.service.models import ServedModel
-from stt_jax.service.store import EventStore, Version
+from stt_jax.service.store import EventStore, StoredEvent, Version
 
 _NEW_EVENTS = (4,)  # events that are appended at once; more are encoded from the start
 _SMALLEST_CAPACITY = 128  # every further pool costs memory for a batch and time to warm up
@@ -34,6 +42,7 @@ class _Person:
     version: Version
     user_row: int | None  # in the prepared log
     events: Events
+    has_offsets: bool  # the prepared log or an event told one
     pool: Pool
     row: int
     start: int
@@ -74,7 +83,7 @@ class _Work:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What an ask sees: a row, and the events in it."""
+    """What an ask sees: when it is, a row, and the events in it."""
 
     pool: Pool
     row: int
@@ -82,6 +91,7 @@ class View:
     encoded: Events  # those of them that are in the row
     anchor: Anchor
     user_row: int | None
+    moment: Moment
 
 
 class LiveStates:
@@ -139,7 +149,7 @@ class LiveStates:
     def empty_view(self, pool: Pool) -> View:
         """What an ask sees of somebody without events."""
         nothing = person_events([], self._served)
-        return View(pool, pool.empty, nothing, nothing, anchor(nothing), None)
+        return View(pool, pool.empty, nothing, nothing, anchor(nothing), None, Moment(None, 0, 0))
 
     def views(self, asks: Sequence[Ask]) -> list[View | ValueError]:
         """Brings the states up to the log and gives what each ask sees, in a row of a pool.
@@ -201,8 +211,11 @@ class LiveStates:
             # request sees another version and reads again.
             row = self._served.user_row(user)
             known = row is not None and not versions[user].forgotten
-            events = person_events(stored.get(user, []), self._served, row if known else None)
-            self._place(user, versions[user], row if known else None, events, busy, work)
+            sent = stored.get(user, [])
+            events = person_events(sent, self._served, row if known else None)
+            has_offsets = known or _tell_offsets(sent)
+            user_row = row if known else None
+            self._place(user, versions[user], user_row, events, has_offsets, busy, work)
         self._run(work)
         found = {user: self._people[user] for user in users if user in self._people}
         for user, person in found.items():
@@ -215,6 +228,7 @@ class LiveStates:
         version: Version,
         user_row: int | None,
         events: Events,
+        has_offsets: bool,
         busy: set[str],
         work: list[_Work],
     ) -> None:
@@ -238,13 +252,14 @@ class LiveStates:
                     work.append(_Work(pool, old.row, tokens, old.num_encoded))
                     self.counts["appended_events"] += num_new
                 self._people[user] = _Person(
-                    version, user_row, events, pool, old.row, start, new_anchor
+                    version, user_row, events, has_offsets, pool, old.row, start, new_anchor
                 )
                 return
         if old is not None:
             self._drop(user)
         row = self._row(pool, busy)
-        person = _Person(version, user_row, events, pool, row, start, anchor(events[start:]))
+        its_anchor = anchor(events[start:])
+        person = _Person(version, user_row, events, has_offsets, pool, row, start, its_anchor)
         self._people[user] = person
         pool.users[user] = row
         work.append(_from_start(pool, row, events, start, person.anchor))
@@ -274,22 +289,31 @@ class LiveStates:
     ) -> View:
         person = None if ask.user is None else people.get(ask.user)
         if person is None:
-            events, user_row = person_events(ask.trail or (), self._served), None
+            trail = ask.trail or ()
+            events, user_row = person_events(trail, self._served), None
+            has_offsets = _tell_offsets(trail)
         else:
-            events, user_row = person.events, person.user_row
-        cut = ask.seen(events) if self._has_times else len(events)
+            events, user_row, has_offsets = person.events, person.user_row, person.has_offsets
+        moment = find_moment(
+            events,
+            ask.time_s if self._has_times else None,
+            is_local=ask.time_is_local,
+            told_offset_s=ask.utc_offset_s,
+            has_offsets=has_offsets,
+        )
+        cut = moment.num_events
         if person is not None and cut == len(events):
             encoded = events[person.start :]
-            return View(person.pool, person.row, events, encoded, person.anchor, user_row)
+            return View(person.pool, person.row, events, encoded, person.anchor, user_row, moment)
         events = events[:cut]
         if cut == 0:
             pool = self.pools[0]
-            return View(pool, pool.empty, events, events, anchor(events), user_row)
+            return View(pool, pool.empty, events, events, anchor(events), user_row, moment)
         start = session.window_start(cut, self.window, self._hop)
         pool = self._pool(cut - start)
         row = next(scratch[id(pool)])
         work.append(_from_start(pool, row, events, start, anchor(events[start:])))
-        return View(pool, row, events, events[start:], work[-1].tokens.anchor, user_row)
+        return View(pool, row, events, events[start:], work[-1].tokens.anchor, user_row, moment)
 
     def _run(self, work: list[_Work]) -> None:
         for pool in self.pools:
@@ -327,6 +351,10 @@ class LiveStates:
 def _from_start(pool: Pool, row: int, events: Events, start: int, its_anchor: Anchor) -> _Work:
     before = int(events.times[start - 1]) if start else None
     return _Work(pool, row, Tokens(events[start:], before, its_anchor), None)
+
+
+def _tell_offsets(stored: Sequence[StoredEvent]) -> bool:
+    return any(event.utc_offset_s is not None for event in stored)
 
 
 def _equal(events: Events, others: Events) -> bool:

@@ -150,9 +150,9 @@ class EventStore:
                 _add_numbers(connection)
                 self._key = self._read_key(connection)
         except sa.exc.SQLAlchemyError as error:
-            raise _explain(
-                error, f"the event log at {self._engine.url} cannot be opened"
-            ) from error
+            # The query may hold a password, too.
+            shown = self._engine.url.set(query={}).render_as_string(hide_password=True)
+            raise _explain(error, f"the event log at {shown} cannot be opened") from error
 
     def add(self, events: Sequence[StoredEvent]) -> set[tuple[str, str]]:
         """Stores events durably, all or none; those that are there already are left alone.

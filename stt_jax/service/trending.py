@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stt_jax.batch import Successions, Trends
+from stt_jax.service.events import held_by_log
 from stt_jax.service.models import ServedModel
 from stt_jax.service.store import EventStore, StoredItem, now_s
 from stt_jax.successions import LiveSuccessions
@@ -119,9 +120,4 @@ class Trending:
 
     def _in_log(self, user: str, time_s: int, item: int) -> bool:
         log, person = self._served.log, self._served.user_row(user)
-        if person is None:
-            return False
-        first, end = log.user_offsets[person : person + 2]
-        times = log.times[first:end]
-        begin, stop = (np.searchsorted(times, time_s, side) for side in ("left", "right"))
-        return item in log.items[first + begin : first + stop]
+        return bool(held_by_log(log, person, np.array([time_s]), np.array([item]))[0])

@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
+from stt_jax.config import RequestConfig
 from stt_jax.data.encodings import earth_coords
-from stt_jax.ranking import Rules, allowed_items, describe, item_coords, item_distances_km
+from stt_jax.ranking import (
+    Recommendation,
+    Rules,
+    allowed_items,
+    describe,
+    item_coords,
+    item_distances_km,
+)
+from stt_jax.recommend import print_list
 from tests.stt_jax.tiny_logs import random_log
 
 LOG = random_log(num_users=6, seed=5)
@@ -49,3 +58,10 @@ def test_rules_let_in_what_they_say_and_never_the_unknown_item():
     np.testing.assert_array_equal(np.flatnonzero(only), [1, 9])
     of_domains = allowed_items(Rules(domains=np.array([1, 2])), categories, domains, COORDS, None)
     np.testing.assert_array_equal(np.flatnonzero(of_domains), np.flatnonzero(domains > 0))
+
+
+@pytest.mark.parametrize(("user", "whom"), [("u1", "u1"), ("", "somebody new")])
+def test_a_list_says_whom_it_is_for(capsys, user, whom):
+    request = RequestConfig(user=user, time="2012-05-01T08:30")
+    print_list([Recommendation("i1", "item 1", "a", 0.5, None)], request)
+    assert capsys.readouterr().out.splitlines()[0].strip() == f"next for {whom} at 2012-05-01T08:30"

@@ -112,7 +112,7 @@ class Client:
         async def send():
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(
-                transport=transport, base_url="http://service", headers=self._headers
+                transport=transport, base_url="http://localhost", headers=self._headers
             ) as client:
                 return await client.request(method, path, **options)
 

@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+import types
 import urllib.parse
 
 import httpx
@@ -22,6 +23,7 @@ from stt_jax.service.service import Service
 from tests.stt_jax.service.served import Client, config, write_run
 
 TOKEN = "a-token-of-this-test"
+RUN = types.SimpleNamespace(step=1)
 EVENT = {"user": "u", "item": "i1", "time": "2012-05-01T08:30Z"}
 
 
@@ -58,6 +60,28 @@ def test_only_who_has_the_token_comes_in(client):
     ).is_success
 
 
+@pytest.mark.parametrize("host", ["evil.example:8000", "127.0.0.1.evil.example", "[::2]:80", ""])
+def test_without_a_token_nobody_asks_under_another_name(client, host):
+    """A web page of that name may have led its browser to this machine (DNS rebinding)."""
+    open_client = Client(client.service)
+    answer = open_client("GET", "/readyz", headers={"host": host})
+    assert answer.status_code == 421
+    assert "localhost" in answer.json()["detail"]
+    assert open_client("POST", "/events", json=EVENT, headers={"host": host}).status_code == 421
+    assert client.service.store.read(["u"]) == {"u": []}
+    for name in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"):
+        assert open_client("GET", "/healthz", headers={"host": name}).status_code == 200, name
+    assert client("POST", "/events", json=EVENT, headers={"host": host}).status_code == 200
+
+
+def test_without_a_token_the_host_that_it_listens_on_is_answered(run, tmp_path):
+    options = {"host": "127.0.0.9", "store": f"sqlite:///{tmp_path}/events.db"}
+    service = Service(config(run, **options))
+    headers = {"host": "127.0.0.9:8000"}
+    assert Client(service)("GET", "/healthz", headers=headers).status_code == 200
+    service.stop()
+
+
 WRONG_BODIES = {
     "no json": b"{",
     "empty": b"",
@@ -74,6 +98,8 @@ WRONG_BODIES = {
     "next year": b'{"user": "u", "item": "i", "time": "2099-05-01T08:30Z"}',
     "half a place": b'{"user": "u", "item": "i", "latitude": 4}',
     "no such place": b'{"user": "u", "item": "i", "latitude": 91, "longitude": 0}',
+    "true for a place": b'{"user": "u", "item": "i", "latitude": true, "longitude": 1}',
+    "text for a place": b'{"user": "u", "item": "i", "latitude": "40.1", "longitude": 1}',
     "misspelt": b'{"user": "u", "item": "i", "tyme": 4}',
     "no item": b'{"user": "u"}',
     "empty id": b'{"user": "", "item": "i"}',
@@ -95,6 +121,84 @@ def test_a_wrong_body_gets_a_clear_answer_and_stores_nothing(client, name):
     assert 10 < len(answer.json()["detail"]) < 2001
     assert client("GET", "/users/u").status_code == 503  # no model yet
     assert client.service.store.read(["u"]) == {"u": []}
+
+
+MANY = [EVENT, EVENT, EVENT]
+MESSAGES = {
+    "no zone": (
+        "/events",
+        {"events": [*MANY, EVENT | {"time": "2012-05-01T08:30"}]},
+        "events.3.time: an event's time needs a zone, e.g. 2012-12-22T08:30-05:00",
+    ),
+    "no zone, one": (
+        "/events",
+        EVENT | {"time": "2012-05-01T08:30"},
+        "time: an event's time needs a zone, e.g. 2012-12-22T08:30-05:00",
+    ),
+    "misspelt": (
+        "/events",
+        {"events": [*MANY, {"user": "u", "itm": "i"}]},
+        "events.3.item: Field required; events.3.itm: Extra inputs are not permitted",
+    ),
+    "half a place": (
+        "/events",
+        {"events": [EVENT | {"latitude": 4}]},
+        "events.0: latitude and longitude go together; give both or none",
+    ),
+    "half a place, one": (
+        "/events",
+        EVENT | {"latitude": 4},
+        "body: latitude and longitude go together; give both or none",
+    ),
+    "milliseconds": (
+        "/events",
+        EVENT | {"time": 1_700_000_000_000},
+        "time: unix seconds, not milliseconds",
+    ),
+    "fraction": (
+        "/events",
+        EVENT | {"time": 1.5},
+        "time: Input should be a valid integer",
+    ),
+    "a list for a time": (
+        "/events",
+        EVENT | {"time": [1]},
+        "time: write unix seconds or ISO 8601, e.g. 2012-12-22T08:30Z",
+    ),
+    "a list": ("/events", [EVENT], "body: must be a JSON object"),
+    "long id": (
+        "/events",
+        EVENT | {"user": 1000 * "ü"},
+        "user: an id has at most 1600 bytes in UTF-8",
+    ),
+    "milliseconds of a request": (
+        "/recommend",
+        {"time": 1_700_000_000_000},
+        "time: unix seconds, not milliseconds",
+    ),
+    "trail": (
+        "/recommend",
+        {"trail": [{"item": "i"}, {"item": "i", "time": "2012-05-01T08:30"}]},
+        "trail.1.time: an event's time needs a zone, e.g. 2012-12-22T08:30-05:00",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_message_says_which_field_and_what_to_do_and_nothing_else(client, monkeypatch, name):
+    path, body, message = MESSAGES[name]
+    monkeypatch.setattr(Service, "model", property(lambda self: types.SimpleNamespace(run=RUN)))
+    answer = client("POST", path, json=body)
+    assert (answer.status_code, answer.json()["detail"]) == (422, message)
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_called_json_is_told_so(client, kind):
+    headers = {"content-type": kind} if kind else {}
+    for path, body in (("/events", EVENT), ("/recommend", {"user": "u"})):
+        answer = client("POST", path, content=json.dumps(body).encode(), headers=headers)
+        assert answer.status_code == 422
+        assert "Content-Type: application/json" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", ["https://example.org/" + 1500 * "a", 800 * "ü"])
@@ -258,7 +362,7 @@ def test_slow_clients_are_hung_up_on_and_bother_nobody(client):
         texts = (
             b"",
             b"GET /healthz HTTP/1.1\r\nx-slow: ",
-            b"POST /events HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{",
+            b"POST /events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{",
         )
         for number, one in enumerate(slow):
             one.sendall(texts[number % 3])
@@ -292,7 +396,7 @@ def test_long_bodies_and_requests_that_follow_at_once_are_not_taken_for_headers(
     app = create_app(client.service, managed=False)
     events = [EVENT | {"event_id": f"long-{number}"} for number in range(1000)]
     body = json.dumps({"events": events}).encode()
-    head = b"POST /events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = b"POST /events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     whole = head + b"content-length: %d\r\n\r\n" % len(body) + body
     with listening(app, receive_s=60) as address, socket.create_connection(address) as sender:
         sender.settimeout(60)
@@ -329,6 +433,22 @@ def test_wrong_use_gets_one_line(run, tmp_path, monkeypatch, capsys, options, me
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://user:hunter2@127.0.0.1:1/name",
+        "postgresql+psycopg://user@127.0.0.1:1/name?password=hunter2",
+        "postgresql+psycopg://user@127.0.0.1:1/name?sslpassword=hunter2&connect_timeout=2",
+    ],
+)
+def test_a_password_of_the_store_is_not_printed(run, capsys, url):
+    pytest.importorskip("psycopg", reason="psycopg of the extra 'postgres' is not installed")
+    assert serve.main(["serve", f"--run={run}", "--port=0", f"--store={url}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --store: ")
+    assert "hunter2" not in error
 
 
 def test_loopback_needs_no_token_and_a_file_gives_one(tmp_path):

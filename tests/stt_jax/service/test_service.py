@@ -27,7 +27,7 @@ from tests.stt_jax.service.served import (
     together,
     write_run,
 )
-from tests.stt_jax.tiny_logs import raw_numbers
+from tests.stt_jax.tiny_logs import random_log, raw_numbers
 
 MONDAY = 1_333_324_800
 
@@ -327,12 +327,79 @@ def test_time_and_place_and_trail_are_heard(client):
     )
 
 
+def test_a_time_in_the_past_is_in_the_clock_of_then_served_and_on_the_command_line(tmp_path):
+    """Half way through the log somebody has moved from New York to Tokyo, half a day ahead."""
+    log = random_log(num_users=6, seed=SEED)
+    num_events = int(log.user_offsets[1])
+    offsets, move = log.utc_offsets_s.copy(), num_events // 2
+    offsets[move:num_events] = 9 * 3600
+    run = write_run(tmp_path, utc_offsets_s=offsets)
+    log = open_log(tmp_path / "prepared")
+    loaded = load_run(run, log)
+    with serving(run) as client:
+        for at in (3, move - 4, move + 3, num_events - 1):
+            offset_s, time_s = int(offsets[at]), int(log.times[at]) + 30
+            local = iso_time(time_s, offset_s)
+            num_before = int(np.searchsorted(log.times[:num_events], time_s, side="right"))
+            for text in (local, local[:19], iso_time(time_s, 0)):
+                answer = client.recommend(user="u0", k=11, time=text)
+                assert (answer["time"], answer["num_events"]) == (local, num_before), text
+                request = RequestConfig(user="u0", time=text, k=11)
+                expected = {one.item_id: one for one in recommend_items(loaded, log, request)}
+                assert names(answer) == list(expected)
+                for item, probability in probabilities(answer).items():
+                    assert probability == pytest.approx(expected[item].probability, abs=1e-5)
+        first = log.times[0] - 60
+        early = client.recommend(user="u0", time=iso_time(int(first), -4 * 3600)[:19])
+        assert (early["time"], early["num_events"]) == (iso_time(int(first), -4 * 3600), 0)
+
+
+def test_an_offset_of_the_request_is_local_time_where_no_event_told_one(client):
+    client.events(*(event("nowhere", f"i{item}", item) for item in (1, 2, 3)))
+    trail = [{"item": "i4", "time": MONDAY}]
+    there = "2012-06-01T08:30:00-05:00"
+    for who in ({"user": "nowhere"}, {"trail": trail}, {}):
+        told = client.recommend(**who, k=11, time=there)
+        assert told["time"] == there
+        in_utc = client.recommend(**who, k=11, time="2012-06-01T13:30Z")
+        assert in_utc["time"] == "2012-06-01T13:30:00+00:00"
+        assert probabilities(told) != probabilities(in_utc)
+    trail[0]["time"] = "2012-04-02T00:00+09:00"
+    for who, local in (({"user": "u4"}, "09:30:00-04:00"), ({"trail": trail}, "22:30:00+09:00")):
+        assert client.recommend(**who, time=there)["time"] == f"2012-06-01T{local}"
+
+
+def test_the_place_0_0_is_unknown_as_in_preparing(run, client):
+    nowhere = {"latitude": 0, "longitude": 0.0}
+    client.events(event("no fix", "i3", 1), event("no fix", "i4", 2, **nowhere))
+    client.events(event("no place", "i3", 1), event("no place", "i4", 2))
+    for options in ({}, nowhere):
+        found = client.recommend(user="no fix", k=11, **options)
+        assert found == client.recommend(user="no place", k=11)
+        assert found["items"][0]["distance_km"] < 100
+    answer = client("POST", "/recommend", json={"radius_km": 5, **nowhere})
+    assert "radius_km needs a place" in answer.json()["detail"]
+    log = open_log(run.parent / "prepared")
+    request = RequestConfig(user="u4", latitude="0", longitude="0", k=3)
+    known = RequestConfig(user="u4", k=3)
+    loaded = load_run(run, log)
+    assert recommend_items(loaded, log, request) == recommend_items(loaded, log, known)
+
+
 def test_the_list_says_why(client):
     answer = client.recommend(user="u4", k=11, why=True)
     reasons = [reason for item in answer["items"] for reason in item["why"]]
     assert reasons
     assert 0 < sum(reason["share"] for reason in reasons) <= 1 + 1e-5
     assert all({"time", "distance"} == set(reason["effects"]) for reason in reasons)
+
+
+def test_reasons_are_in_the_clock_of_their_events(client):
+    times = ["2024-01-01T09:00:00+09:00", "2024-01-05T08:00:00-05:00"]
+    client.events(*({"user": "moved", "item": "i1", "time": time} for time in times))
+    answer = client.recommend(user="moved", k=11, why=True)
+    reasons = [reason["time"] for item in answer["items"] for reason in item["why"]]
+    assert sorted(reasons) == times
 
 
 def test_people_who_ask_at_once_get_their_own_answers(client):
@@ -356,7 +423,8 @@ def test_the_service_keeps_to_its_own_description(client):
         response_schema_conformance,
     ]
     tried = set()
-    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
+    host = {"host": "localhost"}  # without a token nobody else is answered
+    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app, headers=host)
     for found in schema.get_all_operations():
         operation = found.ok()
         for mode in schemathesis.GenerationMode:
@@ -369,7 +437,7 @@ def test_the_service_keeps_to_its_own_description(client):
             )
             @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
             def check(case):
-                case.call_and_validate(checks=checks)
+                case.call_and_validate(checks=checks, headers=host)
 
             check()
             tried.add((operation.method.upper(), operation.path))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from stt_jax.data.prepared_log import TIME_GRID
 from stt_jax.data.store import open_log
 from stt_jax.service.models import load_model
 from stt_jax.service.store import EventStore, StoredEvent, StoreError
@@ -80,6 +81,23 @@ def test_what_the_prepared_log_holds_is_not_counted_again(served, store):
     store.add([stored(log.user_ids[user], item, time_s), stored("new", item, time_s)])
     trending.refresh()
     assert_counted(trending, log, [(item, time_s)])
+
+
+def test_what_a_coarse_log_holds_is_not_counted_again(served, store):
+    log, grid_s = served.log, 3600
+    statistics = log.meta.statistics | {TIME_GRID: grid_s}
+    coarse = dataclasses.replace(
+        log,
+        times=log.times // grid_s * grid_s,
+        meta=dataclasses.replace(log.meta, statistics=statistics),
+    )
+    there = np.flatnonzero(log.items[: log.user_offsets[1]])[5]
+    item, time_s = log.item_ids[log.items[there]], int(log.times[there])
+    assert time_s % grid_s
+    trending = Trending(dataclasses.replace(served, log=coarse), store)
+    store.add([stored("u0", item, time_s), stored("new", item, time_s)])
+    trending.refresh()
+    assert_counted(trending, coarse, [(item, time_s)])
 
 
 def test_what_somebody_does_next_follows_what_they_did_last(served, store, monkeypatch):
