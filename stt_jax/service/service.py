@@ -245,6 +245,7 @@ class Service:
         looked_at = self.model.identity
         while not self._stopping.wait(self.config.swap_seconds):
             try:
+                self.store.erase_forgotten()
                 self.count_trends()
                 identity = model_identity(self._directory)
                 if identity == looked_at:

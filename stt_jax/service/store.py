@@ -23,6 +23,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 _SELECT_AT_ONCE = 500  # names in one statement; SQLite takes 32,766
+_WAIT_MS = 10_000  # for another writer of the same SQLite file
+_ERASE_WAIT_MS = 500  # for its readers, since nobody can write meanwhile
 
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _metadata = sa.MetaData()
@@ -137,6 +139,7 @@ class EventStore:
         # Errors must not carry the parameters of a statement: they hold personal data.
         self._engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True)
         self._sqlite = self._engine.dialect.name == "sqlite"
+        self._must_erase = self._sqlite  # one that was killed may have left something
         self._insert: Any = sqlite.insert if self._sqlite else postgresql.insert
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
@@ -153,6 +156,7 @@ class EventStore:
             raise _explain(
                 error, f"the event log at {self._engine.url} cannot be opened"
             ) from error
+        self.erase_forgotten()
 
     def add(self, events: Sequence[StoredEvent]) -> set[tuple[str, str]]:
         """Stores events durably, all or none; those that are there already are left alone.
@@ -233,9 +237,34 @@ class EventStore:
             with self._engine.begin() as connection:
                 self._raise_versions(connection, [user], forgotten=True)
                 done = connection.execute(_EVENTS.delete().where(_EVENTS.c.user == user))
-                return done.rowcount
         except sa.exc.SQLAlchemyError as error:
             raise _explain(error, "nothing was deleted") from error
+        self._must_erase = self._sqlite
+        self.erase_forgotten()
+        return done.rowcount
+
+    def erase_forgotten(self) -> None:
+        """Takes what was forgotten out of SQLite's write-ahead log, where it stands until then.
+
+        Somebody who reads the file can be in the way: to be called again from time to time.
+        """
+        if not self._must_erase:
+            return
+        self._must_erase = False  # first: somebody may be forgotten meanwhile
+        try:
+            with self._engine.connect().execution_options(
+                isolation_level="AUTOCOMMIT"
+            ) as connection:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout={_ERASE_WAIT_MS}")
+                try:
+                    checkpoint = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                    is_busy = checkpoint.one()[0]
+                finally:
+                    connection.exec_driver_sql(f"PRAGMA busy_timeout={_WAIT_MS}")
+        except sa.exc.SQLAlchemyError:  # the events are deleted, whatever the disk says
+            is_busy = True
+        if is_busy:
+            self._must_erase = True
 
     def check(self) -> None:
         """Raises StoreError if the log cannot be read now."""
@@ -292,7 +321,7 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
         "journal_mode=WAL",
         "synchronous=FULL",  # a commit is on the disk when it returns
         "secure_delete=ON",  # what is forgotten is overwritten
-        "busy_timeout=10000",
+        f"busy_timeout={_WAIT_MS}",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
