@@ -135,11 +135,15 @@ class LiveTable:
 
     def show(self, trends: Trends, successions: Successions | None) -> None:
         """What is popular and what follows what from now on; to be called from any thread."""
-        assert self._scorer.catalogue is not None
-        trends, successions = jax.tree.map(jnp.asarray, (trends, successions))
-        catalogue = dataclasses.replace(
-            self._scorer.catalogue, trends=trends, successions=successions
+        catalogue = self._scorer.catalogue
+        assert catalogue is not None
+        # Each where the one before it lies: elsewhere, all that was warmed up compiles again.
+        trends, successions = jax.tree.map(
+            lambda new, old: jax.device_put(new, old.sharding),
+            (trends, successions),
+            (catalogue.trends, catalogue.successions),
         )
+        catalogue = dataclasses.replace(catalogue, trends=trends, successions=successions)
         self._scorer = dataclasses.replace(self._scorer, catalogue=catalogue)
         self.counts["refreshed_trends"] += 1
 

@@ -70,8 +70,17 @@ def test_a_person_of_the_log_is_answered_as_by_the_command_line(run, client):
                 assert found["distance_km"] == pytest.approx(item.distance_km)
 
 
+@pytest.fixture(scope="module")
+def crowd_run(tmp_path_factory):
+    """A run that asks what is popular, and what follows what."""
+    model = dataclasses.replace(
+        MODEL, trend_half_lives_h=("24",), trend_step_min=20, succession_half_lives_h=("0.5",)
+    )
+    return write_run(tmp_path_factory.mktemp("crowd"), model)
+
+
 @pytest.mark.parametrize("index_candidates", [0, 16])
-def test_nothing_is_compiled_after_the_service_is_ready(run, tmp_path, index_candidates):
+def test_nothing_is_compiled_after_the_service_is_ready(crowd_run, tmp_path, index_candidates):
     def num_compiled():
         steps = (session.start, session.append, session.score, session.explain)
         return [step._cache_size() for step in (*steps, approximate._answer, approximate._rescore)]
@@ -79,13 +88,15 @@ def test_nothing_is_compiled_after_the_service_is_ready(run, tmp_path, index_can
     # A batch size of its own, so that no other test has compiled the same.
     size = 3 + index_candidates
     options = {"max_batch": size, "index_candidates": index_candidates}
-    with serving(run, store=f"sqlite:///{tmp_path}/events.db", **options) as client:
+    with serving(crowd_run, store=f"sqlite:///{tmp_path}/events.db", **options) as client:
         ready = num_compiled()
         for user in ("u0", "u1", "somebody new"):
             client.recommend(user=user)
             client.events(event(user, "i1", 400))
+            client.service.count_trends()
             client.recommend(user=user)
-            client.recommend(user=user, categories=["a"])
+            client.recommend(user=user, categories=["a"], why=True)
+        assert client.service._table.counts["refreshed_trends"] == 3
         assert num_compiled() == ready
 
 
