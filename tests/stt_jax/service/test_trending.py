@@ -9,11 +9,13 @@ import sqlalchemy as sa
 
 from stt_jax.data.store import open_log
 from stt_jax.service.models import load_model
+from stt_jax.service.people import LiveTable
+from stt_jax.service.service import Service
 from stt_jax.service.store import EventStore, StoredEvent, StoreError
 from stt_jax.service.trending import Trending
 from stt_jax.successions import LiveSuccessions
 from stt_jax.trends import LiveTrends
-from tests.stt_jax.service.served import MODEL, serving, write_run
+from tests.stt_jax.service.served import MODEL, config, serving, write_run
 
 MONDAY = 1_333_324_800
 DAY_S = 86_400
@@ -213,6 +215,39 @@ def test_numbers_that_a_forgotten_person_leaves_free_are_counted_again(served, s
     trending.refresh()
     events = [(log.item_ids[1], AFTER + hour * 3600) for hour in range(9)]
     assert_counted(trending, log, [*events, (log.item_ids[2], AFTER)])
+
+
+def test_a_model_answers_only_once_it_was_shown_what_came(run, tmp_path, monkeypatch):
+    """At the start as at a swap, where the one before it answers meanwhile."""
+    answering = []
+    service = Service(config(run, store=f"sqlite:///{tmp_path}/events.db"))
+    refresh = Trending.refresh
+
+    def noting(trending):
+        answering.append((service._table, bool(service.not_ready)))
+        return refresh(trending)
+
+    monkeypatch.setattr(Trending, "refresh", noting)
+    monkeypatch.setattr(LiveTable, "warm_up", lambda _: None)  # takes long
+    service.store.add([stored("new", "i1", AFTER)])
+    model = service._load_model()
+    service._answer_with(model)
+    first = service._table
+    assert first.counts["refreshed_trends"] == 1
+    service._answer_with(model)
+    assert service._table is not first
+    assert service._table.counts["refreshed_trends"] == 1
+    assert answering == [(None, True), (first, False)]
+    trending = service._trending
+
+    def failing(_):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(Trending, "refresh", failing)
+    with pytest.raises(ValueError, match="a defect"):
+        service._answer_with(model)
+    assert service._trending is trending, "or it would count with rows of another model"
+    service.stop()
 
 
 def test_everybody_is_answered_by_what_is_popular_by_now(run, tmp_path):
