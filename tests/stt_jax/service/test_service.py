@@ -16,7 +16,9 @@ from stt_jax import approximate, session
 from stt_jax.config import RequestConfig
 from stt_jax.data.store import UNKNOWN_E7, open_log
 from stt_jax.ranking import recommend_items
+from stt_jax.recommend import recommend
 from stt_jax.service.asks import Ask
+from stt_jax.service.models import load_model
 from stt_jax.service.schemas import iso_time
 from stt_jax.training.run import load_run
 from tests.stt_jax.service.served import (
@@ -407,6 +409,19 @@ def test_a_newer_checkpoint_is_taken_without_a_failed_request_and_a_broken_one_i
         after = client.recommend(user="u4", k=11)
         assert after["num_events"] == before["num_events"]
         assert probabilities(after) != probabilities(before)
+
+
+def test_new_items_that_a_newer_model_knows_are_left_out_and_counted(run, tmp_path, caplog):
+    table = tmp_path / "new.csv"
+    table.write_text("item_id,genres\ni3,loud\nbrand new,loud|late\n")
+    with caplog.at_level("INFO", "stt_jax.service"):
+        served = load_model(run, "", str(table))
+    assert served.log.item_ids[-1] == "brand new"
+    assert list(served.log.item_ids).count("i3") == 1
+    assert [record.fields["left_out"] for record in caplog.records] == [1]
+    offline = RequestConfig(run=str(run), user="u0", items=str(table))
+    with pytest.raises(ValueError, match="'i3' is an item of the log already; leave it out"):
+        recommend(offline)
 
 
 def _wait(condition, client):
