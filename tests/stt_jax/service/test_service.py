@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from stt_jax import approximate, session
+from stt_jax import approximate, ranking, session
 from stt_jax.config import RequestConfig
 from stt_jax.data.store import UNKNOWN_E7, open_log
 from stt_jax.ranking import recommend_items
@@ -358,6 +358,52 @@ def test_people_who_ask_at_once_get_their_own_answers(client):
         answers = together([lambda user=user: client.recommend(user=user, k=11) for user in users])
         for found, expected in zip(answers, alone, strict=True):
             assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-5)
+
+
+def test_rows_of_one_person_that_cannot_be_read_bother_nobody_else(client):
+    client.events(event("broken", "i1", 400), event("whole", "i1", 400))
+    client.recommend(user="broken")
+    before = {user: client.recommend(user=user) for user in ("u0", "whole")}
+    with client.service.store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE events SET contexts = '{oops' WHERE user = 'broken'")
+    client.events(event("whole", "i2", 401))
+    client.events(event("broken", "i2", 401))
+    table = client.service._table
+    num_encoded, num_people = table.counts["encoded_histories"], table.num_people
+    answers = table.ask([Ask(user=user) for user in ("u0", "broken", "whole", "broken")])
+    kinds = [isinstance(answer, Exception) for answer in answers]
+    assert kinds == [False, True, False, True]
+    assert answers[2].num_events == before["whole"]["num_events"] + 1
+    answer = client("POST", "/recommend", json={"user": "broken"})
+    assert answer.status_code == 500
+    assert "oops" not in answer.text
+    assert "column" not in answer.text
+    assert client.recommend(user="u0") == before["u0"]
+    assert table.num_people == num_people - 1
+    assert table.counts["encoded_histories"] == num_encoded
+    client("DELETE", "/users/broken")
+    assert client.recommend(user="broken")["num_events"] == 0
+
+
+def test_only_what_callers_did_wrong_is_told_them(client, monkeypatch):
+    for wrong in ({"categories": ["never heard of"]}, {"traits": {"age": "9"}}):
+        answer = client("POST", "/recommend", json={"user": "u0", **wrong})
+        assert answer.status_code == 422
+        assert next(iter(wrong)) in answer.json()["detail"]
+    answer = client("POST", "/recommend", json={"radius_km": 1})
+    assert answer.status_code == 422
+    assert "radius_km needs a place" in answer.json()["detail"]
+
+    def failing(*_):
+        raise ValueError("a text of the inside")
+
+    for name in ("pick", "allowed_items"):
+        with monkeypatch.context() as patch:
+            patch.setattr(ranking, name, failing)
+            answer = client("POST", "/recommend", json={"user": "u0"})
+        assert answer.status_code == 500
+        assert "inside" not in answer.text
+    assert client.recommend(user="u0")["items"]
 
 
 def test_the_service_keeps_to_its_own_description(client):
