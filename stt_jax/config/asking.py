@@ -189,7 +189,7 @@ class ServeConfig:
     items: str = option(
         "",
         "Table of items that training did not know, to be recommended too; columns are named as in "
-        "what the log was prepared from.",
+        "what the log was prepared from. Items that a newer model was trained with are left out.",
     )
     host: str = option("127.0.0.1", "Address to listen on; any but this machine needs a token.")
     port: int = option(8000, "Port to listen on; 0 = any free one, printed.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,13 +31,19 @@ def open_with_items(data: str | os.PathLike, items: str, key_file: str = "") -> 
     return read_new_items(log, items, key_file) if items else log
 
 
-def read_new_items(log: PreparedLog, path: str | os.PathLike, key_file: str = "") -> PreparedLog:
+def read_new_items(
+    log: PreparedLog,
+    path: str | os.PathLike,
+    key_file: str = "",
+    note_known: Callable[[int], None] | None = None,
+) -> PreparedLog:
     """The log with the items of a file, as `add_items`.
 
     The file has the columns that the table of items had, or the log itself, when the log was
     prepared: those of --items_key or else --item, and where they are there of --name, --category,
     --item_traits, --latitude and --longitude; with --domain that has to be there too. Where the
-    log's items have pseudonyms, the new ones get theirs by the key.
+    log's items have pseudonyms, the new ones get theirs by the key. `note_known` is that of
+    `add_items`.
 
     Raises:
       ValueError, OSError: the file cannot be read or has no column of ids; the key is missing or
@@ -75,7 +81,8 @@ def read_new_items(log: PreparedLog, path: str | os.PathLike, key_file: str = ""
         ids = [item and f"{domain}/{item}" for domain, item in zip(domains, ids, strict=True)]
         traits[DOMAIN] = [[domain] for domain in domains]
     ids = [item and known.item(item) for item in ids]
-    return add_items(log, ids, traits=traits, where=f"--items={path}", **roles)
+    where = f"--items={path}"
+    return add_items(log, ids, traits=traits, where=where, note_known=note_known, **roles)
 
 
 def _read_domains(
@@ -116,6 +123,7 @@ def add_items(
     longitude: Sequence[str | None] | None = None,
     traits: Mapping[str, Sequence[Sequence[str]]] | None = None,
     where: str = "the table of items",
+    note_known: Callable[[int], None] | None = None,
 ) -> PreparedLog:
     """The log with further items, rows V + 1 on, without any event.
 
@@ -127,22 +135,31 @@ def add_items(
       traits: name -> values of each item; unknown values are left out, and of more than the model
         has room for the rarest.
       where: what a message calls the table.
+      note_known: leave out the items that the log has already, and tell this how many there were,
+        if any; None = they are an error.
 
     Raises:
       ValueError: an item without an id, one that is there already, or a place that is none.
     """
-    seen = dict.fromkeys(log.item_ids[1:], "is an item of the log already")
+    of_log = set(log.item_ids[1:])
+    seen = dict.fromkeys(of_log, "is an item of the log already")
+    kept = []
     for row, item_id in enumerate(ids, start=1):
         if not item_id:
             raise ValueError(f"{where} row {row}: the item has no id")
+        if note_known and item_id in of_log:
+            continue
+        kept.append(row - 1)
         if item_id in seen:
             raise ValueError(f"{where} row {row}: {item_id!r} {seen[item_id]}; leave it out")
         seen[item_id] = "is there twice"
-    num_new = len(ids)
+    num_told = len(ids)
+    if note_known and len(kept) < num_told:
+        note_known(num_told - len(kept))
     rows = {category: row for row, category in enumerate(log.category_values) if row}
-    categories = [rows.get(text or "", 0) for text in category or [None] * num_new]
+    categories = [rows.get(text or "", 0) for text in category or [None] * num_told]
     places = [
-        _degrees_e7(texts or [None] * num_new, limit, f"{where}: {axis}")
+        _degrees_e7(texts or [None] * num_told, limit, f"{where}: {axis}")
         for texts, limit, axis in ((latitude, 90, "latitude"), (longitude, 180, "longitude"))
     ]
     known = (places[0] != UNKNOWN_E7) & (places[1] != UNKNOWN_E7)
@@ -150,25 +167,23 @@ def add_items(
     latitudes, longitudes = (np.where(known, place, UNKNOWN_E7) for place in places)
 
     def append(old: np.ndarray, new: np.ndarray | list[int]) -> np.ndarray:
-        return np.concatenate([old, np.asarray(new, old.dtype).reshape(num_new, *old.shape[1:])])
+        new = np.asarray(new, old.dtype).reshape(num_told, *old.shape[1:])
+        return np.concatenate([old, new[kept]])
 
-    of_items = traits or {}
+    of_items, names = traits or {}, name or ids
     return dataclasses.replace(
         log,
-        item_ids=[*log.item_ids, *map(str, ids)],
-        item_names=[
-            *log.item_names,
-            *(text or str(item) for text, item in zip(name or ids, ids, strict=True)),
-        ],
+        item_ids=[*log.item_ids, *(str(ids[row]) for row in kept)],
+        item_names=[*log.item_names, *(names[row] or str(ids[row]) for row in kept)],
         item_latitudes_e7=append(log.item_latitudes_e7, latitudes),
         item_longitudes_e7=append(log.item_longitudes_e7, longitudes),
         item_categories=append(log.item_categories, categories),
-        item_train_counts=append(log.item_train_counts, [0] * num_new),
+        item_train_counts=append(log.item_train_counts, [0] * num_told),
         item_traits={
             trait: append(
                 column,
                 find_values(
-                    of_items.get(trait, [()] * num_new),
+                    of_items.get(trait, [()] * num_told),
                     log.item_trait_values[trait],
                     column.shape[1],
                 ),

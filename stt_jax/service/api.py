@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from stt_jax.ranking import excludes_seen
 from stt_jax.service import schemas
+from stt_jax.service.asks import RequestError
 from stt_jax.service.batcher import BusyError
 from stt_jax.service.guards import Guard
 from stt_jax.service.service import Service
@@ -70,6 +71,7 @@ def create_app(service: Service, *, token: str = "", managed: bool = True) -> An
     )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(RequestError, _wrong)
     app.add_exception_handler(BusyError, _busy)
     app.add_exception_handler(StoreError, _unavailable)
     app.include_router(_data_routes(service))
@@ -103,9 +105,10 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
         """The items that come next most probably, under the caller's rules."""
         step = service.model.run.step
         try:
-            answer = await asyncio.wrap_future(service.recommend(body.ask(service.ids, now_s())))
+            ask = body.ask(service.ids, now_s())
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
+        answer = await asyncio.wrap_future(service.recommend(ask))
         return schemas.Recommended.of(answer, step)
 
     @routes.get("/users/{user:path}", responses=_UNKNOWN)
@@ -221,6 +224,10 @@ def _message(one: Mapping[str, Any]) -> str:
 
 async def _http_problem(_: fastapi.Request, error: Any) -> JSONResponse:
     return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _wrong(_: fastapi.Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 422)
 
 
 async def _busy(_: fastapi.Request, error: Exception) -> JSONResponse:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from stt_jax.service.models import ServedModel
 
 
+class RequestError(ValueError):
+    """A request is wrong; the message is for who sent it. Any other ValueError is a defect here."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Ask:
     """One request.
@@ -55,7 +59,7 @@ class Ask:
         """The rules in rows of the model's vocabularies.
 
         Raises:
-          ValueError: a category or a domain that the model does not know.
+          RequestError: a category or a domain that the model does not know.
         """
         excluded = [served.item_rows[i] for i in self.exclude_items if i in served.item_rows]
         if excludes_seen(served.run, self.exclude_seen):
@@ -75,7 +79,7 @@ def _rows(what: str, known: dict[str, int], names: tuple[str, ...]) -> np.ndarra
     """int64, rows of names; None where there are none."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"{what}: {unknown[0]!r} is none of the model's")
+        raise RequestError(f"{what}: {unknown[0]!r} is none of the model's")
     return np.array([known[name] for name in names], np.int64) if names else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 
 import jax
@@ -19,6 +20,8 @@ from stt_jax.relations import model_catalogue
 from stt_jax.successions import LiveSuccessions
 from stt_jax.training.checkpoint import whole_steps
 from stt_jax.training.run import Run, load_run, read_run_files
+
+_log = logging.getLogger("stt_jax.service")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +87,9 @@ def load_model(
 ) -> ServedModel:
     """Loads the best checkpoint of a run, with the items of a file, if one is named.
 
+    Items that the log knows by now are left out: a newer model may have been trained with what was
+    new to the one before it.
+
     Raises:
       ValueError: no run, no checkpoint, another log, a table of items that is none, or not the key
         of the items' pseudonyms.
@@ -91,7 +97,7 @@ def load_model(
     identity = model_identity(directory)
     log = open_run_log(directory, data)
     if items:
-        log = read_new_items(log, items, key_file)
+        log = read_new_items(log, items, key_file, _note_known)
     run = load_run(directory, log)
     items_of_log = model_catalogue(log, run.model_config, live_trends=True)
     if items_of_log.successions is not None:  # in the shape that they keep as events come in
@@ -120,6 +126,10 @@ def model_identity(directory: pathlib.Path) -> str:
     read_run_files(directory)
     changed = (directory / "run.json").stat().st_mtime_ns
     return f"{changed}/{','.join(str(step) for step in whole_steps(directory))}"
+
+
+def _note_known(num_items: int) -> None:
+    _log.info("items", extra={"fields": {"outcome": "known already", "left_out": num_items}})
 
 
 def _rows(values) -> dict[str, int]:

@@ -17,7 +17,7 @@ from stt_jax import approximate, ranking, session
 from stt_jax.batch import Successions, Trends
 from stt_jax.data.known import model_users, traits_of_user
 from stt_jax.histories import Question, request_rows, wanted_domains
-from stt_jax.service.asks import Answer, Ask, Reason
+from stt_jax.service.asks import Answer, Ask, Reason, RequestError
 from stt_jax.service.models import ServedModel
 from stt_jax.service.states import LiveStates, Pool, View
 from stt_jax.service.store import EventStore
@@ -112,20 +112,23 @@ class LiveTable:
             if not 0 < probabilities.sum() < 1.01:  # False for NaN
                 raise ValueError("the model's answers are no probabilities; train it again")
 
-    def ask(self, asks: Sequence[Ask]) -> list[Answer | ValueError]:
-        """Answers at most `max_batch` asks; a wrong one gets its ValueError for an answer.
+    def ask(self, asks: Sequence[Ask]) -> list[Answer | Exception]:
+        """Answers at most `max_batch` asks.
+
+        One that is wrong (RequestError), or of somebody whose events cannot be used, gets its
+        exception for an answer.
 
         Raises:
           StoreError: the log cannot be read.
         """
-        answers: dict[int, Answer | ValueError] = {}
+        answers: dict[int, Answer | Exception] = {}
         prepared: list[_Prepared] = []
         for index, (ask, view) in enumerate(zip(asks, self._states.views(asks), strict=True)):
             try:
-                if isinstance(view, ValueError):
+                if isinstance(view, Exception):
                     raise view
                 prepared.append(self._prepare(index, ask, view))
-            except ValueError as error:
+            except Exception as error:  # of this ask alone: no state is touched here
                 answers[index] = error
         for pool in self._states.pools:
             mine = [one for one in prepared if one.view.pool is pool]
@@ -135,11 +138,15 @@ class LiveTable:
 
     def show(self, trends: Trends, successions: Successions | None) -> None:
         """What is popular and what follows what from now on; to be called from any thread."""
-        assert self._scorer.catalogue is not None
-        trends, successions = jax.tree.map(jnp.asarray, (trends, successions))
-        catalogue = dataclasses.replace(
-            self._scorer.catalogue, trends=trends, successions=successions
+        catalogue = self._scorer.catalogue
+        assert catalogue is not None
+        # Each where the one before it lies: elsewhere, all that was warmed up compiles again.
+        trends, successions = jax.tree.map(
+            lambda new, old: jax.device_put(new, old.sharding),
+            (trends, successions),
+            (catalogue.trends, catalogue.successions),
         )
+        catalogue = dataclasses.replace(catalogue, trends=trends, successions=successions)
         self._scorer = dataclasses.replace(self._scorer, catalogue=catalogue)
         self.counts["refreshed_trends"] += 1
 
@@ -152,7 +159,7 @@ class LiveTable:
         rules = ask.rules(self.served, view.events)
         here = ranking.request_place(view.encoded, ask.place_e7)
         if rules.radius_km and here is None:
-            raise ValueError(
+            raise RequestError(
                 "radius_km needs a place: give latitude and longitude, or a person with a known one"
             )
         served = self.served
@@ -162,12 +169,12 @@ class LiveTable:
         question = self._question(view, time_s, offset_s, ask.place_e7, rules.domains, ask.traits)
         return _Prepared(index, ask.why, view, question, rules, here, allowed)
 
-    def _answer_pool(self, pool: Pool, prepared: list[_Prepared]) -> dict[int, Answer | ValueError]:
+    def _answer_pool(self, pool: Pool, prepared: list[_Prepared]) -> dict[int, Answer]:
         log = self.served.log
         wanted = max(ranking.num_candidates(one.rules, log.num_items) for one in prepared)
         num_fetched = session.size_bucket(wanted, self._candidates)
         fetched = self._score(pool, prepared, num_fetched)
-        answers: dict[int, Answer | ValueError] = {}
+        answers: dict[int, Answer] = {}
         for one, found in zip(prepared, fetched, strict=True):
             best = self._best(pool, one, found, num_fetched)
             items, probabilities = ranking.pick(
@@ -210,6 +217,10 @@ class LiveTable:
         if not self._has_times:
             time_s = None
         log, row = self.served.log, view.user_row
+        try:
+            known_traits = traits_of_user(log, row, traits)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
         return Question(
             0 if row is None else int(model_users(log, np.array(row))),
             time_s,
@@ -217,7 +228,7 @@ class LiveTable:
             place_e7,
             len(view.encoded),
             view.anchor,
-            traits_of_user(log, row, traits),
+            known_traits,
             wanted_domains(log, domains),
         )
 

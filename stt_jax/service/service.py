@@ -211,7 +211,11 @@ class Service:
         A store that cannot be read leaves the trends as they are: they are caught up with later,
         and a newer model does not have to wait for it.
         """
-        if self._trending is None or self._table is None:
+        if self._table is not None:
+            self._show_trends(self._table)
+
+    def _show_trends(self, table: LiveTable) -> None:
+        if self._trending is None:
             return
         try:
             shown = self._trending.refresh()
@@ -219,14 +223,22 @@ class Service:
             _log.warning("trends", extra={"fields": {"outcome": "old", "reason": str(error)}})
             return
         if shown is not None:
-            self._table.show(*shown)
+            table.show(*shown)
 
     def _answer_with(self, served: ServedModel) -> None:
-        """Warms a model and puts it in the place of the last one, with what is popular by now."""
+        """Warms a model, shows it what is popular by now, and puts it in the place of the last."""
         table = self._table_for(served)
-        self._trending = Trending(served, self.store) if Trending.needed(served) else None
+        # The counts first: who is forgotten while the new ones are made is forgotten in them.
+        before, self._trending = (
+            self._trending,
+            Trending(served, self.store) if Trending.needed(served) else None,
+        )
+        try:
+            self._show_trends(table)
+        except Exception:
+            self._trending = before
+            raise
         self._table = table
-        self.count_trends()
 
     def _table_for(self, served: ServedModel) -> LiveTable:
         ids = self._open_ids(served.log)
@@ -246,6 +258,7 @@ class Service:
         looked_at = self.model.identity
         while not self._stopping.wait(self.config.swap_seconds):
             try:
+                self.store.erase_forgotten()
                 self.count_trends()
                 identity = model_identity(self._directory)
                 if identity == looked_at:

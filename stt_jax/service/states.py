@@ -29,7 +29,7 @@ from stt_jax.histories import (
 from stt_jax.service.asks import Ask
 from stt_jax.service.events import person_events
 from stt_jax.service.models import ServedModel
-from stt_jax.service.store import EventStore, StoredEvent, Version
+from stt_jax.service.store import EventStore, StoredEvent, StoreError, Version
 
 _NEW_EVENTS = (4,)  # events that are appended at once; more are encoded from the start
 _SMALLEST_CAPACITY = 128  # every further pool costs memory for a batch and time to warm up
@@ -151,22 +151,26 @@ class LiveStates:
         nothing = person_events([], self._served)
         return View(pool, pool.empty, nothing, nothing, anchor(nothing), None, Moment(None, 0, 0))
 
-    def views(self, asks: Sequence[Ask]) -> list[View | ValueError]:
+    def views(self, asks: Sequence[Ask]) -> list[View | Exception]:
         """Brings the states up to the log and gives what each ask sees, in a row of a pool.
 
-        At most as many asks as the largest batch; the rows hold until the next call.
+        At most as many asks as the largest batch; the rows hold until the next call. Somebody whose
+        events cannot be used has no state; their asks see the exception.
 
         Raises:
           StoreError: the log cannot be read.
         """
-        people = self._refresh(list(dict.fromkeys(a.user for a in asks if a.user is not None)))
+        users = list(dict.fromkeys(a.user for a in asks if a.user is not None))
+        people, failed = self._refresh(users)
         scratch = {id(pool): iter(pool.scratch) for pool in self.pools}
-        found: list[View | ValueError] = []
+        found: list[View | Exception] = []
         work: list[_Work] = []
         for ask in asks:
             try:
+                if ask.user in failed:
+                    raise failed[ask.user]
                 found.append(self._view(ask, people, scratch, work))
-            except ValueError as error:
+            except Exception as error:  # before anything of it is written
                 found.append(error)
         self._run(work)
         return found
@@ -195,32 +199,62 @@ class LiveStates:
             pools.append(Pool(served, capacity, num_people, max_batch))
         return pools
 
-    def _refresh(self, users: list[str]) -> dict[str, _Person]:
-        """Brings the states of people up to the log; who has no events has no state."""
+    def _refresh(self, users: list[str]) -> tuple[dict[str, _Person], dict[str, Exception]]:
+        """Brings the states of people up to the log; who has no events has no state.
+
+        Returns:
+          The people, and the exceptions of those whose events cannot be used.
+        """
         versions = self._store.versions(users)
         stale = [
             user
             for user in users
             if user not in self._people or self._people[user].version != versions[user]
         ]
-        stored = self._store.read([user for user in stale if versions[user].number])
+        stored, failed = self._read([user for user in stale if versions[user].number])
         busy = set(users)
         work: list[_Work] = []
         for user in stale:
+            if user in failed:
+                continue
             # The version was read before the events: if more came in between, the next
             # request sees another version and reads again.
             row = self._served.user_row(user)
             known = row is not None and not versions[user].forgotten
-            sent = stored.get(user, [])
-            events = person_events(sent, self._served, row if known else None)
+            try:
+                sent = stored.get(user, [])
+                events = person_events(sent, self._served, row if known else None)
+            except Exception as error:
+                failed[user] = error
+                continue
             has_offsets = known or _tell_offsets(sent)
             user_row = row if known else None
             self._place(user, versions[user], user_row, events, has_offsets, busy, work)
         self._run(work)
+        for user in failed.keys() & self._people.keys():
+            self._drop(user)
         found = {user: self._people[user] for user in users if user in self._people}
         for user, person in found.items():
             person.pool.users.move_to_end(user)
-        return found
+        return found, failed
+
+    def _read(self, users: list[str]) -> tuple[dict[str, list[StoredEvent]], dict[str, Exception]]:
+        """Stored events of people, and the exceptions of those who have a row that is none."""
+        failed: dict[str, Exception] = {}
+        try:
+            return self._store.read(users), failed
+        except StoreError:
+            raise
+        except Exception:
+            found: dict[str, list[StoredEvent]] = {}
+        for user in users:
+            try:
+                found |= self._store.read([user])
+            except StoreError:
+                raise
+            except Exception as error:
+                failed[user] = error
+        return found, failed
 
     def _place(
         self,

@@ -6,7 +6,7 @@ by one number that the copy is old, whoever wrote: several services can share on
 
     events   one row an accepted event, never changed
     people   a person's version, under a keyed hash; the row outlives the events of a forgotten one
-    meta     the key of that hash
+    meta     the key of that hash; in SQLite files of before AUTOINCREMENT, the highest number ever
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 _SELECT_AT_ONCE = 500  # names in one statement; SQLite takes 32,766
+_WAIT_MS = 10_000  # for another writer of the same SQLite file
+_ERASE_WAIT_MS = 500  # for its readers, since nobody can write meanwhile
 
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _metadata = sa.MetaData()
@@ -42,6 +44,8 @@ _EVENTS = sa.Table(
     sa.Column("numbers", sa.JSON),  # null in what was stored before there were any
     sa.UniqueConstraint("user", "event_id"),
     sa.Index("events_by_time", "user", "time_s", "sequence"),
+    # No number is given twice, not even that of an event which was forgotten.
+    sqlite_autoincrement=True,
 )
 _PEOPLE = sa.Table(
     "people",
@@ -137,6 +141,7 @@ class EventStore:
         # Errors must not carry the parameters of a statement: they hold personal data.
         self._engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True)
         self._sqlite = self._engine.dialect.name == "sqlite"
+        self._must_erase = self._sqlite  # one that was killed may have left something
         self._insert: Any = sqlite.insert if self._sqlite else postgresql.insert
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
@@ -149,10 +154,12 @@ class EventStore:
                 _metadata.create_all(connection)
                 _add_numbers(connection)
                 self._key = self._read_key(connection)
+                self._reuses_numbers = self._sqlite and _reuses_numbers(connection)
         except sa.exc.SQLAlchemyError as error:
             # The query may hold a password, too.
             shown = self._engine.url.set(query={}).render_as_string(hide_password=True)
             raise _explain(error, f"the event log at {shown} cannot be opened") from error
+        self.erase_forgotten()
 
     def add(self, events: Sequence[StoredEvent]) -> set[tuple[str, str]]:
         """Stores events durably, all or none; those that are there already are left alone.
@@ -173,6 +180,9 @@ class EventStore:
                     fresh.pop(there, None)
                 if fresh:
                     rows = [dataclasses.asdict(event) for event in reversed(fresh.values())]
+                    if self._reuses_numbers:
+                        first = self._last_number(connection) + 1
+                        rows = [row | {"sequence": first + i} for i, row in enumerate(rows)]
                     connection.execute(_EVENTS.insert(), rows)
         except sa.exc.SQLAlchemyError as error:
             raise _explain(error, "the events were not stored") from error
@@ -223,19 +233,52 @@ class EventStore:
             found |= {row.user: StoredItem(**row._asdict()) for row in self._read(latest)}
         return found
 
-    def last_sequence(self) -> int:
-        """The number of the newest event; 0 = there is none."""
-        return self._read(sa.select(sa.func.max(_EVENTS.c.sequence)))[0][0] or 0
+    def numbered(self, sequences: Sequence[int]) -> list[StoredItem]:
+        """The events of some numbers that are still there."""
+        names = [field.name for field in dataclasses.fields(StoredItem)]
+        query = sa.select(*(_EVENTS.c[name] for name in names))
+        return [
+            StoredItem(**row._asdict())
+            for part in _parts(list(sequences))
+            for row in self._read(query.where(_EVENTS.c.sequence.in_(part)))
+        ]
 
     def forget(self, user: str) -> int:
         """Deletes a person's events and marks them forgotten; gives how many events there were."""
         try:
             with self._engine.begin() as connection:
                 self._raise_versions(connection, [user], forgotten=True)
+                if self._reuses_numbers:
+                    self._note_last_number(connection)
                 done = connection.execute(_EVENTS.delete().where(_EVENTS.c.user == user))
-                return done.rowcount
         except sa.exc.SQLAlchemyError as error:
             raise _explain(error, "nothing was deleted") from error
+        self._must_erase = self._sqlite
+        self.erase_forgotten()
+        return done.rowcount
+
+    def erase_forgotten(self) -> None:
+        """Takes what was forgotten out of SQLite's write-ahead log, where it stands until then.
+
+        Somebody who reads the file can be in the way: to be called again from time to time.
+        """
+        if not self._must_erase:
+            return
+        self._must_erase = False  # first: somebody may be forgotten meanwhile
+        try:
+            with self._engine.connect().execution_options(
+                isolation_level="AUTOCOMMIT"
+            ) as connection:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout={_ERASE_WAIT_MS}")
+                try:
+                    checkpoint = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                    is_busy = checkpoint.one()[0]
+                finally:
+                    connection.exec_driver_sql(f"PRAGMA busy_timeout={_WAIT_MS}")
+        except sa.exc.SQLAlchemyError:  # the events are deleted, whatever the disk says
+            is_busy = True
+        if is_busy:
+            self._must_erase = True
 
     def check(self) -> None:
         """Raises StoreError if the log cannot be read now."""
@@ -271,6 +314,18 @@ class EventStore:
         rows = [{"version": 1, "forgotten": forgotten, "person": self._person(u)} for u in users]
         connection.execute(upsert, rows)
 
+    def _last_number(self, connection: sa.Connection) -> int:
+        """The highest number that an event has or had."""
+        newest = connection.execute(sa.select(sa.func.max(_EVENTS.c.sequence))).scalar()
+        query = sa.select(_META.c.value).where(_META.c.name == "last_number")
+        return max(newest or 0, int(connection.execute(query).scalar() or 0))
+
+    def _note_last_number(self, connection: sa.Connection) -> None:
+        value = str(self._last_number(connection))
+        note = self._insert(_META).values(name="last_number", value=value)
+        change = note.on_conflict_do_update(index_elements=["name"], set_={"value": value})
+        connection.execute(change)
+
     def _person(self, user: str) -> str:
         return hmac.new(self._key, user.encode(), hashlib.sha256).hexdigest()
 
@@ -292,7 +347,7 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
         "journal_mode=WAL",
         "synchronous=FULL",  # a commit is on the disk when it returns
         "secure_delete=ON",  # what is forgotten is overwritten
-        "busy_timeout=10000",
+        f"busy_timeout={_WAIT_MS}",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
@@ -312,6 +367,12 @@ def _add_numbers(connection: sa.Connection) -> None:
     except sa.exc.OperationalError:
         if not there():  # SQLite: another service that starts was quicker
             raise
+
+
+def _reuses_numbers(connection: sa.Connection) -> bool:
+    """Whether an SQLite file gives the numbers of deleted events again: those of before do."""
+    query = sa.text("SELECT sql FROM sqlite_master WHERE name = 'events'")
+    return "AUTOINCREMENT" not in connection.execute(query).scalar_one()
 
 
 def _check_sqlite(connection: sa.Connection) -> None:

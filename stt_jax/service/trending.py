@@ -30,6 +30,7 @@ class Trending:
         self._successions = LiveSuccessions(served.log) if config.succession_half_lives else None
         self._last_events: dict[str, tuple[int, int]] = {}  # person -> (time, item)
         self._last = 0
+        self._ahead: list[tuple[int, int]] = []  # (time, number) of what is yet to come
         self._came = False  # something that no `refresh` has shown yet
         self._looked_at: set[tuple[int, str]] = set()
 
@@ -42,26 +43,25 @@ class Trending:
     def refresh(self) -> tuple[Trends, Successions | None] | None:
         """The trends and successions with what came since the last time; None = nothing came.
 
-        An event is not counted if the prepared log holds it too, if its item is not in the
-        vocabulary, or if its time was yet to come. What a forgotten person did before fades with
-        the rest: it is in sums over everybody, and in pairs of items that nobody is named with.
+        An event is not counted if the prepared log holds it too or if its item is not in the
+        vocabulary; one that is yet to come, by a clock that is fast, is counted when it is due.
+        What a forgotten person did before fades with the rest: it is in sums over everybody, and in
+        pairs of items that nobody is named with.
 
         Raises:
           StoreError: the store cannot be read; what was read before is shown the next time.
         """
-        first = min(self._last, self._store.last_sequence()) - _LOOK_BACK
+        self._count_due()
+        first = self._last - _LOOK_BACK
         while rows := self._store.after(first, _AT_ONCE):
-            new = [row for row in rows if self._is_new(row)]
-            if self._successions is not None:
-                self._note_successions(self._successions, new)
-            first = self._last = rows[-1].sequence
+            now = now_s()
+            new = [row for row in rows if (row.sequence, row.event_id) not in self._looked_at]
+            self._count([row for row in new if row.time_s <= now])
+            self._ahead += [(row.time_s, row.sequence) for row in new if row.time_s > now]
+            first = rows[-1].sequence
+            self._last = max(self._last, first)  # the newest of before may be forgotten
             looked_at = self._looked_at | {(row.sequence, row.event_id) for row in rows}
             self._looked_at = {one for one in looked_at if one[0] > self._last - _LOOK_BACK}
-            counted = [row for row in new if row.item in self._served.item_rows]
-            self._came |= bool(counted)
-            items = [self._served.item_rows[row.item] for row in counted]
-            minutes = [row.time_s // 60 for row in counted]
-            self._trends.add(np.array(items, np.int32), np.array(minutes, np.int64))
         oldest = now_s() - _LAST_EVENTS_S
         # A copy: `forget` may come in between.
         for user, (time_s, _) in list(self._last_events.items()):
@@ -76,6 +76,25 @@ class Trending:
     def forget(self, user: str) -> None:
         """Forgets what a person did last; to be called from any thread."""
         self._last_events.pop(user, None)
+
+    def _count_due(self) -> None:
+        """Counts what was yet to come and has happened since, unless it was forgotten."""
+        now = now_s()
+        due = [number for time_s, number in self._ahead if time_s <= now]
+        rows = sorted(self._store.numbered(due), key=lambda row: row.time_s)
+        self._count(rows)
+        self._ahead = [one for one in self._ahead if one[0] > now]
+
+    def _count(self, rows: list[StoredItem]) -> None:
+        """Counts events that have happened; StoreError leaves all of them uncounted."""
+        new = [row for row in rows if not self._in_log(row)]
+        if self._successions is not None:
+            self._note_successions(self._successions, new)
+        counted = [row for row in new if row.item in self._served.item_rows]
+        self._came |= bool(counted)
+        items = [self._served.item_rows[row.item] for row in counted]
+        minutes = [row.time_s // 60 for row in counted]
+        self._trends.add(np.array(items, np.int32), np.array(minutes, np.int64))
 
     def _note_successions(self, successions: LiveSuccessions, rows: list[StoredItem]) -> None:
         """What people did next follows what they did last; what comes late follows nothing.
@@ -97,7 +116,8 @@ class Trending:
         users = {row.user for row in rows}
         if not users:
             return
-        stored = self._store.last_items(users, rows[0].sequence, now_s())
+        first = min(row.sequence for row in rows)
+        stored = self._store.last_items(users, first, now_s())
         versions = self._store.versions(users)
         for user in users:
             log, person = self._served.log, self._served.user_row(user)
@@ -111,13 +131,10 @@ class Trending:
             if known:
                 self._last_events[user] = max(known, key=lambda one: one[0])
 
-    def _is_new(self, row: StoredItem) -> bool:
-        """Whether an event was not looked at yet, has happened and is not the prepared log's."""
-        if (row.sequence, row.event_id) in self._looked_at or row.time_s > now_s():
-            return False
+    def _in_log(self, row: StoredItem) -> bool:
+        """Whether the prepared log holds an event too."""
         item = self._served.item_rows.get(row.item, 0)
-        return not item or not self._in_log(row.user, row.time_s, item)
-
-    def _in_log(self, user: str, time_s: int, item: int) -> bool:
-        log, person = self._served.log, self._served.user_row(user)
-        return bool(held_by_log(log, person, np.array([time_s]), np.array([item]))[0])
+        log, person = self._served.log, self._served.user_row(row.user)
+        return item > 0 and bool(
+            held_by_log(log, person, np.array([row.time_s]), np.array([item]))[0]
+        )

@@ -3,10 +3,11 @@ import pytest
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data.known import catalogue
-from stt_jax.data.newitems import add_items, open_with_items
+from stt_jax.data.newitems import add_items, open_with_items, read_new_items
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.pseudonyms import open_ids, open_key, pseudonym
 from stt_jax.data.schema import UNKNOWN_E7
+from stt_jax.data.store import open_log
 from tests.stt_jax.tiny_logs import random_log
 
 
@@ -93,6 +94,26 @@ def test_errors_name_the_row_and_what_to_do(prepared, text, message):
     table.write_text(text)
     with pytest.raises(ValueError, match=message):
         open_with_items(prepared, str(table))
+
+
+def test_what_the_log_knows_is_left_out_and_counted_where_that_is_asked_for(prepared):
+    table = prepared.parent / "new.csv"
+    table.write_text("id,title,kind,genre,lat\ny,,pub,,\nz,Zed,pub,loud,41\nx,,,,\nw,,,long,42\n")
+    log, counts = open_log(prepared), []
+    longer = read_new_items(log, table, note_known=counts.append)
+    assert counts == [2]
+    table.write_text("id,title,kind,genre,lat\nz,Zed,pub,loud,41\nw,,,long,42\n")
+    alone = read_new_items(log, table, note_known=counts.append)
+    assert counts == [2]
+    for name in ("item_ids", "item_names", "item_latitudes_e7", "item_categories", "item_traits"):
+        np.testing.assert_equal(getattr(longer, name), getattr(alone, name))
+    table.write_text("id\ny\nx\n")
+    same = read_new_items(log, table, note_known=counts.append)
+    assert list(same.item_ids) == list(log.item_ids)
+    assert len(same.item_latitudes_e7) == len(log.item_latitudes_e7)
+    table.write_text("id\ny\nz\nz\n")
+    with pytest.raises(ValueError, match="row 3: 'z' is there twice"):
+        read_new_items(log, table, note_known=counts.append)
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from stt_jax import approximate, session
+from stt_jax import approximate, ranking, session
 from stt_jax.config import RequestConfig
 from stt_jax.data.store import UNKNOWN_E7, open_log
 from stt_jax.ranking import recommend_items
+from stt_jax.recommend import recommend
 from stt_jax.service.asks import Ask
+from stt_jax.service.models import load_model
 from stt_jax.service.schemas import iso_time
 from stt_jax.training.run import load_run
 from tests.stt_jax.service.served import (
@@ -70,8 +72,17 @@ def test_a_person_of_the_log_is_answered_as_by_the_command_line(run, client):
                 assert found["distance_km"] == pytest.approx(item.distance_km)
 
 
+@pytest.fixture(scope="module")
+def crowd_run(tmp_path_factory):
+    """A run that asks what is popular, and what follows what."""
+    model = dataclasses.replace(
+        MODEL, trend_half_lives_h=("24",), trend_step_min=20, succession_half_lives_h=("0.5",)
+    )
+    return write_run(tmp_path_factory.mktemp("crowd"), model)
+
+
 @pytest.mark.parametrize("index_candidates", [0, 16])
-def test_nothing_is_compiled_after_the_service_is_ready(run, tmp_path, index_candidates):
+def test_nothing_is_compiled_after_the_service_is_ready(crowd_run, tmp_path, index_candidates):
     def num_compiled():
         steps = (session.start, session.append, session.score, session.explain)
         return [step._cache_size() for step in (*steps, approximate._answer, approximate._rescore)]
@@ -79,13 +90,15 @@ def test_nothing_is_compiled_after_the_service_is_ready(run, tmp_path, index_can
     # A batch size of its own, so that no other test has compiled the same.
     size = 3 + index_candidates
     options = {"max_batch": size, "index_candidates": index_candidates}
-    with serving(run, store=f"sqlite:///{tmp_path}/events.db", **options) as client:
+    with serving(crowd_run, store=f"sqlite:///{tmp_path}/events.db", **options) as client:
         ready = num_compiled()
         for user in ("u0", "u1", "somebody new"):
             client.recommend(user=user)
             client.events(event(user, "i1", 400))
+            client.service.count_trends()
             client.recommend(user=user)
-            client.recommend(user=user, categories=["a"])
+            client.recommend(user=user, categories=["a"], why=True)
+        assert client.service._table.counts["refreshed_trends"] == 3
         assert num_compiled() == ready
 
 
@@ -414,6 +427,52 @@ def test_people_who_ask_at_once_get_their_own_answers(client):
             assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-5)
 
 
+def test_rows_of_one_person_that_cannot_be_read_bother_nobody_else(client):
+    client.events(event("broken", "i1", 400), event("whole", "i1", 400))
+    client.recommend(user="broken")
+    before = {user: client.recommend(user=user) for user in ("u0", "whole")}
+    with client.service.store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE events SET contexts = '{oops' WHERE user = 'broken'")
+    client.events(event("whole", "i2", 401))
+    client.events(event("broken", "i2", 401))
+    table = client.service._table
+    num_encoded, num_people = table.counts["encoded_histories"], table.num_people
+    answers = table.ask([Ask(user=user) for user in ("u0", "broken", "whole", "broken")])
+    kinds = [isinstance(answer, Exception) for answer in answers]
+    assert kinds == [False, True, False, True]
+    assert answers[2].num_events == before["whole"]["num_events"] + 1
+    answer = client("POST", "/recommend", json={"user": "broken"})
+    assert answer.status_code == 500
+    assert "oops" not in answer.text
+    assert "column" not in answer.text
+    assert client.recommend(user="u0") == before["u0"]
+    assert table.num_people == num_people - 1
+    assert table.counts["encoded_histories"] == num_encoded
+    client("DELETE", "/users/broken")
+    assert client.recommend(user="broken")["num_events"] == 0
+
+
+def test_only_what_callers_did_wrong_is_told_them(client, monkeypatch):
+    for wrong in ({"categories": ["never heard of"]}, {"traits": {"age": "9"}}):
+        answer = client("POST", "/recommend", json={"user": "u0", **wrong})
+        assert answer.status_code == 422
+        assert next(iter(wrong)) in answer.json()["detail"]
+    answer = client("POST", "/recommend", json={"radius_km": 1})
+    assert answer.status_code == 422
+    assert "radius_km needs a place" in answer.json()["detail"]
+
+    def failing(*_):
+        raise ValueError("a text of the inside")
+
+    for name in ("pick", "allowed_items"):
+        with monkeypatch.context() as patch:
+            patch.setattr(ranking, name, failing)
+            answer = client("POST", "/recommend", json={"user": "u0"})
+        assert answer.status_code == 500
+        assert "inside" not in answer.text
+    assert client.recommend(user="u0")["items"]
+
+
 def test_the_service_keeps_to_its_own_description(client):
     """Right and wrong requests drawn from the OpenAPI: no 5xx, nothing that is not described."""
     checks = [
@@ -464,6 +523,19 @@ def test_a_newer_checkpoint_is_taken_without_a_failed_request_and_a_broken_one_i
         after = client.recommend(user="u4", k=11)
         assert after["num_events"] == before["num_events"]
         assert probabilities(after) != probabilities(before)
+
+
+def test_new_items_that_a_newer_model_knows_are_left_out_and_counted(run, tmp_path, caplog):
+    table = tmp_path / "new.csv"
+    table.write_text("item_id,genres\ni3,loud\nbrand new,loud|late\n")
+    with caplog.at_level("INFO", "stt_jax.service"):
+        served = load_model(run, "", str(table))
+    assert served.log.item_ids[-1] == "brand new"
+    assert list(served.log.item_ids).count("i3") == 1
+    assert [record.fields["left_out"] for record in caplog.records] == [1]
+    offline = RequestConfig(run=str(run), user="u0", items=str(table))
+    with pytest.raises(ValueError, match="'i3' is an item of the log already; leave it out"):
+        recommend(offline)
 
 
 def _wait(condition, client):

@@ -1,8 +1,10 @@
 """The event log loses nothing and stores nothing twice, on SQLite and on PostgreSQL."""
 
+import contextlib
 import os
 import pathlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -174,17 +176,39 @@ def test_what_was_acknowledged_survives_kills(url):
     assert all({f"{i.split('.')[0]}.0", f"{i.split('.')[0]}.1"} <= set(ids) for i in ids)
 
 
-def test_nothing_of_a_forgotten_person_is_left_in_the_file(tmp_path):
-    path = tmp_path / "events.db"
-    store = EventStore(f"sqlite:///{path}")
-    store.add(
-        [StoredEvent("somebody-very-special", f"id{i}", "a-telling-item", i) for i in range(50)]
-    )
-    store.forget("somebody-very-special")
+def _is_left(folder):
+    """Whether anything of what the next two tests forget is in a file."""
+    files = b"".join(file.read_bytes() for file in folder.iterdir())
+    return b"somebody-very-special" in files or b"a-telling-item" in files
+
+
+def _special_events():
+    return [StoredEvent("somebody-very-special", f"id{i}", "a-telling-item", i) for i in range(50)]
+
+
+def test_nothing_of_a_forgotten_person_is_left_in_the_files_of_a_store_in_use(tmp_path):
+    store = EventStore(f"sqlite:///{tmp_path}/events.db")
+    store.add([event("somebody else", 1), *_special_events()])
+    assert _is_left(tmp_path)
+    assert store.forget("somebody-very-special") == 50
+    assert not _is_left(tmp_path)
+    store.add([event("somebody else", 2)])
+    assert not _is_left(tmp_path)
     store.close()
-    files = b"".join(file.read_bytes() for file in tmp_path.iterdir())
-    assert b"somebody-very-special" not in files
-    assert b"a-telling-item" not in files
+    assert not _is_left(tmp_path)
+
+
+def test_what_a_reader_keeps_from_being_overwritten_is_overwritten_later(tmp_path):
+    store = EventStore(f"sqlite:///{tmp_path}/events.db")
+    store.add(_special_events())
+    with contextlib.closing(sqlite3.connect(tmp_path / "events.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM events").fetchall()
+        assert store.forget("somebody-very-special") == 50
+        assert _is_left(tmp_path)
+    store.erase_forgotten()
+    assert not _is_left(tmp_path)
+    store.close()
 
 
 def test_a_damaged_file_is_refused_with_advice(tmp_path):

@@ -1,5 +1,6 @@
 """What is popular now, as the service counts it."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -9,12 +10,15 @@ import sqlalchemy as sa
 
 from stt_jax.data.prepared_log import TIME_GRID
 from stt_jax.data.store import open_log
+from stt_jax.service import store as store_module
 from stt_jax.service.models import load_model
+from stt_jax.service.people import LiveTable
+from stt_jax.service.service import Service
 from stt_jax.service.store import EventStore, StoredEvent, StoreError
 from stt_jax.service.trending import Trending
 from stt_jax.successions import LiveSuccessions
 from stt_jax.trends import LiveTrends
-from tests.stt_jax.service.served import MODEL, serving, write_run
+from tests.stt_jax.service.served import MODEL, config, serving, write_run
 
 MONDAY = 1_333_324_800
 DAY_S = 86_400
@@ -202,7 +206,7 @@ def test_a_store_that_fails_leaves_the_service_its_trends(run, tmp_path, monkeyp
 
     with serving(run, store=f"sqlite:///{tmp_path}/events.db") as client:
         before = client.recommend(user="nobody yet")
-        monkeypatch.setattr(client.service.store, "last_sequence", failing)
+        monkeypatch.setattr(client.service.store, "after", failing)
         client.service.count_trends()
         assert client.recommend(user="nobody yet")["items"] == before["items"]
 
@@ -220,17 +224,131 @@ def test_an_earlier_number_that_another_service_commits_later_is_counted(served,
     assert_counted(trending, log, [(log.item_ids[item], AFTER) for item in (1, 2, 3)])
 
 
-def test_numbers_that_a_forgotten_person_leaves_free_are_counted_again(served, store, monkeypatch):
+@pytest.fixture(params=["new", "of before"])
+def any_store(request, store, tmp_path):
+    """A new file, and one that was made when its numbers were given again."""
+    if request.param == "new":
+        yield store
+        return
+    url = f"sqlite:///{tmp_path}/old.db"
+    with _numbers_given_again():
+        EventStore(url).close()
+    old = EventStore(url)
+    assert old._reuses_numbers
+    yield old
+    old.close()
+
+
+@contextlib.contextmanager
+def _numbers_given_again():
+    options = store_module._EVENTS.dialect_options["sqlite"]
+    options["autoincrement"] = False
+    try:
+        yield
+    finally:
+        options["autoincrement"] = True
+
+
+def test_nothing_is_counted_twice_after_somebody_with_the_newest_events_is_forgotten(
+    served, any_store, monkeypatch
+):
     monkeypatch.setattr("stt_jax.service.trending._LOOK_BACK", 2)
+    trending, ids = Trending(served, any_store), served.log.item_ids
+    first = [stored("here", ids[1], AFTER + hour * 3600) for hour in range(5)]
+    gone = [stored("gone", ids[2], AFTER + hour * 3600) for hour in range(4)]
+    any_store.add([*first, *gone[:2]])
+    any_store.add(gone[2:])
+    trending.refresh()
+    counted = [*first, *gone]
+    any_store.forget("gone")
+    trending.refresh()
+    assert_counted(trending, served.log, [(event.item, event.time_s) for event in counted])
+    # Those that come then are counted, the first of them too.
+    for number in range(6):
+        counted.append(stored("late", ids[3], AFTER + 60 * number))
+        any_store.add(counted[-1:])
+        trending.refresh()
+    any_store.forget("nobody")
+    trending.refresh()
+    assert_counted(trending, served.log, [(event.item, event.time_s) for event in counted])
+    assert [row.sequence for row in any_store.after(5, 100)] == [10, 11, 12, 13, 14, 15]
+
+
+def test_the_newest_of_a_few_forgotten_make_nothing_count_twice(served, store, monkeypatch):
+    monkeypatch.setattr("stt_jax.service.trending._LOOK_BACK", 4)
+    trending, ids = Trending(served, store), served.log.item_ids
+    here = [stored("here", ids[1], AFTER + hour * 3600) for hour in range(8)]
+    store.add([*here, stored("gone", ids[2], AFTER), stored("gone", ids[2], AFTER + 60)])
+    for _ in range(3):
+        trending.refresh()
+        store.forget("gone")
+    counted = [*((one.item, one.time_s) for one in here), (ids[2], AFTER), (ids[2], AFTER + 60)]
+    assert_counted(trending, served.log, counted)
+
+
+def test_what_a_fast_clock_sends_is_counted_when_it_is_due(served, store, monkeypatch):
+    monkeypatch.setattr("stt_jax.service.trending._LOOK_BACK", 1)
+    monkeypatch.setattr("stt_jax.service.trending.now_s", lambda: AFTER)
     trending, log = Trending(served, store), served.log
-    store.add([stored("gone", log.item_ids[1], AFTER + hour * 3600) for hour in range(9)])
+    ids, expected = log.item_ids, LiveSuccessions(log)
+    store.add(
+        [
+            stored("fast", ids[1], AFTER + 3),
+            stored("gone", ids[2], AFTER + 3),
+            stored("fast", ids[3], AFTER + 90),
+            stored("fast", ids[4], AFTER - 60),
+        ]
+    )
+    assert trending.refresh() is not None
+    assert_counted(trending, log, [(ids[4], AFTER - 60)])
+    store.add([stored("other", ids[5], AFTER - 5) for _ in range(3)])
     trending.refresh()
     store.forget("gone")
-    store.add([stored("here", log.item_ids[2], AFTER)])
-    assert store.last_sequence() == 1
-    trending.refresh()
-    events = [(log.item_ids[1], AFTER + hour * 3600) for hour in range(9)]
-    assert_counted(trending, log, [*events, (log.item_ids[2], AFTER)])
+    trending.forget("gone")
+    monkeypatch.setattr("stt_jax.service.trending.now_s", lambda: AFTER + 5)
+    assert trending.refresh() is not None
+    assert trending.refresh() is None
+    counted = [(ids[4], AFTER - 60), (ids[5], AFTER - 5), (ids[1], AFTER + 3)]
+    assert_counted(trending, log, counted)
+    monkeypatch.setattr("stt_jax.service.trending.now_s", lambda: AFTER + 90)
+    _, found = trending.refresh()
+    assert_counted(trending, log, [*counted, (ids[3], AFTER + 90)])
+    expected.add(4, 1, AFTER // 60)
+    expected.add(1, 3, AFTER // 60 + 1)
+    jax.tree.map(np.testing.assert_array_equal, found, expected.successions())
+
+
+def test_a_model_answers_only_once_it_was_shown_what_came(run, tmp_path, monkeypatch):
+    """At the start as at a swap, where the one before it answers meanwhile."""
+    answering = []
+    service = Service(config(run, store=f"sqlite:///{tmp_path}/events.db"))
+    refresh = Trending.refresh
+
+    def noting(trending):
+        answering.append((service._table, bool(service.not_ready)))
+        return refresh(trending)
+
+    monkeypatch.setattr(Trending, "refresh", noting)
+    monkeypatch.setattr(LiveTable, "warm_up", lambda _: None)  # takes long
+    service.store.add([stored("new", "i1", AFTER)])
+    model = service._load_model()
+    service._answer_with(model)
+    first = service._table
+    assert first.counts["refreshed_trends"] == 1
+    service._answer_with(model)
+    assert service._table is not first
+    assert service._table.counts["refreshed_trends"] == 1
+    assert answering == [(None, True), (first, False)]
+    trending = service._trending
+
+    def failing(_):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(Trending, "refresh", failing)
+    with pytest.raises(ValueError, match="a defect"):
+        service._answer_with(model)
+    assert service._trending is trending, "or it would count with rows of another model"
+    service.stop()
 
 
 def test_everybody_is_answered_by_what_is_popular_by_now(run, tmp_path):
