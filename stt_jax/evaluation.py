@@ -52,8 +52,8 @@ def evaluate_model(
       and by groups.
 
     Raises:
-      ValueError: no target in that part, an optimum file of another log, or runs that are not
-        alike.
+      ValueError: no target in that part, an optimum file of another log, runs that are not
+        alike, or likely times of a private run.
     """
     for other in others:
         _check_alike(run, other)
@@ -167,6 +167,11 @@ def _asked_as(run: Run, config: EvaluationConfig) -> Run:
         model_config = dataclasses.replace(model_config, habit_share=config.habit_share)
     if config.likely_times >= 0:
         model_config = dataclasses.replace(model_config, likely_times=config.likely_times)
+    if training.dp_epsilon and model_config.likely_times:
+        raise ValueError(
+            f"{run.directory} was trained with --dp_epsilon, which does not cover the waits of "
+            "people that --likely_times asks at: give --likely_times=0"
+        )
     model = SpatiotemporalTransformer(model_config, run.model.sizes)
     return dataclasses.replace(run, training=training, model_config=model_config, model=model)
 

@@ -179,11 +179,13 @@ def _private_input(
     secret: int,
 ) -> tuple[PersonBatches, int, privacy.Account, jax.Array]:
     """(batches, steps, account, key of the noise) of a private training."""
-    # A weight that is counted over everybody moves with each person the gradients of all others.
+    # A weight that is counted over everybody moves with each person the gradients of all others;
+    # what times are likely are waits of single people.
     counted = {
         "use_crowd=false": model_config.use_crowd,
         "use_popularity=false": model_config.use_popularity,
         "balance_domains=0": training.balance_domains,
+        "likely_times=0": model_config.likely_times,
     }
     for without, asked_for in counted.items():
         if asked_for:

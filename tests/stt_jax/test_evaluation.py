@@ -99,6 +99,16 @@ def test_what_cannot_be_read_or_written_is_refused_before_the_model_is_asked(
         assert argument in said
 
 
+def test_a_private_run_is_not_asked_at_times_that_nothing_protects(tmp_path, capsys):
+    run = write_run(tmp_path, dp_epsilon=8.0)
+    arguments = ["evaluate.py", f"--run={run}", "--baselines=false"]
+    assert evaluate.main([*arguments, "--likely_times=4"]) == 2
+    said = capsys.readouterr().err
+    assert f"{run} was trained with --dp_epsilon, which does not cover" in said
+    assert "give --likely_times=0" in said
+    assert evaluate.main([*arguments, "--likely_times=0"]) == 0
+
+
 def test_the_folder_of_the_report_is_made(tmp_path):
     run, output = write_run(tmp_path), tmp_path / "new/folder/report.json"
     arguments = [f"--run={run}", f"--output={output}", "--baselines=false"]

@@ -203,6 +203,7 @@ def test_a_mesh_is_refused_in_a_private_run(tmp_path):
     [
         ({"use_crowd": True}, "use_crowd=false"),
         ({"use_popularity": True}, "use_popularity=false"),
+        ({"likely_times": 4}, "likely_times=0"),
     ],
 )
 def test_counts_of_the_crowd_are_refused_in_a_private_run(tmp_path, counted, without):
