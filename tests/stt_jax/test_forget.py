@@ -16,7 +16,7 @@ from stt_jax.data.preparation import prepare_log
 from stt_jax.data.recbole import write_recbole
 from stt_jax.data.store import open_log, write_log
 from stt_jax.training.inheritance import open_source
-from stt_jax.training.lineage import runs_that_saw
+from stt_jax.training.lineage import runs_before, runs_that_saw
 from stt_jax.training.run import identity, run_info, write_run_files
 from tests.stt_jax.service.served import MODEL, write_run
 from tests.stt_jax.tiny_logs import random_log
@@ -161,6 +161,37 @@ def test_runs_are_found_after_others_were_forgotten_and_whatever_began_from_them
         assert [f"{one} has seen them" in said for one in expected] == [True] * 3
         assert f"{tmp_path / 'other'} has" not in said
     assert len(open_log(tmp_path / "prepared").meta.former_hashes) == 2
+
+
+def test_what_a_run_began_from_is_named_apart(tmp_path, capsys):
+    """Forgetting on the newest of three logs, each of whose runs began from the one before."""
+    write_run(tmp_path)
+    log, runs = open_log(tmp_path / "prepared"), tmp_path / "runs"
+    origin = ""
+    for number, name in enumerate(("oldest", "old", "new")):
+        dated = dataclasses.replace(log, directory=tmp_path / name, times=log.times + 1 + number)
+        write_log(dated, "")
+        info = run_info(open_log(tmp_path / name), origin)
+        training = TrainingConfig(
+            data=str(tmp_path / name), run=str(runs / name), resume_from=origin and "before"
+        )
+        write_run_files(runs / name, info, training, MODEL, ProtocolConfig())
+        origin = f"{identity(runs / name, info)}/7"
+    info = run_info(log)
+    write_run_files(runs / "other", info, TrainingConfig(), MODEL, ProtocolConfig())
+    newest = open_log(tmp_path / "new")
+    assert list(runs_that_saw(newest, runs)) == [runs / "new"]
+    assert runs_before(newest, runs) == [runs / "old", runs / "oldest"]
+    assert run(f"--data={tmp_path / 'new'}", "--user=u3", f"--runs={runs}") == 0
+    said = capsys.readouterr().out
+    assert f"{runs / 'new'} has seen them" in said
+    for name in ("old", "oldest"):
+        assert f"{runs / name} is what one of them began from" in said
+        assert f"--data={tmp_path / name}, may hold them, too: forget them there first" in said
+        assert f"{runs / name} has seen" not in said
+    assert str(runs / "other") not in said
+    # On the oldest log all three have seen them, and nothing is left to be named apart.
+    assert runs_before(open_log(tmp_path / "oldest"), runs) == []
 
 
 def test_nothing_of_them_is_left_in_the_files_of_recbole(directory, capsys):
