@@ -144,7 +144,7 @@ class Catalogue:
     Row 0 is the unknown item, rows 1..V are the items, the rest up to `table_rows(V)` is padding.
 
     Attributes:
-      is_item: bool [rows], True for rows 1..V.
+      is_item: bool [rows], True for rows 1..V, but for those of items that were forgotten.
       categories: int32 [rows].
       coords: float32 [rows, 3], earth-centred metres, NaN = no place.
       traits: int32 [rows, M] by name, values that the item has, 0 = no further one.

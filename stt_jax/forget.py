@@ -52,8 +52,8 @@ def forget(forgetting: ForgetConfig) -> None:
         )
     for run in runs_before(before, pathlib.Path(forgetting.runs)):
         print(
-            f"{run} is what one of them began from, and its own log, {_log_of(run)}, may hold them, "
-            "too: forget them there first, and do not give it to --resume_from again"
+            f"{run} is what one of them began from, and its own log, {_log_of(run)}, may hold "
+            "them, too: forget them there first, and do not give it to --resume_from again"
         )
     print("the raw files that --input of prepare named still hold them")
 

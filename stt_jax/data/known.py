@@ -23,8 +23,9 @@ def catalogue(log: PreparedLog) -> Catalogue:
         name: np.pad(values, ((0, rows - len(values)), (0, 0)))
         for name, values in log.item_traits.items()
     }
-    numbers = np.arange(rows)
-    return Catalogue((numbers >= 1) & (numbers <= log.num_items), categories, coords, traits)
+    is_item = np.zeros(rows, bool)
+    is_item[: log.num_items + 1] = log.is_item
+    return Catalogue(is_item, categories, coords, traits)
 
 
 def one_domain(log: PreparedLog, items: np.ndarray) -> np.ndarray:

@@ -161,12 +161,12 @@ class ItemScorer:
     Attributes:
       vectors: [rows, E] in the model's dtype.
       bias: float32 [rows].
-      is_item: bool [rows]; the other rows, unknown and padding, have the logit `NO_ITEM`.
+      is_item: bool [rows]; the others, unknown, forgotten and padding, have the logit `NO_ITEM`.
       categories: int32 [rows].
       coords: float32 [rows, 3], earth-centred metres, NaN = no place.
       distance_table: float32 [C + 1, num_distances], added by the item's category and how far it
         is from the request; None = distance is left out.
-      num_items: V, items that the model was trained on; the catalogue may have more.
+      num_items: V, rows that the model was trained on; the catalogue may have more.
       catalogue: all that is known of the items, for the mixture's other sources; None in training.
     """
 

@@ -1,4 +1,4 @@
-"""Which runs have seen a log: trained on it, or begun from a run that was; and what they began from."""
+"""Which runs have seen a log, trained on it or begun from one that was; what those began from."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def full_softmax(
       targets: int32 [N]; 0 gives a meaningless but finite number.
 
     Returns:
-      (log_normalizers, target_logits, mean_logits), float32 [N]; the mean is over items 1..V.
+      (log_normalizers, target_logits, mean_logits), float32 [N]; the mean is over the items.
     """
     logits = scorer.logits(queries, places)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
@@ -59,7 +59,7 @@ def full_softmax(
     hits = (targets[:, None] == rows[None]) & (rows > 0)[None]
     target_logits = jnp.where(hits, logits, 0.0).sum(-1)
     logit_sums = jnp.where(scorer.is_item[None], logits, 0.0).sum(-1)
-    return log_normalizer, target_logits, logit_sums / scorer.num_items
+    return log_normalizer, target_logits, logit_sums / _count(scorer)
 
 
 def chunked_softmax(
@@ -79,7 +79,7 @@ def chunked_softmax(
     log_normalizers, target_logits, logit_sums = catalogue_sums(
         scorer, queries, places, targets, chunk_items
     )
-    return log_normalizers, target_logits, logit_sums / scorer.num_items
+    return log_normalizers, target_logits, logit_sums / _count(scorer)
 
 
 def sampled_softmax(
@@ -120,11 +120,11 @@ def sampled_softmax(
     starts, ends = jnp.asarray(edges[:-1]), jnp.asarray(edges[1:])
     items = 1 + jax.random.randint(key, starts.shape, starts, ends)
     log_weights = jnp.log((ends - starts).astype(jnp.float32))
-    counted = jnp.ones(items.shape, bool)
+    counted = scorer.is_item[items]
     if in_batch:
         # Sorted, so that 0 (no target) comes first where there is one, and pads the rest.
         batch = jnp.unique(targets, size=min(len(targets), num_items + 1), fill_value=0)
-        counted = jnp.concatenate([~jnp.isin(items, batch), batch > 0])
+        counted = jnp.concatenate([counted & ~jnp.isin(items, batch), batch > 0])
         items = jnp.concatenate([items, batch])
         log_weights = jnp.concatenate([log_weights, jnp.zeros(batch.shape, jnp.float32)])
 
@@ -136,8 +136,13 @@ def sampled_softmax(
         jnp.concatenate([target_logits[:, None], corrected], axis=1), axis=1
     )
     weighted = jnp.where(counted, logits * jnp.exp(log_weights)[None], 0.0)
-    mean_logits = (target_logits + weighted.sum(1)) / num_items
+    mean_logits = (target_logits + weighted.sum(1)) / _count(scorer)
     return log_normalizer, target_logits, mean_logits
+
+
+def _count(scorer: ItemScorer) -> jax.Array:
+    """Items: rows without those that went with forgotten people."""
+    return scorer.is_item.sum(dtype=jnp.float32)
 
 
 def strata(num_items: int, num_strata: int, *, log_uniform: bool) -> np.ndarray:
@@ -202,7 +207,7 @@ def mixture_loss(
         logits = scorer.candidate_logits(queries, places, boosts.items)
         log_normalizers += boosts.log_growth(logits, log_normalizers)
         target_logits += boosts.of_items(targets)
-        mean_logits += (boosts.logits / boosts.copies).sum(axis=-1) / scorer.num_items
+        mean_logits += (boosts.logits / boosts.copies).sum(axis=-1) / _count(scorer)
     generated, mean_log_probs = target_logits - log_normalizers, mean_logits - log_normalizers
     log_gates = prediction.log_gates.reshape(len(targets), -1)
     pointed = prediction.target_log_masses.reshape(len(targets), -1)

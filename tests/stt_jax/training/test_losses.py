@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import re
 
@@ -99,6 +100,26 @@ def test_boosts_are_added_to_the_logits_of_every_softmax(loss):
     rows, known = np.arange(B * R), np.asarray(targets).reshape(-1) > 0
     of_target = log_probs[rows, np.asarray(targets).reshape(-1) - 1]
     expected = -(0.8 * of_target + 0.2 * log_probs.mean(-1))[known].mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["full", "chunked", "sampled"])
+@pytest.mark.parametrize("distances", [True, False])
+def test_rows_of_forgotten_items_are_as_if_they_were_not_there(loss, distances):
+    p = prediction(distances=distances)
+    forgotten, rows = 3, jnp.asarray([row for row in range(V + 3) if row != 3])
+    holed = p.scorer.replace(is_item=p.scorer.is_item.at[forgotten].set(False))
+    without = dataclasses.replace(p.scorer.take(rows), num_items=V - 1)
+    targets = some_targets(V)
+    targets = jnp.where(targets == forgotten, 0, targets)
+    renumbered = jnp.where(targets > forgotten, targets - 1, targets)
+    softmax = make_softmax(
+        TrainingConfig(loss=loss, num_negatives=V, loss_chunk_items=3), jax.random.key(0)
+    )
+    found, expected = (
+        mixture_loss(p.replace(scorer=scorer), wanted, label_smoothing=0.2, softmax=softmax)[0]
+        for scorer, wanted in ((holed, targets), (without, renumbered))
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
