@@ -49,11 +49,12 @@ def evaluate_model(
       request mode the metrics of the model, of the baselines and the best possible on targets
       whose person and item occur in training ("known"; in that of `known_in`, too); the model's
       standard errors over people, its metrics with unseen people and items as they come ("all"),
-      and by groups.
+      and by groups. `best_possible_is_bound` is False where targets are left out for their item:
+      the best possible is over all places, so that it may be passed.
 
     Raises:
-      ValueError: no target in that part, an optimum file of another log, runs that are not
-        alike, or likely times of a private run.
+      ValueError: no target in that part, an optimum file of another log or where it is no
+        bound, runs that are not alike, or likely times of a private run.
     """
     for other in others:
         _check_alike(run, other)
@@ -66,6 +67,8 @@ def evaluate_model(
     seen = run.protocol.seen if config.seen == "as_run" else config.seen
     trends = run.protocol.trends if config.trends == "as_run" else config.trends
     domains = run.protocol.domains if config.domains == "as_run" else config.domains
+    if config.optimum:
+        _check_bound(log, seen, domains)
     every = find_targets(log, part, targets=kind, context=context)
     everything = every.sample(config.max_targets, seed=0)
     known = everything.known(log)
@@ -155,6 +158,10 @@ def evaluate_model(
             }
     for mode, metrics in optimum.items():
         report["modes"][mode]["best_possible"] = metrics
+    if optimum:
+        # Who only counts places that training knows does better than the best over all of them.
+        of_known_people = everything.users < log.num_train_users
+        report["best_possible_is_bound"] = not np.any(of_known_people & ~known)
     return report
 
 
@@ -212,6 +219,20 @@ def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:
         hours = (log.times[targets.events] + log.utc_offsets_s[targets.events]) // 3600 % 24
         groups["hour_of_day"] = np.array([f"{hour:02d}" for hour in hours])
     return groups
+
+
+def _check_bound(log: PreparedLog, seen: str, domains: str) -> None:
+    """Raises ValueError where fewer items are ranked than the best possible ranks."""
+    if log.domain_values and domains == "named":
+        narrower, instead = "--domains=named ranks within one domain", "--domains=any"
+    elif seen == "leave_out":
+        narrower, instead = "--seen=leave_out ranks what is new to the person", "--seen=keep"
+    else:
+        return
+    raise ValueError(
+        f"--optimum is the best over all places, but {narrower}, so that it would be no bound: "
+        f"give {instead}, or leave out --optimum"
+    )
 
 
 def _best_possible(path: str, log: PreparedLog, targets: Targets) -> dict[str, dict[str, float]]:
