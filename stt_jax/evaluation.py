@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def evaluate_model(
       others: runs like it but for their seeds, whose probabilities are averaged with its own.
 
     Returns:
-      A report that `json.dumps` takes: the protocol and the split's hash; counts of targets; by
+      A report that `write_report` takes: the protocol and the split's hash; counts of targets; by
       request mode the metrics of the model, of the baselines and the best possible on targets
       whose person and item occur in training ("known"; in that of `known_in`, too); the model's
       standard errors over people, its metrics with unseen people and items as they come ("all"),
@@ -200,8 +201,18 @@ def _check_alike(run: Run, other: Run) -> None:
 
 
 def write_report(report: dict[str, Any], path: str | os.PathLike) -> None:
-    """Writes a report of `evaluate_model` as JSON."""
-    pathlib.Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    """Writes a report of `evaluate_model` as JSON, null for what is no number."""
+    text = json.dumps(_without_nan(report), indent=1, allow_nan=False)
+    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    """None in place of NaN, which JSON has no word for: of one person there is no error."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:

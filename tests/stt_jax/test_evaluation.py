@@ -8,7 +8,7 @@ import pytest
 
 from stt_jax import evaluate, evaluation
 from stt_jax.data.protocol import find_targets
-from stt_jax.data.store import TEST, open_log
+from stt_jax.data.store import TEST, TRAIN, open_log
 from stt_jax.evaluate import print_report
 from stt_jax.evaluation import _groups
 from tests.stt_jax.service.served import SEED, write_run
@@ -158,6 +158,22 @@ def write_optimum(log, folder):
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return path
+
+
+def test_a_report_on_one_person_is_valid_json(tmp_path):
+    log = random_log(num_users=6, seed=SEED)
+    parts = np.array(log.parts)
+    parts[log.user_offsets[1] : log.user_offsets[log.num_train_users]] = TRAIN
+    run = write_run(tmp_path, parts=parts)
+    assert evaluate.main(["evaluate.py", f"--run={run}", "--baselines=false"]) == 0
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (run / "evaluation-test.json").read_text()
+    results = json.loads(text, parse_constant=refuse)["modes"]["known"]
+    assert results["model"]["mrr"] > 0
+    assert results["standard_errors"]["mrr"] is None
 
 
 def test_the_folder_of_the_report_is_made(tmp_path):
