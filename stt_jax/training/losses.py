@@ -175,7 +175,7 @@ def mixture_loss(
     target_weights: jax.Array | None = None,
     softmax: Softmax = full_softmax,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of a batch and what to report of it: the weighted mean over its requests.
+    """The loss of a batch and what to report of it: the weighted sum by the number of requests.
 
         -(1 - e) log p(target) - e mean_v log p_generate(v) - w log p_generate(target)
 
@@ -187,16 +187,19 @@ def mixture_loss(
       targets: int32 [B, R]; 0 is not learned from.
       label_smoothing: e, in [0, 1].
       generate_weight: w, of the likelihood under the generating part alone.
-      target_weights: float32 [rows], what a request with that target counts; None = all one.
+      target_weights: float32 [rows], what a request with that target counts, 1 on average over the
+        log; None = all one.
       softmax: of the generating part, see `make_softmax`.
 
     Returns:
-      (loss, sums): float32 [], and sums to report: of the requests, of log-likelihood and of the
-      gate, all weighted.
+      (loss, sums): float32 [], and sums to report: the number of requests, and weighted those of
+      log-likelihood and of the gate.
     """
     targets = targets.reshape(-1)
     queries = prediction.queries.reshape(len(targets), -1)
     weights = (targets > 0).astype(jnp.float32)
+    # Not of the weights: by their sum a batch of one domain would count as if it had none.
+    num_requests = weights.sum()
     if target_weights is not None:
         weights = weights * target_weights[targets]
     places = prediction.places.reshape(len(targets), 3)
@@ -215,7 +218,6 @@ def mixture_loss(
     log_probs = jax.nn.logsumexp(log_gates + log_masses, axis=1)
     losses = -(1 - label_smoothing) * log_probs - label_smoothing * mean_log_probs
     losses = losses - generate_weight * generated
-    num_requests = weights.sum()
     loss = (losses * weights).sum() / jnp.maximum(num_requests, 1.0)
     sums = {
         "requests": num_requests,

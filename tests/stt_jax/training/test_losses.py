@@ -69,8 +69,29 @@ def test_loss_is_the_mixture_of_the_docstring():
             term = -0.8 * np.log(likely) - 0.2 * log_probs[n].mean()
             terms.append(term - 0.5 * log_probs[n, target - 1])
             counted.append(float(weights[target]))
-    np.testing.assert_allclose(loss, np.average(terms, weights=counted), rtol=1e-5)
-    np.testing.assert_allclose(sums["requests"], np.sum(counted), rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean(np.multiply(terms, counted)), rtol=1e-5)
+    assert float(sums["requests"]) == len(terms)
+
+
+def test_what_a_target_counts_does_not_depend_on_what_else_is_in_the_batch():
+    p = prediction()
+    rare, common = 1, 2
+    weights = jnp.ones(V + 3).at[rare].set(4.0).at[common].set(0.5)
+    at = jnp.arange(B * R).reshape(B, R)
+
+    def total(targets, weights):
+        loss, sums = mixture_loss(p, targets, label_smoothing=0.1, target_weights=weights)
+        return float(loss * sums["requests"])
+
+    alone = {item: jnp.where(at % 2 == item % 2, item, 0) for item in (rare, common)}
+    for item, targets in alone.items():
+        unweighted = total(targets, None)
+        np.testing.assert_allclose(total(targets, weights), weights[item] * unweighted, rtol=1e-5)
+        loss, _ = mixture_loss(p, targets, label_smoothing=0.1, target_weights=weights)
+        plain, _ = mixture_loss(p, targets, label_smoothing=0.1)
+        np.testing.assert_allclose(loss, weights[item] * plain, rtol=1e-5)
+    together = total(alone[rare] + alone[common], weights)
+    np.testing.assert_allclose(together, sum(total(t, weights) for t in alone.values()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["full", "chunked", "sampled"])
