@@ -25,7 +25,8 @@ def catalogue(log: PreparedLog) -> Catalogue:
     }
     is_item = np.zeros(rows, bool)
     is_item[: log.num_items + 1] = log.is_item
-    return Catalogue(is_item, categories, coords, traits)
+    num_forgotten = len(log.meta.forgotten_items)
+    return Catalogue(is_item, categories, coords, traits, num_forgotten=num_forgotten)
 
 
 def one_domain(log: PreparedLog, items: np.ndarray) -> np.ndarray:

@@ -256,12 +256,12 @@ def _match_traits(old: Sequence[str], new: Sequence[str]) -> _Matched:
     if not was or not moved:
         return matched
     # What is below or above all bounds is as wide as all that is between them.
-    bounds = np.array([*was.values(), *now.values()])
-    known = bounds[np.isfinite(bounds)]
+    edges = np.array([*was.values(), *now.values()])
+    known = edges[np.isfinite(edges)]
     width = np.ptp(known) or 1.0
-    bounds = np.clip(bounds, known.min() - width, known.max() + width)
-    of_old = bounds[: len(was)]
-    of_new = dict(zip(now, bounds[len(was) :], strict=True))
+    edges = np.clip(edges, known.min() - width, known.max() + width)
+    of_old = edges[: len(was)]
+    of_new = dict(zip(now, edges[len(was) :], strict=True))
     for row in moved:
         low, high = of_new[row]
         overlaps = np.minimum(high, of_old[:, 1]) - np.maximum(low, of_old[:, 0])

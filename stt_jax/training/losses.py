@@ -59,7 +59,7 @@ def full_softmax(
     hits = (targets[:, None] == rows[None]) & (rows > 0)[None]
     target_logits = jnp.where(hits, logits, 0.0).sum(-1)
     logit_sums = jnp.where(scorer.is_item[None], logits, 0.0).sum(-1)
-    return log_normalizer, target_logits, logit_sums / _count(scorer)
+    return log_normalizer, target_logits, logit_sums / scorer.num_items
 
 
 def chunked_softmax(
@@ -79,7 +79,7 @@ def chunked_softmax(
     log_normalizers, target_logits, logit_sums = catalogue_sums(
         scorer, queries, places, targets, chunk_items
     )
-    return log_normalizers, target_logits, logit_sums / _count(scorer)
+    return log_normalizers, target_logits, logit_sums / scorer.num_items
 
 
 def sampled_softmax(
@@ -115,15 +115,15 @@ def sampled_softmax(
     (RecSys 2019). Differs from them: drawn without replacement, one item a stratum, so that
     probabilities are exact; batch items are certain and need no estimate of their frequency.
     """
-    num_items = scorer.num_items
-    edges = strata(num_items, min(num_negatives, num_items), log_uniform=log_uniform)
+    num_rows = scorer.num_items + scorer.num_forgotten
+    edges = strata(num_rows, min(num_negatives, num_rows), log_uniform=log_uniform)
     starts, ends = jnp.asarray(edges[:-1]), jnp.asarray(edges[1:])
     items = 1 + jax.random.randint(key, starts.shape, starts, ends)
     log_weights = jnp.log((ends - starts).astype(jnp.float32))
-    counted = scorer.is_item[items]
+    counted = scorer.is_item[items] if scorer.num_forgotten else jnp.ones(items.shape, bool)
     if in_batch:
         # Sorted, so that 0 (no target) comes first where there is one, and pads the rest.
-        batch = jnp.unique(targets, size=min(len(targets), num_items + 1), fill_value=0)
+        batch = jnp.unique(targets, size=min(len(targets), num_rows + 1), fill_value=0)
         counted = jnp.concatenate([counted & ~jnp.isin(items, batch), batch > 0])
         items = jnp.concatenate([items, batch])
         log_weights = jnp.concatenate([log_weights, jnp.zeros(batch.shape, jnp.float32)])
@@ -136,13 +136,8 @@ def sampled_softmax(
         jnp.concatenate([target_logits[:, None], corrected], axis=1), axis=1
     )
     weighted = jnp.where(counted, logits * jnp.exp(log_weights)[None], 0.0)
-    mean_logits = (target_logits + weighted.sum(1)) / _count(scorer)
+    mean_logits = (target_logits + weighted.sum(1)) / scorer.num_items
     return log_normalizer, target_logits, mean_logits
-
-
-def _count(scorer: ItemScorer) -> jax.Array:
-    """Items: rows without those that went with forgotten people."""
-    return scorer.is_item.sum(dtype=jnp.float32)
 
 
 def strata(num_items: int, num_strata: int, *, log_uniform: bool) -> np.ndarray:
@@ -210,7 +205,7 @@ def mixture_loss(
         logits = scorer.candidate_logits(queries, places, boosts.items)
         log_normalizers += boosts.log_growth(logits, log_normalizers)
         target_logits += boosts.of_items(targets)
-        mean_logits += (boosts.logits / boosts.copies).sum(axis=-1) / _count(scorer)
+        mean_logits += (boosts.logits / boosts.copies).sum(axis=-1) / scorer.num_items
     generated, mean_log_probs = target_logits - log_normalizers, mean_logits - log_normalizers
     log_gates = prediction.log_gates.reshape(len(targets), -1)
     pointed = prediction.target_log_masses.reshape(len(targets), -1)

@@ -129,7 +129,9 @@ def test_boosts_are_added_to_the_logits_of_every_softmax(loss):
 def test_rows_of_forgotten_items_are_as_if_they_were_not_there(loss, distances):
     p = prediction(distances=distances)
     forgotten, rows = 3, jnp.asarray([row for row in range(V + 3) if row != 3])
-    holed = p.scorer.replace(is_item=p.scorer.is_item.at[forgotten].set(False))
+    holed = p.scorer.replace(
+        is_item=p.scorer.is_item.at[forgotten].set(False), num_items=V - 1, num_forgotten=1
+    )
     without = dataclasses.replace(p.scorer.take(rows), num_items=V - 1)
     targets = some_targets(V)
     targets = jnp.where(targets == forgotten, 0, targets)
