@@ -144,7 +144,7 @@ class Catalogue:
     Row 0 is the unknown item, rows 1..V are the items, the rest up to `table_rows(V)` is padding.
 
     Attributes:
-      is_item: bool [rows], True for rows 1..V.
+      is_item: bool [rows], True for rows 1..V, but for those of items that were forgotten.
       categories: int32 [rows].
       coords: float32 [rows, 3], earth-centred metres, NaN = no place.
       traits: int32 [rows, M] by name, values that the item has, 0 = no further one.
@@ -157,6 +157,7 @@ class Catalogue:
         the one before, for requests that hide their time; None where the model does not look.
       target_weights: float32 [rows], what a training request whose answer is the item counts; None
         = all alike.
+      num_forgotten: rows of items that were forgotten; not an array, for divisors are compiled in.
     """
 
     is_item: Array
@@ -169,6 +170,7 @@ class Catalogue:
     log_popularity: Array | None = None
     waits_s: Array | None = None
     target_weights: Array | None = None
+    num_forgotten: int = struct.field(pytree_node=False, default=0)
 
 
 def table_rows(num_ids: int) -> int:

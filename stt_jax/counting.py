@@ -37,7 +37,8 @@ class TrainingCounts:
     def __init__(self, log: PreparedLog, apart: np.ndarray | None = None):
         """`apart`: int [V + 1], a group of each item, within which it is ranked; None = all one."""
         self.log = log
-        self.apart = np.zeros(log.num_items + 1, np.int32) if apart is None else apart
+        groups = np.zeros(log.num_items + 1, np.int32) if apart is None else apart
+        self.apart = np.where(log.is_item, groups, -1)  # forgotten items are beside nothing
         self.num_columns = log.num_items + 1
         self.events = np.flatnonzero(log.parts == TRAIN)
         # 1970-01-01 was a Thursday; hour 0 of the week is Monday 0 h.

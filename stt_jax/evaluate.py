@@ -81,6 +81,12 @@ def print_report(report: dict[str, Any]) -> None:
     )
     if report.get("baselines_tuned_on") == 0:
         console.print("no target to validate on: the baselines have default options")
+    if not report.get("best_possible_is_bound", True):
+        console.print(
+            "the best possible is over all places, also those that training does not know, whose "
+            "targets are left out here: it may be passed",
+            soft_wrap=True,
+        )
     for mode, results in report["modes"].items():
         table = rich.table.Table(
             title=f"request time {mode}", title_justify="left", box=rich.box.SIMPLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -45,15 +46,16 @@ def evaluate_model(
       others: runs like it but for their seeds, whose probabilities are averaged with its own.
 
     Returns:
-      A report that `json.dumps` takes: the protocol and the split's hash; counts of targets; by
+      A report that `write_report` takes: the protocol and the split's hash; counts of targets; by
       request mode the metrics of the model, of the baselines and the best possible on targets
       whose person and item occur in training ("known"; in that of `known_in`, too); the model's
       standard errors over people, its metrics with unseen people and items as they come ("all"),
-      and by groups.
+      and by groups. `best_possible_is_bound` is False where targets are left out for their item:
+      the best possible is over all places, so that it may be passed.
 
     Raises:
-      ValueError: no target in that part, an optimum file of another log, or runs that are not
-        alike.
+      ValueError: no target in that part, an optimum file of another log or where it is no
+        bound, runs that are not alike, or likely times of a private run.
     """
     for other in others:
         _check_alike(run, other)
@@ -66,6 +68,8 @@ def evaluate_model(
     seen = run.protocol.seen if config.seen == "as_run" else config.seen
     trends = run.protocol.trends if config.trends == "as_run" else config.trends
     domains = run.protocol.domains if config.domains == "as_run" else config.domains
+    if config.optimum:
+        _check_bound(log, seen, domains)
     every = find_targets(log, part, targets=kind, context=context)
     everything = every.sample(config.max_targets, seed=0)
     known = everything.known(log)
@@ -155,6 +159,10 @@ def evaluate_model(
             }
     for mode, metrics in optimum.items():
         report["modes"][mode]["best_possible"] = metrics
+    if optimum:
+        # Who only counts places that training knows does better than the best over all of them.
+        of_known_people = everything.users < log.num_train_users
+        report["best_possible_is_bound"] = not np.any(of_known_people & ~known)
     return report
 
 
@@ -167,6 +175,11 @@ def _asked_as(run: Run, config: EvaluationConfig) -> Run:
         model_config = dataclasses.replace(model_config, habit_share=config.habit_share)
     if config.likely_times >= 0:
         model_config = dataclasses.replace(model_config, likely_times=config.likely_times)
+    if training.dp_epsilon and model_config.likely_times:
+        raise ValueError(
+            f"{run.directory} was trained with --dp_epsilon, which does not cover the waits of "
+            "people that --likely_times asks at: give --likely_times=0"
+        )
     model = SpatiotemporalTransformer(model_config, run.model.sizes)
     return dataclasses.replace(run, training=training, model_config=model_config, model=model)
 
@@ -188,8 +201,18 @@ def _check_alike(run: Run, other: Run) -> None:
 
 
 def write_report(report: dict[str, Any], path: str | os.PathLike) -> None:
-    """Writes a report of `evaluate_model` as JSON."""
-    pathlib.Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    """Writes a report of `evaluate_model` as JSON, null for what is no number."""
+    text = json.dumps(_without_nan(report), indent=1, allow_nan=False)
+    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    """None in place of NaN, which JSON has no word for: of one person there is no error."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:
@@ -207,6 +230,20 @@ def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:
         hours = (log.times[targets.events] + log.utc_offsets_s[targets.events]) // 3600 % 24
         groups["hour_of_day"] = np.array([f"{hour:02d}" for hour in hours])
     return groups
+
+
+def _check_bound(log: PreparedLog, seen: str, domains: str) -> None:
+    """Raises ValueError where fewer items are ranked than the best possible ranks."""
+    if log.domain_values and domains == "named":
+        narrower, instead = "--domains=named ranks within one domain", "--domains=any"
+    elif seen == "leave_out":
+        narrower, instead = "--seen=leave_out ranks what is new to the person", "--seen=keep"
+    else:
+        return
+    raise ValueError(
+        f"--optimum is the best over all places, but {narrower}, so that it would be no bound: "
+        f"give {instead}, or leave out --optimum"
+    )
 
 
 def _best_possible(path: str, log: PreparedLog, targets: Targets) -> dict[str, dict[str, float]]:

@@ -150,7 +150,7 @@ def export_run(run: Run, log: PreparedLog, out: pathlib.Path, num_items_listed: 
       num_items_listed: items that `score` gives a person, at most as many as there are.
     """
     out.mkdir(parents=True, exist_ok=True)
-    num_items_listed = min(num_items_listed, log.num_items)
+    num_items_listed = min(num_items_listed, log.num_listed)
     exported = flat_functions(run, log, num_items_listed)
     (people,) = jax.export.symbolic_shape("b")
     for name, function in exported.functions.items():
@@ -169,8 +169,8 @@ def export_run(run: Run, log: PreparedLog, out: pathlib.Path, num_items_listed: 
         **{f"{number:04d} {name}": w for number, (name, w) in enumerate(exported.weights.items())},
     )
     vocabularies = {
-        "items": list(log.item_ids),
-        "item_names": list(log.item_names),
+        "items": _of_items(log, log.item_ids),
+        "item_names": _of_items(log, log.item_names),
         "people": ["", *log.user_ids[: log.num_train_users]],
         "categories": list(log.category_values),
         "contexts": {name: list(values) for name, values in log.context_values.items()},
@@ -181,6 +181,11 @@ def export_run(run: Run, log: PreparedLog, out: pathlib.Path, num_items_listed: 
     (out / "vocabularies.json").write_text(json.dumps(vocabularies), encoding="utf-8")
     (out / "manifest.json").write_text(json.dumps(_manifest(exported, run), indent=1))
     (out / "README.md").write_text(model_card(run, log, num_items_listed), encoding="utf-8")
+
+
+def _of_items(log: PreparedLog, texts: Sequence[str]) -> list[str]:
+    """A text a row; "" for the unknown item and where an item was forgotten."""
+    return [text if holds else "" for text, holds in zip(texts, log.is_item, strict=True)]
 
 
 def _manifest(exported: Exported, run: Run) -> dict[str, Any]:
@@ -211,7 +216,7 @@ def model_card(run: Run, log: PreparedLog, num_items_listed: int) -> str:
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
     return f"""# Spatiotemporal recommender, exported
 
-What comes next for a person, at a time and place: {log.num_items:,} items, {sizes.num_users:,}
+What comes next for a person, at a time and place: {log.num_listed:,} items, {sizes.num_users:,}
 people, {sizes.num_categories:,} categories; {num_parameters:,} parameters; step {run.step}; trained
 on a prepared log with hash `{run.info.data_hash}`, split `{run.info.split_hash}`
 ({log.num_events:,} events). It knows what that log held: new items are unknown (row 0), new people

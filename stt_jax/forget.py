@@ -2,6 +2,9 @@
 
     python -m stt_jax.forget --data=prepared/nyc --user=470 --runs=runs
 
+Runs that those began from by --resume_from are named apart: they were trained on logs of their own,
+which may hold the person, too.
+
 The raw files are not touched, nor are the runs: a model cannot be made to forget, only be trained
 again on the log as it is now. Until then those runs answer nobody from that log any more. Files
 that prepare --write_recbole wrote are removed whole. A service forgets by DELETE /users/{id}.
@@ -19,7 +22,8 @@ from stt_jax.data.forgetting import rewrite_without
 from stt_jax.data.pseudonyms import find_user
 from stt_jax.data.recbole import FOLDER
 from stt_jax.data.store import open_log
-from stt_jax.training.lineage import runs_that_saw
+from stt_jax.training.lineage import runs_before, runs_that_saw
+from stt_jax.training.run import read_run_files
 
 
 def forget(forgetting: ForgetConfig) -> None:
@@ -51,7 +55,21 @@ def forget(forgetting: ForgetConfig) -> None:
             "evaluate, recommend, serve and export refuse these runs from now on, for everybody: "
             "the log is not the one that they were trained on"
         )
+    for run in runs_before(before, pathlib.Path(forgetting.runs)):
+        print(
+            f"{run} is what one of them began from, and its own log, {_log_of(run)}, may hold "
+            "them, too: forget them there first, and do not give it to --resume_from again"
+        )
     print("the raw files that --input of prepare named still hold them")
+
+
+def _log_of(run: pathlib.Path) -> str:
+    """Where the log of a run was when it was trained, as far as its files tell."""
+    try:
+        _, configs = read_run_files(run)
+    except (OSError, ValueError):
+        return "wherever it is"
+    return f"--data={configs['training'].data}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -94,8 +94,9 @@ def standard_errors(
     """Standard errors of `ranking_metrics`, for the sampling of targets or of whole people.
 
     With `clusters` the targets of one cluster may depend on each other: the error is
-    sqrt(sum over clusters of (sum of deviations from the mean)^2) / T. Without, every target is its
-    own cluster and a hit rate's error is the binomial one.
+    sqrt(G / (G - 1) * sum over G clusters of (sum of deviations from the mean)^2) / T, which is not
+    too small for few of them. Without, every target is its own cluster and a hit rate's error is
+    the binomial one, sqrt(p (1 - p) / (T - 1)).
 
     Args:
       ranks: int [T], as from `target_ranks`.
@@ -103,18 +104,22 @@ def standard_errors(
       clusters: int [T], for instance the user row of each target, or None.
 
     Returns:
-      The keys of `ranking_metrics`. NaN if there is no target.
+      The keys of `ranking_metrics`. NaN if there are fewer than two clusters: one says nothing of
+      how they differ.
 
     Raises:
       ValueError: as `ranking_metrics`; or `clusters` and `ranks` differ in length.
     """
     ranks = _checked_ranks(ranks)
     labels = np.arange(len(ranks)) if clusters is None else _checked_labels(clusters, ranks)
-    _, cluster_ids = np.unique(labels, return_inverse=True)
+    found, cluster_ids = np.unique(labels, return_inverse=True)
+    if len(found) < 2:
+        return dict.fromkeys(_gains(ranks, ks), float("nan"))
+    for_few = np.sqrt(len(found) / (len(found) - 1))
     errors = {}
     for name, gains in _gains(ranks, ks).items():
         sums = np.bincount(cluster_ids, weights=gains - _mean(gains))
-        errors[name] = float(np.sqrt(np.square(sums).sum()) / len(ranks)) if len(ranks) else np.nan
+        errors[name] = float(for_few * np.sqrt(np.square(sums).sum()) / len(ranks))
     return errors
 
 

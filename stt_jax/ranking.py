@@ -226,7 +226,7 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
     coords = item_coords(log)
     wish = {"as_run": None, "true": True, "false": False}[request.exclude_seen]
     rules = Rules(
-        k=min(request.k, log.num_items),
+        k=min(request.k, log.num_listed),
         excluded=np.unique(log.items[first:end]) if excludes_seen(run, wish) else None,
         categories=_rows("categories", log.category_values, request.categories),
         domains=_rows("domains", log.domain_values, request.domains),

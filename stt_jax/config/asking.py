@@ -98,7 +98,11 @@ class EvaluationConfig:
         "has, too, are counted. To compare runs that train on more with those that do on less.",
     )
     baselines: bool = option(True, "Tune and show the counting baselines beside the model.")
-    optimum: str = option("", "File of best possible metrics, written by stt_jax.generate.")
+    optimum: str = option(
+        "",
+        "File of best possible metrics, written by stt_jax.generate; over all places, so not with "
+        "--domains=named or --seen=leave_out.",
+    )
     output: str = option("", "JSON report; empty = evaluation-PART.json in the run directory.")
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ def describe_log(log: PreparedLog) -> dict[str, Any]:
         "num_events": log.num_events,
         "num_users": log.num_users,
         "num_train_users": log.num_train_users,
-        "num_items": log.num_items,
+        "num_items": log.num_listed,
         "num_categories": log.num_categories,
         "num_contexts": {name: len(texts) - 1 for name, texts in log.context_values.items()},
         "num_sessions": 0,

@@ -2,9 +2,10 @@
 
 Gone are their id, their events, and the words that only they had used: ids and names of items,
 categories and context values that no event of anybody else holds. Rows of the vocabularies keep
-their numbers; statistics, warnings and the report are made anew, and RecBole files removed. What
-stays is what their events have gone into together with others': medians of the places of items,
-fitted fills and scales, where a split by time cut, how much every step of the preparation did.
+their numbers, and those of items that are gone are marked, to be in no list and no count;
+statistics, warnings and the report are made anew, and RecBole files removed. What stays is what
+their events have gone into together with others': medians of the places of items, fitted fills and
+scales, where a split by time cut, how much every step of the preparation did.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def forget_person(log: PreparedLog, user_id: str) -> PreparedLog:
         format_version=FORMAT_VERSION,
         steps=(*log.meta.steps, step),
         former_hashes=(*log.meta.former_hashes, log.meta.data_hash),
+        forgotten_items=tuple((1 + np.flatnonzero(gone[1:])).tolist()),
     )
     left = dataclasses.replace(
         log,

@@ -23,8 +23,10 @@ def catalogue(log: PreparedLog) -> Catalogue:
         name: np.pad(values, ((0, rows - len(values)), (0, 0)))
         for name, values in log.item_traits.items()
     }
-    numbers = np.arange(rows)
-    return Catalogue((numbers >= 1) & (numbers <= log.num_items), categories, coords, traits)
+    is_item = np.zeros(rows, bool)
+    is_item[: log.num_items + 1] = log.is_item
+    num_forgotten = len(log.meta.forgotten_items)
+    return Catalogue(is_item, categories, coords, traits, num_forgotten=num_forgotten)
 
 
 def one_domain(log: PreparedLog, items: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ class LogMeta:
 
     `numerics` says of each numeric column what was done to it, for `numerics.apply_stages`.
     `former_hashes` are the data hashes that the log had before people were forgotten, oldest first:
-    runs trained on any of them have seen whoever was forgotten later.
+    runs trained on any of them have seen whoever was forgotten later. `forgotten_items` are rows of
+    items that went with forgotten people: the rows stay, so that the others keep theirs.
     """
 
     format_version: int
@@ -39,6 +40,7 @@ class LogMeta:
     warnings: tuple[str, ...]
     numerics: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     former_hashes: tuple[str, ...] = ()
+    forgotten_items: tuple[int, ...] = ()
 
     @property
     def time_grid_s(self) -> int:
@@ -131,6 +133,18 @@ class PreparedLog:
         return len(self.item_ids) - 1
 
     @property
+    def is_item(self) -> np.ndarray:
+        """bool [V + 1], rows that hold an item: not row 0, nor what went with forgotten people."""
+        holds = np.arange(self.num_items + 1) > 0
+        holds[list(self.meta.forgotten_items)] = False
+        return holds
+
+    @property
+    def num_listed(self) -> int:
+        """Rows that hold an item: what a list can have at most."""
+        return self.num_items - len(self.meta.forgotten_items)
+
+    @property
     def num_categories(self) -> int:
         """C, without the unknown category: valid category rows are 1..C."""
         return len(self.category_values) - 1
@@ -188,4 +202,4 @@ class PreparedLog:
 
     @functools.cached_property
     def _item_rows(self) -> dict[str, int]:
-        return {item_id: row for row, item_id in enumerate(self.item_ids) if row > 0}
+        return {self.item_ids[row]: row for row in np.flatnonzero(self.is_item).tolist()}

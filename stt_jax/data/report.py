@@ -78,7 +78,7 @@ def _head(log: PreparedLog) -> str:
     tiles = {
         "events": log.num_events,
         "users": log.num_users,
-        "items in training": log.num_items,
+        "items in training": log.num_listed,
         "categories": log.num_categories,
         "sessions": log.meta.statistics["num_sessions"],
     }

@@ -52,9 +52,10 @@ __all__ = [
     "write_log",
 ]
 
-FORMAT_VERSION = 4
-# Version 1 had no numeric columns, 2 no traits, 3 no former hashes, and nothing else lacks.
-_READ_VERSIONS = (1, 2, 3, 4)
+FORMAT_VERSION = 5
+# Version 1 had no numeric columns, 2 no traits, 3 no former hashes, 4 no forgotten items, and
+# nothing else lacks.
+_READ_VERSIONS = (1, 2, 3, 4, 5)
 META_FILE = "meta.json"
 FLAGS_FILE = "prepare.flags"
 REPORT_FILE = "report.html"
@@ -150,7 +151,8 @@ def _read_meta(directory: pathlib.Path) -> LogMeta:
         )
     values["steps"] = tuple(StepCount(**step) for step in values["steps"])
     values["warnings"] = tuple(values["warnings"])
-    values["former_hashes"] = tuple(values.get("former_hashes", ()))
+    for name in ("former_hashes", "forgotten_items"):
+        values[name] = tuple(values.get(name, ()))
     return LogMeta(**values)
 
 

@@ -18,6 +18,8 @@ from stt_jax.config import TRAIT_SEPARATORS
 
 Texts = Sequence[str | None]
 
+_ANY = "any"  # the range of all numbers
+
 _RANGE = re.compile(
     r"below (?P<below>\S+)|(?P<first>\S+) to below (?P<to>\S+)|(?P<from>\S+) and above"
 )
@@ -111,19 +113,22 @@ def find_user_trait(values: Sequence[str], text: str) -> int:
         return list(values).index(text)
     number = _number(text)
     for row, value in enumerate(values):
-        if np.isfinite(number) and ((row and value == "any") or _in_range(number, value)):
+        bounds = range_of(value)
+        if bounds and np.isfinite(number) and bounds[0] <= number < bounds[1]:
             return row
     return 0
 
 
-def _in_range(number: float, value: str) -> bool:
-    """Whether a number is in a range as `_encode_ranges` names it."""
+def range_of(value: str) -> tuple[float, float] | None:
+    """From where to below where a range goes that `_encode_ranges` named; None = it is none."""
+    if value == _ANY:
+        return -np.inf, np.inf
     found = _RANGE.fullmatch(value)
     if not found:
-        return False
-    low = found["from"] or found["first"]
-    high = found["below"] or found["to"]
-    return (not low or number >= float(low)) and (not high or number < float(high))
+        return None
+    low, high = found["from"] or found["first"], found["below"] or found["to"]
+    bounds = _number(low) if low else -np.inf, _number(high) if high else np.inf
+    return None if np.isnan(bounds).any() else bounds
 
 
 def _encode_ranges(texts: Texts, num_train_users: int, bins: int) -> tuple[np.ndarray, list[str]]:
@@ -137,8 +142,8 @@ def _encode_ranges(texts: Texts, num_train_users: int, bins: int) -> tuple[np.nd
     cuts = cuts[cuts > train.min()]  # nobody is below the least of all
     rows = np.where(known, np.searchsorted(cuts, numbers, side="right") + 1, 0)
     if not len(cuts):
-        return rows.astype(np.int32), ["", "any"]
-    # `_in_range` reads the bounds back: their texts must be the very numbers, to the last digit.
+        return rows.astype(np.int32), ["", _ANY]
+    # `range_of` reads the bounds back: their texts must be the very numbers, to the last digit.
     bounds = [repr(cut).removesuffix(".0") for cut in cuts.tolist()]
     names = [f"below {bounds[0]}"]
     names += [f"{low} to below {high}" for low, high in itertools.pairwise(bounds)]

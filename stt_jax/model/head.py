@@ -161,12 +161,13 @@ class ItemScorer:
     Attributes:
       vectors: [rows, E] in the model's dtype.
       bias: float32 [rows].
-      is_item: bool [rows]; the other rows, unknown and padding, have the logit `NO_ITEM`.
+      is_item: bool [rows]; the others, unknown, forgotten and padding, have the logit `NO_ITEM`.
       categories: int32 [rows].
       coords: float32 [rows, 3], earth-centred metres, NaN = no place.
       distance_table: float32 [C + 1, num_distances], added by the item's category and how far it
         is from the request; None = distance is left out.
-      num_items: V, items that the model was trained on; the catalogue may have more.
+      num_items: items that the model was trained on; the catalogue may have more.
+      num_forgotten: rows of theirs besides, of items that were forgotten.
       catalogue: all that is known of the items, for the mixture's other sources; None in training.
     """
 
@@ -177,6 +178,7 @@ class ItemScorer:
     coords: jax.Array
     distance_table: jax.Array | None
     num_items: int = struct.field(pytree_node=False)
+    num_forgotten: int = struct.field(pytree_node=False, default=0)
     catalogue: Catalogue | None = None
 
     @exact_products
@@ -287,5 +289,6 @@ class GenerateHead(nn.Module):
             catalogue.categories,
             catalogue.coords,
             TABLE_SCALE * self.distance_encodings if self.config.use_place else None,
-            self.num_items,
+            self.num_items - catalogue.num_forgotten,
+            catalogue.num_forgotten,
         )

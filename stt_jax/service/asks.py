@@ -65,7 +65,7 @@ class Ask:
         if excludes_seen(served.run, self.exclude_seen):
             excluded += np.unique(events.items).tolist()
         return Rules(
-            k=min(self.k, served.log.num_items),
+            k=min(self.k, served.log.num_listed),
             excluded=np.array(excluded, np.int64),
             categories=_rows("categories", served.category_rows, self.categories),
             domains=_rows("domains", served.domain_rows, self.domains),

@@ -56,8 +56,9 @@ class ServedModel:
 
     @functools.cached_property
     def item_rows(self) -> dict[str, int]:
-        """Row of every item of the vocabulary."""
-        return _rows(self.log.item_ids)
+        """Row of every item of the vocabulary that was not forgotten."""
+        ids = self.log.item_ids
+        return {ids[row]: row for row in np.flatnonzero(self.log.is_item).tolist()}
 
     @functools.cached_property
     def category_rows(self) -> dict[str, int]:

@@ -171,7 +171,7 @@ class LiveTable:
 
     def _answer_pool(self, pool: Pool, prepared: list[_Prepared]) -> dict[int, Answer]:
         log = self.served.log
-        wanted = max(ranking.num_candidates(one.rules, log.num_items) for one in prepared)
+        wanted = max(ranking.num_candidates(one.rules, log.num_listed) for one in prepared)
         num_fetched = session.size_bucket(wanted, self._candidates)
         fetched = self._score(pool, prepared, num_fetched)
         answers: dict[int, Answer] = {}
@@ -202,7 +202,7 @@ class LiveTable:
 
     @property
     def _candidates(self) -> tuple[int, ...]:
-        num_items = self.served.log.num_items
+        num_items = self.served.log.num_listed
         return (*(size for size in _CANDIDATES if size < num_items), num_items)
 
     def _question(

@@ -1,10 +1,11 @@
 """What a new run takes over from a run on an older log: `--resume_from`.
 
 Parameters go over as they are, but for the tables with a row an item, category, context value or
-person: rows go over by id, however the vocabularies have grown, shrunk or been reordered. Rows of
-ids that the older log does not have start from what is known of their like, and numeric columns
-that it does not have from nothing, see `take_over`. The optimiser starts afresh, and what the crowd
-did (`stt_jax.relations`) is counted in the new log.
+person: rows go over by id, however the vocabularies have grown, shrunk or been reordered; rows of
+ranges of people's numbers by what they hold. Rows of ids that the older log does not have start
+from what is known of their like, and numeric columns that it does not have from nothing, see
+`take_over`. The optimiser starts afresh, and what the crowd did (`stt_jax.relations`) is counted in
+the new log.
 
 Whoever evaluates on the newer log has to see to it that its later parts hold nothing that the older
 run was trained on: a log that only got longer, split by time, is so.
@@ -24,6 +25,7 @@ from stt_jax.config import ModelConfig, TrainingConfig
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.pseudonyms import KEY_CHECK
 from stt_jax.data.store import open_log
+from stt_jax.data.traits import range_of
 from stt_jax.training import run as runs
 from stt_jax.training.checkpoint import whole_steps
 from stt_jax.training.sharding import parameter_name
@@ -122,21 +124,24 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
     people = _match(_people(old), _people(log))
     knows_strangers = source.run.model_config.id_dropout > 0
     of_category = np.where(log.item_categories > 0, categories.rows[log.item_categories], -1)
+    traits = {
+        **{
+            f"items/trait_{name}": _match(old.item_trait_values[name], values)
+            for name, values in log.item_trait_values.items()
+        },
+        **{
+            f"decoder/trait_{name}": _match_traits(old.user_trait_values[name], values)
+            for name, values in log.user_trait_values.items()
+        },
+    }
     tables = {
+        **traits,
         "items/categories": categories,
         "generate/distance_encodings": categories,
         "decoder/people": people,
         **{
             f"events/context_{name}": _match(old.context_values[name], values)
             for name, values in log.context_values.items()
-        },
-        **{
-            f"items/trait_{name}": _match(old.item_trait_values[name], values)
-            for name, values in log.item_trait_values.items()
-        },
-        **{
-            f"decoder/trait_{name}": _match(old.user_trait_values[name], values)
-            for name, values in log.user_trait_values.items()
         },
         "decoder/domains": _match(old.domain_values, log.domain_values),
     }
@@ -180,6 +185,9 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
     if learned:
         raise ValueError(_another_version(source, min(learned)))
     counts = {"items": items, "people": people, "categories": categories}
+    for name, matched in traits.items():
+        group, _, trait = name.partition("/trait_")
+        counts[f"{trait} of {'items' if group == 'items' else 'people'}"] = matched
     kept = ", ".join(f"{name}: {matched.counts}" for name, matched in counts.items())
     if fates:
         kept += f", numeric columns: {', '.join(f'{name} {fate}' for name, fate in fates.items())}"
@@ -212,7 +220,8 @@ class _Matched:
     """Two vocabularies side by side.
 
     Attributes:
-      rows: int64 [rows of the new one], where each id is in the old one; -1 = it is new.
+      rows: int64 [rows of the new one], where each id is in the old one; -1 = it is new. Several
+        ranges may have been one.
       num_old: rows of the old one; row 0, the unknown, is the same in both.
     """
 
@@ -222,13 +231,44 @@ class _Matched:
     @property
     def counts(self) -> str:
         kept = int(np.sum(self.rows > 0))
-        return f"{kept:,} kept, {len(self.rows) - 1 - kept:,} new, {self.num_old - 1 - kept:,} gone"
+        gone = self.num_old - 1 - len(np.unique(self.rows[self.rows > 0]))
+        return f"{kept:,} kept, {len(self.rows) - 1 - kept:,} new, {gone:,} gone"
 
 
 def _match(old: Sequence[str], new: Sequence[str]) -> _Matched:
     rows = {text: row for row, text in enumerate(old) if row}
     found = [rows.get(text, -1) if row else 0 for row, text in enumerate(new)]
     return _Matched(np.array(found, np.int64), len(old))
+
+
+def _match_traits(old: Sequence[str], new: Sequence[str]) -> _Matched:
+    """As `_match`; ranges of numbers by what they hold: their bounds move with everybody who comes.
+
+    A range has the row of the old one that most of it was in, or where there is none any more, that
+    of the old one with the nearest middle.
+    """
+    matched = _match(old, new)
+    was, now = (
+        {row: bounds for row, value in enumerate(values) if (bounds := range_of(value))}
+        for values in (old, new)
+    )
+    moved = [row for row in now if matched.rows[row] < 0]
+    if not was or not moved:
+        return matched
+    # What is below or above all bounds is as wide as all that is between them.
+    edges = np.array([*was.values(), *now.values()])
+    known = edges[np.isfinite(edges)]
+    width = np.ptp(known) or 1.0
+    edges = np.clip(edges, known.min() - width, known.max() + width)
+    of_old = edges[: len(was)]
+    of_new = dict(zip(now, edges[len(was) :], strict=True))
+    for row in moved:
+        low, high = of_new[row]
+        overlaps = np.minimum(high, of_old[:, 1]) - np.maximum(low, of_old[:, 0])
+        apart = np.abs(of_old.mean(axis=1) - (low + high) / 2)
+        best = np.argmax(overlaps) if overlaps.max() > 0 else np.argmin(apart)
+        matched.rows[row] = list(was)[best]
+    return matched
 
 
 def _people(log: PreparedLog) -> list[str]:

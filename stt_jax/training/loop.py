@@ -352,7 +352,7 @@ def _print_start(reporter: Reporter, setup: Training, step: int) -> None:
     num_params = sum(leaf.size for leaf in jax.tree.leaves(setup.shapes.params))
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     reporter.line(
-        f"{log.directory}: {log.num_train_users:,} people, {log.num_items:,} items, split "
+        f"{log.directory}: {log.num_train_users:,} people, {log.num_listed:,} items, split "
         f"{log.meta.split_hash[:12]}; {num_params:,} parameters; {setup.num_steps:,} steps, "
         f"{setup.batches.fill:.0%} of tokens filled; {mesh.shape['data']} x "
         f"{mesh.shape['model']} of {jax.device_count()} {jax.default_backend()} devices{processes}"

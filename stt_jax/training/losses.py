@@ -50,7 +50,7 @@ def full_softmax(
       targets: int32 [N]; 0 gives a meaningless but finite number.
 
     Returns:
-      (log_normalizers, target_logits, mean_logits), float32 [N]; the mean is over items 1..V.
+      (log_normalizers, target_logits, mean_logits), float32 [N]; the mean is over the items.
     """
     logits = scorer.logits(queries, places)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
@@ -115,16 +115,16 @@ def sampled_softmax(
     (RecSys 2019). Differs from them: drawn without replacement, one item a stratum, so that
     probabilities are exact; batch items are certain and need no estimate of their frequency.
     """
-    num_items = scorer.num_items
-    edges = strata(num_items, min(num_negatives, num_items), log_uniform=log_uniform)
+    num_rows = scorer.num_items + scorer.num_forgotten
+    edges = strata(num_rows, min(num_negatives, num_rows), log_uniform=log_uniform)
     starts, ends = jnp.asarray(edges[:-1]), jnp.asarray(edges[1:])
     items = 1 + jax.random.randint(key, starts.shape, starts, ends)
     log_weights = jnp.log((ends - starts).astype(jnp.float32))
-    counted = jnp.ones(items.shape, bool)
+    counted = scorer.is_item[items] if scorer.num_forgotten else jnp.ones(items.shape, bool)
     if in_batch:
         # Sorted, so that 0 (no target) comes first where there is one, and pads the rest.
-        batch = jnp.unique(targets, size=min(len(targets), num_items + 1), fill_value=0)
-        counted = jnp.concatenate([~jnp.isin(items, batch), batch > 0])
+        batch = jnp.unique(targets, size=min(len(targets), num_rows + 1), fill_value=0)
+        counted = jnp.concatenate([counted & ~jnp.isin(items, batch), batch > 0])
         items = jnp.concatenate([items, batch])
         log_weights = jnp.concatenate([log_weights, jnp.zeros(batch.shape, jnp.float32)])
 
@@ -136,7 +136,7 @@ def sampled_softmax(
         jnp.concatenate([target_logits[:, None], corrected], axis=1), axis=1
     )
     weighted = jnp.where(counted, logits * jnp.exp(log_weights)[None], 0.0)
-    mean_logits = (target_logits + weighted.sum(1)) / num_items
+    mean_logits = (target_logits + weighted.sum(1)) / scorer.num_items
     return log_normalizer, target_logits, mean_logits
 
 
@@ -170,7 +170,7 @@ def mixture_loss(
     target_weights: jax.Array | None = None,
     softmax: Softmax = full_softmax,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of a batch and what to report of it: the weighted mean over its requests.
+    """The loss of a batch and what to report of it: the weighted sum by the number of requests.
 
         -(1 - e) log p(target) - e mean_v log p_generate(v) - w log p_generate(target)
 
@@ -182,16 +182,19 @@ def mixture_loss(
       targets: int32 [B, R]; 0 is not learned from.
       label_smoothing: e, in [0, 1].
       generate_weight: w, of the likelihood under the generating part alone.
-      target_weights: float32 [rows], what a request with that target counts; None = all one.
+      target_weights: float32 [rows], what a request with that target counts, 1 on average over the
+        log; None = all one.
       softmax: of the generating part, see `make_softmax`.
 
     Returns:
-      (loss, sums): float32 [], and sums to report: of the requests, of log-likelihood and of the
-      gate, all weighted.
+      (loss, sums): float32 [], and sums to report: the number of requests, and weighted those of
+      log-likelihood and of the gate.
     """
     targets = targets.reshape(-1)
     queries = prediction.queries.reshape(len(targets), -1)
     weights = (targets > 0).astype(jnp.float32)
+    # Not of the weights: by their sum a batch of one domain would count as if it had none.
+    num_requests = weights.sum()
     if target_weights is not None:
         weights = weights * target_weights[targets]
     places = prediction.places.reshape(len(targets), 3)
@@ -210,7 +213,6 @@ def mixture_loss(
     log_probs = jax.nn.logsumexp(log_gates + log_masses, axis=1)
     losses = -(1 - label_smoothing) * log_probs - label_smoothing * mean_log_probs
     losses = losses - generate_weight * generated
-    num_requests = weights.sum()
     loss = (losses * weights).sum() / jnp.maximum(num_requests, 1.0)
     sums = {
         "requests": num_requests,

@@ -179,10 +179,18 @@ def _private_input(
     secret: int,
 ) -> tuple[PersonBatches, int, privacy.Account, jax.Array]:
     """(batches, steps, account, key of the noise) of a private training."""
-    for name in ("use_crowd", "use_popularity"):
-        if getattr(model_config, name):
+    # A weight that is counted over everybody moves with each person the gradients of all others;
+    # what times are likely are waits of single people.
+    counted = {
+        "use_crowd=false": model_config.use_crowd,
+        "use_popularity=false": model_config.use_popularity,
+        "balance_domains=0": training.balance_domains,
+        "likely_times=0": model_config.likely_times,
+    }
+    for without, asked_for in counted.items():
+        if asked_for:
             raise ValueError(
-                f"--dp_epsilon protects what is learned, not what is counted: give --{name}=false"
+                f"--dp_epsilon protects what is learned, not what is counted: give --{without}"
             )
     if placement.mesh.size > 1 or training.accumulate > 1:
         raise NotImplementedError(

@@ -1,4 +1,5 @@
 import datetime
+import json
 import types
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 
 from stt_jax import evaluate, evaluation
 from stt_jax.data.protocol import find_targets
-from stt_jax.data.store import TEST
+from stt_jax.data.store import TEST, TRAIN, open_log
 from stt_jax.evaluate import print_report
 from stt_jax.evaluation import _groups
-from tests.stt_jax.service.served import write_run
+from tests.stt_jax.service.served import SEED, write_run
 from tests.stt_jax.tiny_logs import random_log
 
 
@@ -97,6 +98,82 @@ def test_what_cannot_be_read_or_written_is_refused_before_the_model_is_asked(
         said = capsys.readouterr().err
         assert message in said
         assert argument in said
+
+
+def test_a_private_run_is_not_asked_at_times_that_nothing_protects(tmp_path, capsys):
+    run = write_run(tmp_path, dp_epsilon=8.0)
+    arguments = ["evaluate.py", f"--run={run}", "--baselines=false"]
+    assert evaluate.main([*arguments, "--likely_times=4"]) == 2
+    said = capsys.readouterr().err
+    assert f"{run} was trained with --dp_epsilon, which does not cover" in said
+    assert "give --likely_times=0" in said
+    assert evaluate.main([*arguments, "--likely_times=0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("has_domains", "arguments", "message"),
+    [
+        (True, [], "--domains=named ranks within one domain"),
+        (False, ["--seen=leave_out"], "--seen=leave_out ranks what is new to the person"),
+    ],
+)
+def test_the_best_possible_is_not_shown_where_fewer_items_are_ranked(
+    tmp_path, capsys, has_domains, arguments, message
+):
+    log = random_log(num_users=6, seed=SEED, has_domains=has_domains)
+    run = write_run(tmp_path, item_traits=log.item_traits, item_trait_values=log.item_trait_values)
+    optimum = write_optimum(open_log(tmp_path / "prepared"), tmp_path)
+    assert evaluate.main(["evaluate.py", f"--run={run}", f"--optimum={optimum}", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert f"give {'--domains=any' if has_domains else '--seen=keep'}, or leave out" in said
+
+
+@pytest.mark.parametrize("all_known", [True, False])
+def test_the_best_possible_says_where_it_may_be_passed(tmp_path, capsys, all_known):
+    log = random_log(num_users=6, seed=SEED)
+    items = np.maximum(log.items, 1)
+    if not all_known:
+        items[np.flatnonzero(log.parts == TEST)[0]] = 0  # of a person that training knows
+    run = write_run(tmp_path, items=items)
+    optimum = write_optimum(open_log(tmp_path / "prepared"), tmp_path)
+    arguments = [f"--run={run}", f"--optimum={optimum}", "--baselines=false"]
+    assert evaluate.main(["evaluate.py", *arguments]) == 0
+    assert ("it may be passed" in capsys.readouterr().out) == (not all_known)
+    report = json.loads((run / "evaluation-test.json").read_text())
+    assert report["best_possible_is_bound"] == all_known
+    assert report["modes"]["known"]["best_possible"]["mrr"] == 0.5
+
+
+def write_optimum(log, folder):
+    """A file of best possible metrics, 0.5 all of them."""
+    users = np.repeat(log.user_ids, np.diff(log.user_offsets))
+    metrics = (*(f"recall@{k}" for k in (1, 5, 10, 20)), "ndcg@10", "mrr")
+    columns = [f"{name}_{mode}" for name in metrics for mode in ("unknown", "known")]
+    table = pa.table(
+        {"user_id": users.tolist(), "time_s": np.asarray(log.times)}
+        | dict.fromkeys(columns, np.full(log.num_events, 0.5))
+    )
+    path = folder / "best.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+def test_a_report_on_one_person_is_valid_json(tmp_path):
+    log = random_log(num_users=6, seed=SEED)
+    parts = np.array(log.parts)
+    parts[log.user_offsets[1] : log.user_offsets[log.num_train_users]] = TRAIN
+    run = write_run(tmp_path, parts=parts)
+    assert evaluate.main(["evaluate.py", f"--run={run}", "--baselines=false"]) == 0
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (run / "evaluation-test.json").read_text()
+    results = json.loads(text, parse_constant=refuse)["modes"]["known"]
+    assert results["model"]["mrr"] > 0
+    assert results["standard_errors"]["mrr"] is None
 
 
 def test_the_folder_of_the_report_is_made(tmp_path):

@@ -9,16 +9,29 @@ import pyarrow as pa
 import pytest
 
 from stt_jax import forget
-from stt_jax.config import ModelConfig, PrepareConfig, ProtocolConfig, TrainingConfig
+from stt_jax.config import (
+    ModelConfig,
+    PrepareConfig,
+    ProtocolConfig,
+    RequestConfig,
+    TrainingConfig,
+)
+from stt_jax.counting import Cells, Scores, TrainingCounts
 from stt_jax.data.findings import describe_log
 from stt_jax.data.forgetting import forget_person
+from stt_jax.data.known import catalogue
+from stt_jax.data.newitems import add_items
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.recbole import write_recbole
+from stt_jax.data.report import render_report
 from stt_jax.data.store import open_log, write_log
+from stt_jax.export import model_card
+from stt_jax.ranking import recommend_items
+from stt_jax.service.models import ServedModel
 from stt_jax.training.inheritance import open_source
-from stt_jax.training.lineage import runs_that_saw
-from stt_jax.training.run import identity, run_info, write_run_files
-from tests.stt_jax.service.served import MODEL, write_run
+from stt_jax.training.lineage import runs_before, runs_that_saw
+from stt_jax.training.run import identity, load_run, run_info, write_run_files
+from tests.stt_jax.service.served import MODEL, SEED, write_run
 from tests.stt_jax.tiny_logs import random_log
 
 LINES = [
@@ -118,6 +131,39 @@ def test_a_log_stays_whole(row):
     np.testing.assert_array_equal(sessions, np.arange(1, len(sessions) + 1))
 
 
+def test_items_that_went_with_them_are_in_no_list_and_no_count(tmp_path):
+    log = random_log(seed=SEED)
+    theirs = [10, 11]  # of u2 alone
+    rows = slice(*log.user_offsets[2:4])
+    items = np.where(np.isin(log.items, theirs), 1, log.items)
+    items[rows] = theirs[0] + np.arange(rows.stop - rows.start) % 2
+    left = forget_person(dataclasses.replace(log, items=items), "u2")
+    fields = {field.name: getattr(left, field.name) for field in dataclasses.fields(left)}
+    del fields["directory"]
+    model = dataclasses.replace(MODEL, use_crowd=False)
+    directory = write_run(tmp_path, model, **fields)
+    log = open_log(tmp_path / "prepared")
+    assert [log.item_ids[row] for row in theirs] == ["forgotten-10", "forgotten-11"]
+    assert log.meta.forgotten_items == tuple(theirs)
+    assert log.num_listed == describe_log(log)["num_items"] == log.num_items - 2
+    assert f">{log.num_listed}</b>items in training" in render_report(log)
+    assert not log.has_item("forgotten-10")
+    # Others that come without training events are items nevertheless.
+    added = add_items(log, ["new"])
+    assert np.flatnonzero(~catalogue(added).is_item[: added.num_items + 1]).tolist() == [0, *theirs]
+
+    trained = load_run(directory, log)
+    found = recommend_items(trained, log, RequestConfig(user="u1", k=log.num_items))
+    assert sorted(one.item_id for one in found) == sorted(f"i{row}" for row in range(1, 10))
+    assert sum(one.probability for one in found) == pytest.approx(1, abs=1e-5)
+    assert "place: 9 items" in model_card(trained, log, 5)
+    assert ServedModel(trained, log, None, "").item_rows == {f"i{row}": row for row in range(1, 10)}
+    # A target that ties with all others is behind those that are left.
+    no_cells = Cells.of(np.zeros(0, np.int64), log.num_items + 1)
+    ties = Scores(no_cells, np.zeros(0), np.zeros(log.num_items + 1))
+    assert ties.ranks(np.array([1, 5]), TrainingCounts(log).apart).tolist() == [9, 9]
+
+
 def test_runs_that_have_seen_them_are_named(directory, capsys):
     log = open_log(directory)
     seen, other = directory.parent / "runs/seen", directory.parent / "runs/other"
@@ -162,6 +208,37 @@ def test_runs_are_found_after_others_were_forgotten_and_whatever_began_from_them
         assert [f"{one} has seen them" in said for one in expected] == [True] * 3
         assert f"{tmp_path / 'other'} has" not in said
     assert len(open_log(tmp_path / "prepared").meta.former_hashes) == 2
+
+
+def test_what_a_run_began_from_is_named_apart(tmp_path, capsys):
+    """Forgetting on the newest of three logs, each of whose runs began from the one before."""
+    write_run(tmp_path)
+    log, runs = open_log(tmp_path / "prepared"), tmp_path / "runs"
+    origin = ""
+    for number, name in enumerate(("oldest", "old", "new")):
+        dated = dataclasses.replace(log, directory=tmp_path / name, times=log.times + 1 + number)
+        write_log(dated, "")
+        info = run_info(open_log(tmp_path / name), origin)
+        training = TrainingConfig(
+            data=str(tmp_path / name), run=str(runs / name), resume_from=origin and "before"
+        )
+        write_run_files(runs / name, info, training, MODEL, ProtocolConfig())
+        origin = f"{identity(runs / name, info)}/7"
+    info = run_info(log)
+    write_run_files(runs / "other", info, TrainingConfig(), MODEL, ProtocolConfig())
+    newest = open_log(tmp_path / "new")
+    assert list(runs_that_saw(newest, runs)) == [runs / "new"]
+    assert runs_before(newest, runs) == [runs / "old", runs / "oldest"]
+    assert run(f"--data={tmp_path / 'new'}", "--user=u3", f"--runs={runs}") == 0
+    said = capsys.readouterr().out
+    assert f"{runs / 'new'} has seen them" in said
+    for name in ("old", "oldest"):
+        assert f"{runs / name} is what one of them began from" in said
+        assert f"--data={tmp_path / name}, may hold them, too: forget them there first" in said
+        assert f"{runs / name} has seen" not in said
+    assert str(runs / "other") not in said
+    # On the oldest log all three have seen them, and nothing is left to be named apart.
+    assert runs_before(open_log(tmp_path / "oldest"), runs) == []
 
 
 def test_nothing_of_them_is_left_in_the_files_of_recbole(directory, capsys):

@@ -104,7 +104,7 @@ def test_groups_add_up_to_the_whole(pairs):
 
 def test_standard_error_of_a_hit_rate_is_binomial():
     ranks = np.array([1] * 30 + [9] * 70)
-    assert metrics.standard_errors(ranks)["accuracy@1"] == pytest.approx(math.sqrt(0.3 * 0.7 / 100))
+    assert metrics.standard_errors(ranks)["accuracy@1"] == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
 
 
 def test_repeating_each_target_does_not_shrink_the_clustered_error():
@@ -112,6 +112,27 @@ def test_repeating_each_target_does_not_shrink_the_clustered_error():
     single = metrics.standard_errors(ranks)
     repeated = metrics.standard_errors(np.repeat(ranks, 5), clusters=np.repeat(np.arange(200), 5))
     assert repeated == pytest.approx(single)
+
+
+@pytest.mark.parametrize("num_people", [2, 3, 30])
+def test_standard_errors_are_those_of_drawing_few_people_again(num_people):
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(num_people), 20)
+    means, variances = [], []
+    for _ in range(2000):
+        hits = rng.random((num_people, 20)) < rng.random((num_people, 1))
+        means.append(hits.mean())
+        ranks = np.where(hits, 1, 100).ravel()
+        errors = metrics.standard_errors(ranks, (1,), clusters=people)
+        variances.append(errors["accuracy@1"] ** 2)
+    assert math.sqrt(np.mean(variances)) == pytest.approx(np.std(means), rel=0.06)
+
+
+def test_one_person_has_no_standard_error():
+    errors = metrics.standard_errors(np.array([1, 2, 50]), clusters=np.zeros(3, int))
+    assert set(errors) == set(metrics.ranking_metrics(np.array([1])))
+    assert all(map(math.isnan, errors.values()))
+    assert math.isnan(metrics.standard_errors(np.array([1]))["mrr"])
 
 
 def test_no_target_gives_nan():

@@ -211,10 +211,10 @@ def test_a_log_of_version_1_is_read_as_one_without_numbers_and_traits(tmp_path):
     log = dataclasses.replace(make_log(tmp_path / "log"), **nothing)
     write_log(log, "--input=x\n")
     meta = json.loads((tmp_path / "log" / "meta.json").read_text("utf-8"))
-    del meta["numerics"], meta["former_hashes"]
+    del meta["numerics"], meta["former_hashes"], meta["forgotten_items"]
     (tmp_path / "log" / "meta.json").write_text(json.dumps(meta | {"format_version": 1}), "utf-8")
     read = open_log(tmp_path / "log")
     assert read.meta.numerics == {}
-    assert read.meta.former_hashes == ()
+    assert read.meta.former_hashes == read.meta.forgotten_items == ()
     assert all(getattr(read, name) == {} for name in nothing)
     assert read.items.tolist() == log.items.tolist()

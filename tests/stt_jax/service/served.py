@@ -38,6 +38,7 @@ def write_run(
     *,
     seen: str = "keep",
     has_numbers: bool = False,
+    dp_epsilon: float = 0.0,
     **changes,
 ) -> pathlib.Path:
     """A prepared log, with changes, and a run with random parameters at step 1."""
@@ -50,6 +51,7 @@ def write_run(
         window=12,
         requests=8,
         asked_window=16,
+        dp_epsilon=dp_epsilon,
     )
     log = open_log(folder / "prepared")
     directory = folder / "run"

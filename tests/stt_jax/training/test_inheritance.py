@@ -11,8 +11,9 @@ import pytest
 from stt_jax import train
 from stt_jax.config import DeviceConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.store import open_log, write_log
+from stt_jax.data.traits import encode_user_trait
 from stt_jax.training import run as runs
-from stt_jax.training.inheritance import Source, open_source, take_over
+from stt_jax.training.inheritance import Source, _match_traits, open_source, take_over
 from stt_jax.training.loop import train_model
 from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.setup import set_up
@@ -77,7 +78,8 @@ def test_rows_go_over_by_id_and_new_ones_start_from_their_like(folder, old, new)
     _, taken = set_up_from(folder, new)
     assert taken.kept == (
         f"from step 1 of {folder}/run: items: 10 kept, 3 new, 1 gone, "
-        "people: 4 kept, 1 new, 1 gone, categories: 3 kept, 1 new, 0 gone"
+        "people: 4 kept, 1 new, 1 gone, categories: 3 kept, 1 new, 0 gone, "
+        "genres of items: 3 kept, 0 new, 0 gone, job of people: 2 kept, 0 new, 0 gone"
     )
     was, now = jax.device_get(old.params), jax.device_get(taken.params)
     same, close = np.testing.assert_array_equal, np.testing.assert_allclose
@@ -105,6 +107,42 @@ def test_rows_go_over_by_id_and_new_ones_start_from_their_like(folder, old, new)
         close(now[group][name][fresh], was[group][name][1:].mean(axis=0), atol=1e-6)
     for name in ("blocks_0", "mixer"):
         jax.tree.map(same, now[name], was[name])
+
+
+def test_ranges_of_peoples_numbers_go_over_by_what_they_hold(tmp_path):
+    """One more person moves all bounds, which ranges are named by."""
+    ages = np.random.default_rng(0).normal(35, 12, 900).round(1)
+    more = np.concatenate([ages, [36.2, 41.7, 17.3]])
+    before, now = (
+        encode_user_trait([str(age) for age in numbers], len(numbers), 8)[1]
+        for numbers in (ages, more)
+    )
+    assert len(set(before[1:]) & set(now[1:])) < 4
+    matched = _match_traits(before, now)
+    assert matched.rows.tolist() == list(range(9))
+    assert matched.counts == "8 kept, 0 new, 0 gone"
+    # Fewer, wider ranges each have what most of them was; the others of the older log are gone.
+    coarse = ["", "below 30", "30 to below 65", "65 and above"]
+    fine = ["", "below 10", "10 to below 31", "31 to below 60", "60 and above"]
+    assert _match_traits(fine, coarse).rows.tolist() == [0, 1, 3, 4]
+    assert _match_traits(fine, coarse).counts == "3 kept, 0 new, 1 gone"
+    # Where the one that held them was forgotten, the nearest; names go by name.
+    fine[2] = "forgotten-2"
+    assert _match_traits(fine, ["", "12 to below 30", "forgotten-9"]).rows.tolist() == [0, 3, -1]
+    assert _match_traits(["", "any"], coarse).rows.tolist() == [0, 1, 1, 1]
+    assert _match_traits(["", "baker", "any"], ["", "poet", "baker"]).rows.tolist() == [0, -1, 1]
+    assert _match_traits(["", "below average"], ["", "below 3"]).rows.tolist() == [0, -1]
+
+
+def test_rows_of_ranges_keep_what_was_learned_of_them(tmp_path):
+    names = [["", "below 20", "20 and above"], ["", "below 21.5", "21.5 and above"]]
+    write_run(tmp_path, MODEL, user_trait_values={"job": names[0]})
+    log = dataclasses.replace(open_log(tmp_path / "prepared"), user_trait_values={"job": names[1]})
+    _, taken = set_up_from(tmp_path, write(log, tmp_path / "newer"))
+    assert "job of people: 2 kept, 0 new, 0 gone" in taken.kept
+    was = runs.load_run(tmp_path / "run", open_log(tmp_path / "prepared")).params
+    table = "trait_job"
+    np.testing.assert_array_equal(taken.params["decoder"][table], was["decoder"][table])
 
 
 def test_a_model_that_has_learned_to_do_without_ids_takes_new_ones_for_unknown(folder, old, new):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import re
 
@@ -68,8 +69,29 @@ def test_loss_is_the_mixture_of_the_docstring():
             term = -0.8 * np.log(likely) - 0.2 * log_probs[n].mean()
             terms.append(term - 0.5 * log_probs[n, target - 1])
             counted.append(float(weights[target]))
-    np.testing.assert_allclose(loss, np.average(terms, weights=counted), rtol=1e-5)
-    np.testing.assert_allclose(sums["requests"], np.sum(counted), rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean(np.multiply(terms, counted)), rtol=1e-5)
+    assert float(sums["requests"]) == len(terms)
+
+
+def test_what_a_target_counts_does_not_depend_on_what_else_is_in_the_batch():
+    p = prediction()
+    rare, common = 1, 2
+    weights = jnp.ones(V + 3).at[rare].set(4.0).at[common].set(0.5)
+    at = jnp.arange(B * R).reshape(B, R)
+
+    def total(targets, weights):
+        loss, sums = mixture_loss(p, targets, label_smoothing=0.1, target_weights=weights)
+        return float(loss * sums["requests"])
+
+    alone = {item: jnp.where(at % 2 == item % 2, item, 0) for item in (rare, common)}
+    for item, targets in alone.items():
+        unweighted = total(targets, None)
+        np.testing.assert_allclose(total(targets, weights), weights[item] * unweighted, rtol=1e-5)
+        loss, _ = mixture_loss(p, targets, label_smoothing=0.1, target_weights=weights)
+        plain, _ = mixture_loss(p, targets, label_smoothing=0.1)
+        np.testing.assert_allclose(loss, weights[item] * plain, rtol=1e-5)
+    together = total(alone[rare] + alone[common], weights)
+    np.testing.assert_allclose(together, sum(total(t, weights) for t in alone.values()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["full", "chunked", "sampled"])
@@ -99,6 +121,28 @@ def test_boosts_are_added_to_the_logits_of_every_softmax(loss):
     rows, known = np.arange(B * R), np.asarray(targets).reshape(-1) > 0
     of_target = log_probs[rows, np.asarray(targets).reshape(-1) - 1]
     expected = -(0.8 * of_target + 0.2 * log_probs.mean(-1))[known].mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["full", "chunked", "sampled"])
+@pytest.mark.parametrize("distances", [True, False])
+def test_rows_of_forgotten_items_are_as_if_they_were_not_there(loss, distances):
+    p = prediction(distances=distances)
+    forgotten, rows = 3, jnp.asarray([row for row in range(V + 3) if row != 3])
+    holed = p.scorer.replace(
+        is_item=p.scorer.is_item.at[forgotten].set(False), num_items=V - 1, num_forgotten=1
+    )
+    without = dataclasses.replace(p.scorer.take(rows), num_items=V - 1)
+    targets = some_targets(V)
+    targets = jnp.where(targets == forgotten, 0, targets)
+    renumbered = jnp.where(targets > forgotten, targets - 1, targets)
+    softmax = make_softmax(
+        TrainingConfig(loss=loss, num_negatives=V, loss_chunk_items=3), jax.random.key(0)
+    )
+    found, expected = (
+        mixture_loss(p.replace(scorer=scorer), wanted, label_smoothing=0.2, softmax=softmax)[0]
+        for scorer, wanted in ((holed, targets), (without, renumbered))
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

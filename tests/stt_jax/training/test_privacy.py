@@ -198,11 +198,24 @@ def test_a_mesh_is_refused_in_a_private_run(tmp_path):
         )
 
 
-@pytest.mark.parametrize("counted", ["use_crowd", "use_popularity"])
-def test_counts_of_the_crowd_are_refused_in_a_private_run(tmp_path, counted):
-    with pytest.raises(ValueError, match=f"give --{counted}=false"):
+@pytest.mark.parametrize(
+    ("counted", "without"),
+    [
+        ({"use_crowd": True}, "use_crowd=false"),
+        ({"use_popularity": True}, "use_popularity=false"),
+        ({"likely_times": 4}, "likely_times=0"),
+    ],
+)
+def test_counts_of_the_crowd_are_refused_in_a_private_run(tmp_path, counted, without):
+    with pytest.raises(ValueError, match=f"not what is counted: give --{without}"):
         train_model(
             LOG,
             dataclasses.replace(TRAINING, run=str(tmp_path)),
-            dataclasses.replace(MODEL, **{counted: True}),
+            dataclasses.replace(MODEL, **counted),
         )
+
+
+def test_weights_counted_over_everybody_are_refused_in_a_private_run(tmp_path):
+    config = dataclasses.replace(TRAINING, run=str(tmp_path), balance_domains=0.5)
+    with pytest.raises(ValueError, match="not what is counted: give --balance_domains=0"):
+        train_model(random_log(num_users=60, seed=6, has_domains=True), config, MODEL)

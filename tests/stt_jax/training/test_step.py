@@ -31,7 +31,9 @@ MODEL = ModelConfig(
 TRAINING = TrainingConfig(window=16, requests=8, batch_rows=4, learning_rate=1e-2)
 
 
-def train(num_steps=3, model=MODEL, change=lambda number, batch: batch, **changes):
+def train(
+    num_steps=3, model=MODEL, change=lambda number, batch: batch, target_weight=None, **changes
+):
     """A few steps from fresh parameters: the state, and the measures of each step."""
     config = dataclasses.replace(TRAINING, **changes)
     batches = TrainingBatches(
@@ -44,6 +46,8 @@ def train(num_steps=3, model=MODEL, change=lambda number, batch: batch, **change
     module = SpatiotemporalTransformer(model, model_sizes(LOG))
     optimizer = make_optimizer(config, 10)
     items = jax.tree.map(jax.numpy.asarray, model_catalogue(LOG, MODEL))
+    if target_weight is not None:
+        items = items.replace(target_weights=jax.numpy.full(items.is_item.shape, target_weight))
     initialise = jax.jit(init_state, static_argnums=(0, 1, 5))
     state = initialise(module, optimizer, items, *batches[0], config.seed)
     step = make_train_step(module, optimizer, config)
@@ -103,6 +107,19 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
         [of_step["gradient_norm"] for of_step in whole],
         rtol=1e-4,
     )
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_batch_of_targets_that_count_twice_counts_twice(accumulate):
+    """Of one domain alone, for instance; the batch's own weights must not cancel out."""
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    (once,), (twice,) = (
+        train(1, model=model, accumulate=accumulate, target_weight=weight)[1]
+        for weight in (1.0, 2.0)
+    )
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(twice[name], 2 * once[name], rtol=1e-4)
+    assert twice["requests"] == once["requests"]
 
 
 def test_a_poisoned_batch_changes_nothing_and_is_counted():
