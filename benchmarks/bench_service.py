@@ -240,7 +240,16 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows.append(asyncio.run(kills(options.run, log, folder, options.kills)))
         print(json.dumps(rows[-1]), flush=True)
-    timing.write_rows(options.output, rows)
+    training, model = configs["training"], configs["model"]
+    served_what = {
+        "log": pathlib.Path(training.data).name,
+        "num_items": log.num_items,
+        "num_people": log.num_users,
+        "window": training.asked_tokens,
+        "width": model.width,
+        "num_layers": model.num_layers,
+    }
+    timing.write_rows(options.output, [row | served_what for row in rows])
     return 0
 
 

@@ -78,14 +78,16 @@ def realtime_table() -> str:
             )
         elif row["question"] == "approximate index":
             found = "; ".join(
-                f"recall@10 {one['recall@10']:.3f} in {one['ms_per_request']:.1f} ms with "
-                f"{one['num_candidates']} candidates"
+                f"{one['recall@10 by itself']:.2f} and {one['recall@10']:.2f} in "
+                f"{one['ms_per_request']:.1f} ms with {one['num_candidates']:,} candidates"
                 for one in row["rows"]
             )
             exact = row["rows"][0]["exact_ms_per_request"]
             lines.append(
-                f"- Approximate index of {row['num_items']:,} random vectors, a request: {found}; "
-                f"exact in {exact:.1f} ms."
+                f"- Approximate index of {row['num_items']:,} random vectors: recall@10 of the "
+                f"largest logits by itself, and of whole answers, of whose best {row['named']:.0%} "
+                f"are named by history or crowd and need no index: {found}; exact in "
+                f"{exact:.1f} ms (a request of {row['batch']} at once)."
             )
     return "\n".join(lines)
 
@@ -97,6 +99,8 @@ def service_table() -> str:
     answers = ", ".join(f"{count:,} with {status}" for status, count in load["statuses"].items())
     memory = load["resident_mb"]
     lines = [
+        f"A model of the log `{load['log']}` ({load['num_items']:,} items, {load['num_people']:,} "
+        f"people, {load['width']} wide, {load['num_layers']} blocks, {load['window']} events); "
         f"{load['connections']} connections for {load['seconds']:.0f} s, 80 % requests and 20 % "
         f"events, clients on the same {load['cores']} cores, load {load['load']:.0f} "
         "(`benchmarks/results/service.json`):",
