@@ -47,7 +47,8 @@ def realtime_table() -> str:
     rows = _json_lines("realtime")
     first, loads = rows[0], [row["load"] for row in rows]
     lines = [
-        f"One appended event and a new top-10, one person; {first['processor']}, {first['cores']} "
+        "One appended event and a new top-10, one person; a model of the default sizes with random "
+        f"parameters, as a library, without HTTP; {first['processor']}, {first['cores']} "
         f"cores, load {min(loads):.1f} to {max(loads):.1f}, jax {first['jax']} "
         "(`benchmarks/results/realtime.json`). The full recompute scores every item.",
         "",
