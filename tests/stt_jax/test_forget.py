@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,7 @@ from stt_jax.ranking import recommend_items
 from stt_jax.service.models import ServedModel
 from stt_jax.training.inheritance import open_source
 from stt_jax.training.lineage import runs_before, runs_that_saw
-from stt_jax.training.run import identity, load_run, run_info, write_run_files
+from stt_jax.training.run import check_same_log, identity, load_run, run_info, write_run_files
 from tests.stt_jax.service.served import MODEL, SEED, write_run
 from tests.stt_jax.tiny_logs import random_log
 
@@ -178,6 +179,16 @@ def test_runs_that_have_seen_them_are_named(directory, capsys):
     assert "refuse these runs from now on" in said
     assert f"{seen} has seen them, in checkpoints 20" in said
     assert str(other) not in said
+
+
+def test_a_run_of_before_says_why_it_answers_no_more(directory):
+    info = types.SimpleNamespace(data_hash=open_log(directory).meta.data_hash)
+    assert run(f"--data={directory}", "--user=anna-1") == 0
+    with pytest.raises(ValueError, match="of which a person was forgotten since"):
+        check_same_log(directory, info, open_log(directory))
+    info.data_hash = "f" * 64
+    with pytest.raises(ValueError, match="train a new run on this one$"):
+        check_same_log(directory, info, open_log(directory))
 
 
 def test_runs_are_found_after_others_were_forgotten_and_whatever_began_from_them(tmp_path, capsys):
