@@ -187,7 +187,7 @@ def test_a_run_of_before_says_why_it_answers_no_more(directory):
     with pytest.raises(ValueError, match="of which a person was forgotten since"):
         check_same_log(directory, info, open_log(directory))
     info.data_hash = "f" * 64
-    with pytest.raises(ValueError, match="train a new run on this one$"):
+    with pytest.raises(ValueError, match=r"train a new run on this one$"):
         check_same_log(directory, info, open_log(directory))
 
 
