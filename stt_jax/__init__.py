@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from stt_jax.data.store import open_log
     from stt_jax.data.synthetic import generate_city, write_city
     from stt_jax.evaluation import evaluate_model
-    from stt_jax.ranking import Recommendation, recommend_items
+    from stt_jax.ranking import Recommendation
+    from stt_jax.recommender import Recommender, recommend_items
     from stt_jax.training.loop import train_model
     from stt_jax.training.run import Run, load_run
 
@@ -32,6 +33,7 @@ _HOMES = {
     "PreparedLog": "data.store",
     "ProtocolConfig": "config",
     "Recommendation": "ranking",
+    "Recommender": "recommender",
     "RequestConfig": "config",
     "Run": "training.run",
     "TrainingConfig": "config",
@@ -40,7 +42,7 @@ _HOMES = {
     "load_run": "training.run",
     "open_log": "data.store",
     "prepare_log": "data.preparation",
-    "recommend_items": "ranking",
+    "recommend_items": "recommender",
     "train_model": "training.loop",
     "write_city": "data.synthetic",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "PreparedLog",
     "ProtocolConfig",
     "Recommendation",
+    "Recommender",
     "RequestConfig",
     "Run",
     "TrainingConfig",

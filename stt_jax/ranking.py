@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from stt_jax import session
-from stt_jax.config import RequestConfig
 from stt_jax.data.encodings import EARTH_RADIUS_M, earth_coords
-from stt_jax.data.known import model_users, traits_of_user
 from stt_jax.data.prepared_log import PreparedLog
-from stt_jax.data.pseudonyms import find_user
-from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7, known_place
-from stt_jax.histories import (
-    Events,
-    Moment,
-    Question,
-    Tokens,
-    anchor,
-    find_moment,
-    history_rows,
-    log_events,
-    request_rows,
-    wanted_domains,
-)
-from stt_jax.relations import model_catalogue
+from stt_jax.data.schema import UNKNOWN_E7
+from stt_jax.histories import Events
 from stt_jax.training.run import Run
 
 _SPARE = 4  # candidates a place of the list that rules may pass over, before more are fetched
@@ -119,6 +102,23 @@ def num_candidates(rules: Rules, num_items: int) -> int:
     return min(rules.k * (_SPARE if rules.max_per_category else 1), num_items)
 
 
+def best_of_fetched(
+    fetched: tuple[np.ndarray, np.ndarray],
+    num_fetched: int,
+    fetch_all: Callable[[], tuple[np.ndarray, np.ndarray]],
+) -> Best:
+    """The `Best` of a request whose `num_fetched` best items are there already.
+
+    Where `pick` wants more, which is rare, all are fetched, so that few sizes are compiled.
+    """
+
+    def best(k: int) -> tuple[np.ndarray, np.ndarray]:
+        items, probabilities = fetched if k <= num_fetched else fetch_all()
+        return items[:k], probabilities[:k]
+
+    return best
+
+
 def pick(
     best: Best, rules: Rules, item_categories: np.ndarray, item_vectors: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -191,70 +191,6 @@ def excludes_seen(run: Run, wish: bool | None) -> bool:
     return run.protocol.seen == "leave_out" if wish is None else wish
 
 
-def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[Recommendation]:
-    """The k most probable next items of a person.
-
-    Args:
-      run: a trained model.
-      log: the log that it was trained on; the person's history is read from it.
-      request: who, when, where, and what the list may hold.
-
-    Returns:
-      At most `request.k` items, most probable first; fewer if the rules leave fewer.
-
-    Raises:
-      ValueError: an unknown person, trait or category, a key that is not the log's, a time that
-        cannot be read or that a log without times cannot use, or a radius where no place is known.
-    """
-    row = None
-    if request.user:
-        row = _user_row(log, find_user(log, request.user, request.key_file))
-    first, end = (0, 0) if row is None else map(int, log.user_offsets[row : row + 2])
-    moment = _request_moment(log, log_events(log, first, end), request.time)
-    end = first + moment.num_events
-    start = first + session.window_start(
-        end - first, run.training.asked_tokens, session.window_hop(run.training)
-    )
-    encoded = log_events(log, start, end)
-    place_e7 = _place_e7(request)
-    here = request_place(encoded, place_e7)
-    if request.radius_km and here is None:
-        raise ValueError(
-            "--radius_km needs a place: give --latitude and --longitude, or a person with a "
-            "known place in the log"
-        )
-    coords = item_coords(log)
-    wish = {"as_run": None, "true": True, "false": False}[request.exclude_seen]
-    rules = Rules(
-        k=min(request.k, log.num_listed),
-        excluded=np.unique(log.items[first:end]) if excludes_seen(run, wish) else None,
-        categories=_rows("categories", log.category_values, request.categories),
-        domains=_rows("domains", log.domain_values, request.domains),
-        radius_km=request.radius_km,
-        max_per_category=request.max_per_category,
-        diversity=request.diversity,
-    )
-    question = Question(
-        user=0 if row is None else int(model_users(log, np.array(row))),
-        time_s=moment.time_s,
-        utc_offset_s=moment.utc_offset_s,
-        place_e7=place_e7,
-        num_events=len(encoded),
-        anchor=anchor(encoded),
-        traits=traits_of_user(log, row, dict(text.split("=", 1) for text in request.traits)),
-        domains=wanted_domains(log, rules.domains),
-    )
-    before = int(log.times[start - 1]) if start > first else None
-    allowed = allowed_items(rules, log.item_categories, log.item_domains, coords, here)
-    items_of_log = model_catalogue(log, run.model_config, live_trends=True)
-    scorer = session.item_scorer(run.model, run.params, items_of_log)
-    best = _ask(run, scorer, Tokens(encoded, before, question.anchor), question, allowed, log)
-    items, probabilities = pick(
-        best, rules, log.item_categories, np.asarray(scorer.vectors, np.float32)
-    )
-    return describe(log, items, probabilities, coords, here)
-
-
 def describe(
     log: PreparedLog,
     items: np.ndarray,
@@ -308,74 +244,3 @@ def item_distances_km(coords: np.ndarray, here: np.ndarray) -> np.ndarray:
     """float64 [N], great-circle distances of places [N, 3] from one, NaN = unknown."""
     chords = np.linalg.norm(coords - here, axis=-1)
     return 2 * EARTH_RADIUS_M * np.arcsin(np.minimum(chords / (2 * EARTH_RADIUS_M), 1)) / 1000
-
-
-def _ask(
-    run: Run,
-    scorer: session.ItemScorer,
-    tokens: Tokens,
-    question: Question,
-    allowed: np.ndarray | None,
-    log: PreparedLog,
-) -> Best:
-    cache = session.new_cache(run.model, 1, run.training.asked_tokens)
-    rows = np.zeros(1, np.int32)
-    if len(tokens.events):
-        history = history_rows([tokens], 1, run.training.asked_tokens, has_times=log.meta.has_times)
-        cache = session.start(run.model, run.params, cache, rows, history)
-    requests = request_rows([question], 1)
-    mask = None if allowed is None else allowed[None]
-
-    def best(k: int) -> tuple[np.ndarray, np.ndarray]:
-        ranked = session.score(run.model, run.params, scorer, cache, rows, requests, mask, k=k)
-        items = np.asarray(ranked.items)[0]
-        return items[items > 0], np.asarray(ranked.probabilities)[0][items > 0]
-
-    return best
-
-
-def _rows(flag: str, values: Sequence[str], names: tuple[str, ...]) -> np.ndarray | None:
-    if not names:
-        return None
-    rows = {name: row for row, name in enumerate(values) if row}
-    unknown = [name for name in names if name not in rows]
-    if unknown:
-        near = ", ".join(list(rows)[:5]) or "none"
-        raise ValueError(f"--{flag}: {unknown[0]!r} is none of the log's; it has e.g. {near}")
-    return np.array([rows[name] for name in names])
-
-
-def _place_e7(request: RequestConfig) -> tuple[int, int] | None:
-    if not request.latitude:
-        return None
-    degrees = float(request.latitude), float(request.longitude)
-    return known_place(*(round(one * DEGREES_TO_E7) for one in degrees))
-
-
-def _user_row(log: PreparedLog, user: str) -> int:
-    try:
-        return log.user_row(user)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. Give --user one of the log's people, or leave it out for somebody new; "
-            "events of new people reach the model through the service (stt_jax.serve)"
-        ) from error
-
-
-def _request_moment(log: PreparedLog, events: Events, text: str) -> Moment:
-    """When a request of somebody with these events is; see `find_moment`."""
-    if not text:
-        return find_moment(events, None)
-    if not log.meta.has_times:
-        raise ValueError(f"--time={text}: {log.directory} has no times, so leave --time empty")
-    try:
-        time = datetime.datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(
-            f"--time={text} is no ISO 8601 time; write 2012-12-22T08:30, with +00:00 for UTC"
-        ) from error
-    offset = time.utcoffset()
-    if offset is None:
-        local_s = int(time.replace(tzinfo=datetime.UTC).timestamp())
-        return find_moment(events, local_s, is_local=True)
-    return find_moment(events, int(time.timestamp()), told_offset_s=round(offset.total_seconds()))

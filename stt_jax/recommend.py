@@ -1,8 +1,10 @@
-"""Recommend: the most probable next items of one person, at a time and place.
+"""Recommend: the most probable next items of one person, at a time and place, or of many.
 
     python -m stt_jax.recommend --run=runs/nyc --user=470 --time=2012-12-22T08:30 --k=10
+    python -m stt_jax.recommend --run=runs/nyc --requests=all --output=lists.parquet
 
-Prints names, probabilities and distances.
+Prints names, probabilities and distances, or writes a table of them: one row a place of a list,
+with the columns request, user, rank, item, name, category, probability and distance_km.
 """
 
 from __future__ import annotations
@@ -15,21 +17,36 @@ import rich.box
 import rich.table
 
 from stt_jax import command
-from stt_jax.config import RequestConfig
+from stt_jax.config import ListsConfig, RequestConfig
 from stt_jax.data.newitems import open_with_items
-from stt_jax.ranking import Recommendation, recommend_items
+from stt_jax.lists import write_lists
+from stt_jax.ranking import Recommendation
+from stt_jax.recommender import Recommender
 from stt_jax.training.run import load_run, read_run_files
 
 
-def recommend(request: RequestConfig) -> None:
-    """Loads the run, asks and prints the list."""
+def recommend(request: RequestConfig, lists: ListsConfig) -> None:
+    """Loads the run, asks, and prints the list or writes the lists."""
     if not request.run:
         raise ValueError("--run is missing: name the directory of a trained run")
+    if lists.requests and (request.user or request.traits):
+        raise ValueError("--user and --traits are of one person: leave them out with --requests")
     directory = pathlib.Path(request.run)
     _, configs = read_run_files(directory)
     data = request.data or configs["training"].data
     log = open_with_items(data, request.items, request.key_file)
-    print_list(recommend_items(load_run(directory, log), log, request), request)
+    recommender = Recommender(load_run(directory, log), log)
+    if not lists.requests:
+        print_list(recommender.recommend([request])[0], request)
+        return
+    counts = write_lists(recommender, log, request, lists)
+    print(
+        f"{lists.output}: {counts.places:,} places of {counts.requests - counts.refused:,} lists, "
+        f"{counts.shorter:,} of which have fewer than {request.k} items"
+    )
+    if counts.refused:
+        print(f"{counts.refused:,} of {counts.requests:,} requests got no list, such as")
+        print("\n".join(f"  {text}" for text in counts.refusals))
 
 
 def print_list(recommendations: list[Recommendation], request: RequestConfig) -> None:
@@ -61,7 +78,9 @@ def print_list(recommendations: list[Recommendation], request: RequestConfig) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    return command.run(recommend, {"request": RequestConfig}, argv, usage=__doc__ or "")
+    return command.run(
+        recommend, {"request": RequestConfig, "lists": ListsConfig}, argv, usage=__doc__ or ""
+    )
 
 
 if __name__ == "__main__":

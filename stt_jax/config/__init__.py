@@ -9,6 +9,7 @@ wrong value is refused in the library with the words that the command line print
 from stt_jax.config.asking import (
     EvaluationConfig,
     ExportConfig,
+    ListsConfig,
     ProtocolConfig,
     RequestConfig,
     ServeConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "ExportConfig",
     "ForgetConfig",
     "InputOptions",
+    "ListsConfig",
     "ModelConfig",
     "PrepareConfig",
     "ProtectionOptions",

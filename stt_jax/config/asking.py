@@ -185,6 +185,29 @@ class RequestConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ListsConfig:
+    """Many questions at once, and where their lists go."""
+
+    requests: str = option(
+        "",
+        "all: one list for everybody in the log, by the time, place and rules given here; or a "
+        "table with a column user and, where wanted, time, latitude and longitude, one request a "
+        "row; what a row leaves empty is as given here. Empty = the one request of --user.",
+    )
+    output: str = option("", "Table of the lists of --requests, a .parquet or .csv file.")
+
+    def __post_init__(self) -> None:
+        check(
+            bool(self.requests) == bool(self.output),
+            "--requests and --output go together; give both or none",
+        )
+        check(
+            not self.output or self.output.endswith((".parquet", ".csv")),
+            f"--output={self.output} must end in .parquet or .csv",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ServeConfig:
     """How a run is served over HTTP."""
 

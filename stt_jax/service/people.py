@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -176,7 +177,8 @@ class LiveTable:
         fetched = self._score(pool, prepared, num_fetched)
         answers: dict[int, Answer] = {}
         for one, found in zip(prepared, fetched, strict=True):
-            best = self._best(pool, one, found, num_fetched)
+            fetch_all = functools.partial(self._score_all, pool, one)
+            best = ranking.best_of_fetched(found, num_fetched, fetch_all)
             items, probabilities = ranking.pick(
                 best, one.rules, log.item_categories, self.served.item_vectors
             )
@@ -189,16 +191,8 @@ class LiveTable:
             )
         return answers
 
-    def _best(
-        self, pool: Pool, one: _Prepared, found: tuple[np.ndarray, np.ndarray], num_fetched: int
-    ) -> ranking.Best:
-        def best(k: int) -> tuple[np.ndarray, np.ndarray]:
-            items, probabilities = found
-            if k > num_fetched:
-                items, probabilities = self._score(pool, [one], self._candidates[-1])[0]
-            return items[:k], probabilities[:k]
-
-        return best
+    def _score_all(self, pool: Pool, one: _Prepared) -> tuple[np.ndarray, np.ndarray]:
+        return self._score(pool, [one], self._candidates[-1])[0]
 
     @property
     def _candidates(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from stt_jax.config import EvaluationConfig, RequestConfig
 from stt_jax.data.store import TEST, open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.model.stt import SpatiotemporalTransformer
-from stt_jax.ranking import recommend_items
+from stt_jax.recommender import recommend_items
 from stt_jax.training.run import load_run
 
 SMALL = [

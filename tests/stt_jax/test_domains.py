@@ -17,7 +17,7 @@ from stt_jax.data.preparation import prepare_log
 from stt_jax.data.store import open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.model.stt import SpatiotemporalTransformer
-from stt_jax.ranking import recommend_items
+from stt_jax.recommender import recommend_items
 from stt_jax.relations import model_catalogue
 from stt_jax.service.models import load_model
 from stt_jax.training.run import load_run, model_sizes

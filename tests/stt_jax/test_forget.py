@@ -27,7 +27,7 @@ from stt_jax.data.recbole import write_recbole
 from stt_jax.data.report import render_report
 from stt_jax.data.store import open_log, write_log
 from stt_jax.export import model_card
-from stt_jax.ranking import recommend_items
+from stt_jax.recommender import recommend_items
 from stt_jax.service.models import ServedModel
 from stt_jax.training.inheritance import open_source
 from stt_jax.training.lineage import runs_before, runs_that_saw

@@ -11,7 +11,7 @@ from stt_jax import serve
 from stt_jax.config import RequestConfig
 from stt_jax.data.pseudonyms import HIDDEN_IDS, KEY_CHECK, check_value, pseudonym
 from stt_jax.data.store import open_log
-from stt_jax.ranking import recommend_items
+from stt_jax.recommender import recommend_items
 from stt_jax.service.logs import JsonLines
 from stt_jax.training.run import load_run
 from tests.stt_jax.service.served import MODEL, serving, write_run

@@ -13,10 +13,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from stt_jax import approximate, ranking, session
-from stt_jax.config import RequestConfig
+from stt_jax.config import ListsConfig, RequestConfig
 from stt_jax.data.store import UNKNOWN_E7, open_log
-from stt_jax.ranking import recommend_items
 from stt_jax.recommend import recommend
+from stt_jax.recommender import recommend_items
 from stt_jax.service.asks import Ask
 from stt_jax.service.models import load_model
 from stt_jax.service.schemas import iso_time
@@ -535,7 +535,7 @@ def test_new_items_that_a_newer_model_knows_are_left_out_and_counted(run, tmp_pa
     assert [record.fields["left_out"] for record in caplog.records] == [1]
     offline = RequestConfig(run=str(run), user="u0", items=str(table))
     with pytest.raises(ValueError, match="'i3' is an item of the log already; leave it out"):
-        recommend(offline)
+        recommend(offline, ListsConfig())
 
 
 def _wait(condition, client):

@@ -6,7 +6,7 @@ import pytest
 
 from stt_jax.config import RequestConfig
 from stt_jax.data.store import open_log
-from stt_jax.ranking import recommend_items
+from stt_jax.recommender import recommend_items
 from stt_jax.training import run as runs
 from tests.stt_jax.service.served import add_checkpoint, write_run
 
