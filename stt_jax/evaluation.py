@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,7 +18,13 @@ from stt_jax.config import DeviceConfig, EvaluationConfig
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import TEST, VALIDATION, open_log
-from stt_jax.metrics import grouped_metrics, length_groups, ranking_metrics, standard_errors
+from stt_jax.metrics import (
+    finite_or_none,
+    grouped_metrics,
+    length_groups,
+    ranking_metrics,
+    standard_errors,
+)
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
 from stt_jax.training.ranks import MODES, make_ranker, model_ranks
@@ -202,17 +207,8 @@ def _check_alike(run: Run, other: Run) -> None:
 
 def write_report(report: dict[str, Any], path: str | os.PathLike) -> None:
     """Writes a report of `evaluate_model` as JSON, null for what is no number."""
-    text = json.dumps(_without_nan(report), indent=1, allow_nan=False)
+    text = json.dumps(finite_or_none(report), indent=1, allow_nan=False)
     pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
-
-
-def _without_nan(value: Any) -> Any:
-    """None in place of NaN, which JSON has no word for: of one person there is no error."""
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:

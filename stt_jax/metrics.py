@@ -15,6 +15,7 @@ targets of
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,6 +187,18 @@ def _gains(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
         gains[f"ndcg@{k}"] = hits / np.log2(safe_ranks + 1)
     gains["mrr"] = answered / safe_ranks
     return gains
+
+
+def finite_or_none(value: Any) -> Any:
+    """A report for JSON, which has no word for NaN and infinities: None in their place.
+
+    Of one person there is no standard error, of a step that blew up no loss.
+    """
+    if isinstance(value, dict):
+        return {name: finite_or_none(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean(gains: np.ndarray) -> float:

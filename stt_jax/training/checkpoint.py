@@ -159,7 +159,10 @@ def save(
 def _check_room(manager: ocp.CheckpointManager, state: TrainState) -> None:
     """Asks the disk first: a write that fails halfway is no less safe, but not as easily told."""
     needed = sum(
-        shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0  # of what several devices hold one copy is written
     )
     free = shutil.disk_usage(manager.directory).free
     if free < needed:

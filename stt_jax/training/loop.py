@@ -78,11 +78,17 @@ def train_model(
     _meet("run directory")  # process 0 makes what the others read
     secret = privacy.secret_of(directory) if training.dp_epsilon else 0
     setup = set_up(log, training, model_config, protocol, devices, secret)
+    watch = watch or WatchConfig()
+    if watch.profile_steps and watch.profiled().start >= setup.num_steps:
+        raise ValueError(
+            f"--profile_steps={watch.profile_steps}: the run has {setup.num_steps} steps, from 0"
+        )
     if first:
         runs.begin(directory, log, training, model_config, protocol, origin)
     _meet("run files")
     owner = runs.identity(directory, runs.read_run_files(directory)[0])
     with (
+        runs.locked(directory) if first else contextlib.nullcontext(),
         jax.set_mesh(setup.placement.mesh),
         checkpoint.open_manager(directory, training.keep) as manager,
     ):
@@ -103,7 +109,7 @@ def train_model(
                 reporter.line(taken_over.kept)
             if not progress.finished:
                 keep = functools.partial(checkpoint.save, manager, owner)
-                _train(setup, state, progress, data, keep, reporter, watch or WatchConfig())
+                _train(setup, state, progress, data, keep, reporter, watch)
                 checkpoint.wait(manager)
             if training.calibrate:
                 _calibrate(setup, manager, owner, reporter)
@@ -154,17 +160,25 @@ def _train(
             saves = validates or (config.checkpoint_every and step % config.checkpoint_every == 0)
             stops = _agree(stop.is_set(), step) and not last
             quality = None
-            if validates:
+            # Parameters may have blown up, and a checkpoint takes the place of an older one.
+            in_doubt = (saves or stops) and int(measures["bad_steps_in_a_row"]) > 0
+            if in_doubt:
+                reporter.line(
+                    f"step {step}: loss or gradient is not finite: not validated"
+                    + ("" if last else ", not saved")
+                )
+            elif validates:
                 quality = _validate(setup, ranker, state, reporter, step)
                 progress = _next_progress(progress, quality, step, config)
-                progress = dataclasses.replace(progress, finished=progress.finished or last)
-            if saves or stops:
+            progress = dataclasses.replace(progress, finished=progress.finished or last)
+            if (saves or stops) and (last or not in_doubt):
                 if setup.account is not None:
                     progress = _spend(setup.account, progress, step, reporter)
                 keep(state, data.get_state(), progress, quality)
                 meter.restart()
             if stops and not progress.finished:
-                reporter.line(f"stopped at step {step}; the same command goes on from here")
+                where = "its last checkpoint" if in_doubt else "here"
+                reporter.line(f"stopped at step {step}; the same command goes on from {where}")
                 raise KeyboardInterrupt
     if progress.best_step:
         reporter.line(_best(config, progress))
@@ -259,12 +273,18 @@ def _check_bad_steps(setup: Training, step: int, in_a_row: jax.Array) -> None:
                 "items": [log.item_ids[item] for item in requests.targets[asked]],
             }
         )
-    path = pathlib.Path(setup.config.run) / f"bad_batches_{jax.process_index()}.json"
+    run = pathlib.Path(setup.config.run)
+    path = run / f"bad_batches_{jax.process_index()}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     raise ValueError(
         f"loss or gradient was not finite in {count} steps in a row, up to step {step}; none of "
         f"them changed a parameter. Their people and items are in {path}. Try a lower "
-        "--learning_rate, or go on from the last checkpoint with a higher --max_bad_steps"
+        "--learning_rate in another --run"
+        + (
+            ", or go on from the last checkpoint with a higher --max_bad_steps"
+            if checkpoint.whole_steps(run)
+            else ""
+        )
     )
 
 

@@ -11,6 +11,8 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from stt_jax.metrics import finite_or_none
+
 
 class Reporter:
     """Writes measures to `metrics.jsonl` and `tensorboard/`, and shows progress on a terminal."""
@@ -75,8 +77,9 @@ class Reporter:
         if self._tensorboard is None:
             return
         record = {"step": step, "kind": kind, "time_s": round(time.time(), 3), **measures}
+        line = json.dumps(finite_or_none(record), allow_nan=False)
         with self._jsonl_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(line + "\n")
         for name, value in measures.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 

@@ -8,12 +8,14 @@ metrics.jsonl    one line a report;  tensorboard/ the same for TensorBoard
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from stt_jax import command
@@ -22,8 +24,14 @@ from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.model.stt import ModelSizes, SpatiotemporalTransformer
 from stt_jax.training import checkpoint
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT_VERSION = 2
 FLAG_GROUPS = {"training": TrainingConfig, "model": ModelConfig, "validation": ProtocolConfig}
+_FREE = ("run", "data", "keep", "checkpoint_every", "max_bad_steps")  # may change as a run goes on
 _PLACES = ("run", "data", "resume_from")  # options that say where something lies, not what it is
 _PACKAGES = ("stt_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -153,6 +161,29 @@ def open_directory(
     return directory
 
 
+@contextlib.contextmanager
+def locked(directory: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training a run, as long as this one lives and is in here.
+
+    Two that train the same run would delete each other's checkpoints.
+
+    Raises:
+      ValueError: another process trains it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (directory / "train.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another process trains --run={directory}: wait for it, stop it, or give "
+                "another --run"
+            ) from error
+        yield
+
+
 def begin(
     directory: pathlib.Path,
     log: PreparedLog,
@@ -211,13 +242,13 @@ def _check_same_run(
 
 
 def _changes(before: Any, now: Any) -> list[str]:
-    """The options of two configs that differ, but for where things are."""
+    """The options of two configs that differ, but for those that change no number."""
     changes = []
     for name in sorted(field.name for field in dataclasses.fields(now)):
         then, given = getattr(before, name), getattr(now, name)
         # Where the run it began from lies is the user's; whether there is one is not.
         same = bool(then) == bool(given) if name == "resume_from" else then == given
-        if not same and name not in ("run", "data"):
+        if not same and name not in _FREE:
             changes.append(f"--{name}={then} before, --{name}={given} now")
     return changes
 

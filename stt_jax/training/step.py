@@ -49,8 +49,8 @@ def make_optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTran
 
 
 def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> optax.Schedule:
-    """Step -> learning rate; with a warm-up it begins at zero."""
-    if not config.warmup:
+    """Step -> learning rate; with a warm-up it begins at zero, unless there is but one step."""
+    if not config.warmup or num_steps == 1:
         return optax.cosine_decay_schedule(config.learning_rate, num_steps)
     warmup = max(1, round(config.warmup * num_steps))
     return optax.warmup_cosine_decay_schedule(

@@ -212,3 +212,19 @@ def test_what_many_devices_wrote_one_can_read(states, tmp_path):
     expected = sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(states[10].params))
     assert found[0] == "10"
     np.testing.assert_allclose(float(found[1]), expected, rtol=1e-6)
+
+
+def test_room_is_asked_for_one_copy_of_what_every_device_holds(tmp_path, monkeypatch):
+    held_by_four = set_up(LOG, TRAINING, MODEL, ProtocolConfig(), DeviceConfig(mesh_data=4))
+    with jax.set_mesh(held_by_four.placement.mesh):
+        state = held_by_four.initial_state()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    with checkpoint.open_manager(tmp_path, keep=1) as manager:
+        for free, fits in ((size, True), (size - 1, False)):
+            usage = shutil._ntuple_diskusage(10 * size, 0, free)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+            if fits:
+                checkpoint._check_room(manager, state)
+            else:
+                with pytest.raises(OSError, match=f"{free:,} bytes are free and it has {size:,}"):
+                    checkpoint._check_room(manager, state)

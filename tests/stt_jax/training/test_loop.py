@@ -10,8 +10,10 @@ import pytest
 
 from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig, WatchConfig
 from stt_jax.data.schema import VALIDATION
-from stt_jax.training import loop, setup
+from stt_jax.training import checkpoint, loop, setup
+from stt_jax.training import run as runs
 from stt_jax.training.loop import train_model
+from stt_jax.training.reporting import Reporter
 from stt_jax.training.run import load_run
 from tests.stt_jax.person_logs import make_log, split_by_position
 from tests.stt_jax.tiny_logs import random_log
@@ -251,6 +253,75 @@ def test_a_training_that_has_blown_up_stops_and_says_with_whom(tmp_path):
     assert set(found[0]["users"]) <= set(LOG.user_ids)
     assert set(found[0]["items"]) <= set(LOG.item_ids[1:])
     assert found[0]["items"]
+
+
+def test_what_has_blown_up_takes_the_place_of_no_checkpoint_and_can_be_gone_on_from(
+    tmp_path, monkeypatch
+):
+    """Not finite after step 10: what was saved before stays the newest."""
+    make_step = setup.Training.make_step
+
+    def poisoned(self):
+        step = make_step(self)
+
+        def poison(state, items, history, requests, key):
+            new, measures = step(state, items, history, requests, key)
+            in_a_row = max(0, int(new.step) - 10)
+            return new, measures | {"bad_steps_in_a_row": jax.numpy.asarray(in_a_row)}
+
+        return poison
+
+    monkeypatch.setattr(setup.Training, "make_step", poisoned)
+    config = options(tmp_path, checkpoint_every=1, keep=2, max_bad_steps=8)
+    with pytest.raises(ValueError, match="go on from the last checkpoint with a higher --max_bad"):
+        train_model(LOG, config, MODEL)
+    steps = checkpoint.whole_steps(tmp_path)
+    assert max(steps) == 10
+    assert len(steps) >= 2
+    validated = [line["step"] for line in metric_lines(tmp_path) if line["kind"] == "validation"]
+    assert validated
+    assert max(validated) <= 10
+
+    monkeypatch.setattr(setup.Training, "make_step", make_step)
+    on = dataclasses.replace(config, max_bad_steps=100, keep=3, checkpoint_every=0)
+    run = train_model(LOG, on, MODEL)
+    never = train_model(LOG, options(tmp_path / "never"), MODEL)
+    assert run.step == never.step
+    assert_same(run.params, never.params)
+
+
+def test_a_training_that_has_blown_up_before_its_first_checkpoint_offers_none(tmp_path):
+    config = options(tmp_path, learning_rate=1e30, warmup=0.0, max_bad_steps=2)
+    with pytest.raises(ValueError, match=r"lower --learning_rate in another --run$"):
+        train_model(LOG, config, MODEL)
+
+
+def test_reports_of_bad_steps_are_json(tmp_path):
+    reporter = Reporter(tmp_path, 10, 0)
+    reporter.write(1, "train", {"loss": float("nan"), "gradient_norm": float("inf"), "fine": 1.0})
+    reporter.close()
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=refuse)
+    assert (found["loss"], found["gradient_norm"], found["fine"]) == (None, None, 1.0)
+
+
+def test_two_do_not_train_one_run(tmp_path):
+    config = options(tmp_path, epochs=1)
+    (tmp_path / "train.lock").touch()
+    with runs.locked(tmp_path), pytest.raises(ValueError, match="another process trains --run="):
+        train_model(LOG, config, MODEL)
+    assert not checkpoint.whole_steps(tmp_path)
+    train_model(LOG, config, MODEL)
+
+
+def test_steps_to_trace_must_be_there(tmp_path):
+    config = options(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"--profile_steps=900:910: the run has .* steps, from 0"):
+        train_model(LOG, config, MODEL, watch=WatchConfig(profile_steps="900:910"))
 
 
 def test_speed_is_reported_and_steps_can_be_traced(tmp_path):
