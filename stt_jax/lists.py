@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from stt_jax.recommender import BATCH_PEOPLE, Asked, Recommender
 EVERYBODY = "all"
 _TOLD = ("time", "latitude", "longitude")  # what a row may say besides its user
 _SHOWN_REFUSALS = 3
+_LINE_EVERY_S = 60.0  # where there is no terminal for a bar
 _PIECE = 1 << 16  # rows that are written at a time
 
 # One row a place of a list; `request` is the row of the table of requests, from 1.
@@ -92,6 +94,7 @@ def write_lists(
         table = _read_table(pathlib.Path(lists.requests))
         requests, total = _requests(table, request), len(table)
     counts = Counts()
+    said_s = time.monotonic()
     with _Writer(pathlib.Path(lists.output)) as writer, _progress() as progress:
         task = progress.add_task("recommending", total=total)
         for rows in _batches(_asked(recommender, requests, counts)):
@@ -101,6 +104,9 @@ def write_lists(
                 counts.places += len(answer)
                 counts.shorter += len(answer) < asked.rules.k
             progress.update(task, completed=counts.requests)
+            if progress.disable and time.monotonic() - said_s > _LINE_EVERY_S:
+                said_s = time.monotonic()
+                print(f"{counts.requests:,} of {total:,} requests", file=sys.stderr, flush=True)
         if counts.refused == counts.requests:
             raise ValueError(f"--requests={lists.requests}: no list was made; {counts.refusals[0]}")
     return counts

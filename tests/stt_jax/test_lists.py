@@ -188,6 +188,17 @@ def test_many_rows_are_written_in_pieces(run, tmp_path, monkeypatch):
     assert not any(math.isnan(row["probability"]) for row in rows)
 
 
+def test_without_a_terminal_a_line_tells_how_far_it_is(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lists, "_LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(lists, "BATCH_PEOPLE", 4)
+    assert call(run, tmp_path / "lists.csv", "--requests=all") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.endswith("requests")] == [
+        "4 of 6 requests",
+        "6 of 6 requests",
+    ]
+
+
 def test_pseudonyms_need_no_key_for_everybody(run, tmp_path):
     """Nothing is looked up by a raw id."""
     config = ListsConfig(requests="all", output=str(tmp_path / "lists.csv"))
