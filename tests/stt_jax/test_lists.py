@@ -92,6 +92,24 @@ def test_everybody_gets_the_list_that_they_get_alone(run, one_by_one, tmp_path, 
     assert list(output.parent.iterdir()) == [output]
 
 
+def test_requests_of_different_rules_are_answered_together(run):
+    log = open_log(run.parent / "prepared")
+    loaded = Recommender(load_run(run, log), log)
+    requests = [
+        RequestConfig(user="u1", k=2),
+        RequestConfig(user="u2", k=11, exclude_seen="true"),
+        RequestConfig(k=4, max_per_category=1),
+        RequestConfig(user="u4", k=3, categories=("a", "b")),
+    ]
+    for found, request in zip(loaded.recommend(requests), requests, strict=True):
+        (alone,) = loaded.recommend([request])
+        assert [one.item_id for one in found] == [one.item_id for one in alone]
+        assert [one.probability for one in found] == pytest.approx(
+            [one.probability for one in alone], abs=1e-6
+        )
+    assert loaded.recommend([]) == []
+
+
 @pytest.mark.usefixtures("batches")
 def test_a_row_says_who_when_and_where_and_what_it_leaves_open_is_as_the_flags_say(
     run, one_by_one, tmp_path
