@@ -26,7 +26,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from stt_kernels import buckets
 from stt_kernels.attention import flash_inputs, geometry
-from stt_kernels.attention.flash_inputs import LOWEST, MASKED, NOTHING, NUMBERS, dot, pad
+from stt_kernels.attention.flash_inputs import NUMBERS, dot, pad
+from stt_kernels.attention.sentinels import LOWEST, MASKED, NOTHING
 
 INTERPRET = False  # True runs the kernels in Pallas's interpreter, on any platform: for tests
 

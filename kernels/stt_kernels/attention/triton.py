@@ -31,8 +31,9 @@ import jax.numpy as jnp
 from stt_kernels.attention import geometry
 from stt_kernels.attention import triton_kernels as kernels
 from stt_kernels.attention import triton_plan as plans
-from stt_kernels.attention.flash_inputs import NOTHING, pad
+from stt_kernels.attention.flash_inputs import pad
 from stt_kernels.attention.reference import FLOOR
+from stt_kernels.attention.sentinels import NOTHING
 
 INTERPRET = False  # True runs the kernels in Pallas's interpreter, on any platform: for tests
 

@@ -11,7 +11,8 @@ from jax.experimental.pallas import triton as pltriton
 
 from stt_kernels import buckets
 from stt_kernels.attention import geometry
-from stt_kernels.attention.flash_inputs import LOWEST, MASKED, NOTHING, NUMBERS, dot
+from stt_kernels.attention.flash_inputs import NUMBERS, dot
+from stt_kernels.attention.sentinels import LOWEST, MASKED, NOTHING
 
 _ROWS_OF_NUMBERS = (*NUMBERS, "ids")  # the last of a pointer alone
 
