@@ -49,12 +49,17 @@ def spatiotemporal_attention(
     """Attends with a learned offset for the time, the distance, the order and the phase between
     events.
 
-        logit = scale * q.k + time_table[h, time_bucket(t_q - t_k)] + space_table[h,
-        space_bucket(|x_q - x_k|^2)]
-                + order_table[h, clip(p_q - p_k, 0, No - 1)] + cycle_table[h, (f_q - f_k) mod P]
+        logit = (
+            scale * q.k
+            + time_table[h, time_bucket(t_q - t_k)]
+            + space_table[h, space_bucket(|x_q - x_k|^2)]
+            + order_table[h, clip(p_q - p_k, 0, No - 1)]
+            + cycle_table[h, (f_q - f_k) mod P]
+        )
 
-    over the keys that the query may attend to: `positions <= query_positions` where causal, equal
-      segment ids, not padding.
+    over the keys that the query may attend to: not padding, of the same segment and, where causal,
+    with `positions <= query_positions`.
+
     No backend but `reference` stores an L x S array. Logits, the normaliser's statistics and the
     sums of the backward pass are float32. What is left None costs nothing.
 
@@ -150,9 +155,8 @@ def pointer_log_mass(
       ids: int32 [B, S]. Any values; padding is told by `segment_ids`.
       target_ids: int32 [B, L].
       times, query_times, coords, query_coords, time_table, space_table, order_table, cycle_table,
-      phases, query_phases,
-        positions, query_positions, segment_ids, query_segment_ids, causal, scale: as in
-          `spatiotemporal_attention`.
+        phases, query_phases, positions, query_positions, segment_ids, query_segment_ids, causal,
+        scale: as in `spatiotemporal_attention`.
       implementation: as in `spatiotemporal_attention`. Names: "reference", "xla", "triton".
 
     Returns:
@@ -202,10 +206,9 @@ def attention_weights(
       q: float32 or bfloat16 [B, L, H, D].
       k: as q, [B, S, H, D].
       times, query_times, coords, query_coords, time_table, space_table, order_table, cycle_table,
-      phases, query_phases,
-        positions, query_positions, segment_ids, query_segment_ids, causal, scale, normalizer,
-          silu_denominator: as in
-        `spatiotemporal_attention`, whose output is `einsum("bhls,bshd->blhd", weights, v)`.
+        phases, query_phases, positions, query_positions, segment_ids, query_segment_ids, causal,
+        scale, normalizer, silu_denominator: as in `spatiotemporal_attention`, whose output is
+        `einsum("bhls,bshd->blhd", weights, v)`.
 
     Returns:
       float32 [B, H, L, S]; 0 where the query may not attend.
