@@ -1,8 +1,7 @@
 """The public functions: what they mean, what they refuse, and which backend runs."""
 
 import functools
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ _BACKENDS: dict[str, Any] = {
     "triton": triton,
     "mosaic_tpu": mosaic_tpu,
 }
-_CHECKED = frozenset(inspect.signature(checks.check_call).parameters)
 _PLATFORM_ORDERS = {"cpu": ("xla",), "gpu": ("triton", "xla"), "tpu": ("mosaic_tpu", "xla")}
 
 
@@ -109,7 +107,28 @@ def spatiotemporal_attention(
     Differs from it: tables per head, distance and phase, buckets by float bits, exact gradients in
       O(L) memory.
     """
-    call = _check(locals())
+    call = checks.check_call(
+        q,
+        k,
+        times=times,
+        query_times=query_times,
+        coords=coords,
+        query_coords=query_coords,
+        time_table=time_table,
+        space_table=space_table,
+        order_table=order_table,
+        cycle_table=cycle_table,
+        phases=phases,
+        query_phases=query_phases,
+        positions=positions,
+        query_positions=query_positions,
+        segment_ids=segment_ids,
+        query_segment_ids=query_segment_ids,
+        causal=causal,
+        scale=scale,
+        normalizer=normalizer,
+        silu_denominator=silu_denominator,
+    )
     checks.check_array("v", v, k.shape, str(q.dtype), "as k")
     v = checks.zero_padding(jnp.asarray(v), call.keys.segment_ids)
     backend = _BACKENDS[_choose(implementation, call)]
@@ -167,7 +186,26 @@ def pointer_log_mass(
       ValueError: an argument has the wrong shape, dtype or range, or lacks its partner.
       NotImplementedError: the implementation asked for can't take this call.
     """
-    call = _check(locals())
+    call = checks.check_call(
+        q,
+        k,
+        times=times,
+        query_times=query_times,
+        coords=coords,
+        query_coords=query_coords,
+        time_table=time_table,
+        space_table=space_table,
+        order_table=order_table,
+        cycle_table=cycle_table,
+        phases=phases,
+        query_phases=query_phases,
+        positions=positions,
+        query_positions=query_positions,
+        segment_ids=segment_ids,
+        query_segment_ids=query_segment_ids,
+        causal=causal,
+        scale=scale,
+    )
     checks.check_array("ids", ids, k.shape[:2], "int32", "[B, S]")
     checks.check_array("target_ids", target_ids, q.shape[:2], "int32", "[B, L]")
     backend = _BACKENDS[_choose(implementation, call, "pointer_log_mass")]
@@ -216,7 +254,28 @@ def attention_weights(
     Raises:
       ValueError: an argument has the wrong shape, dtype or range, or lacks its partner.
     """
-    call = _check(locals())
+    call = checks.check_call(
+        q,
+        k,
+        times=times,
+        query_times=query_times,
+        coords=coords,
+        query_coords=query_coords,
+        time_table=time_table,
+        space_table=space_table,
+        order_table=order_table,
+        cycle_table=cycle_table,
+        phases=phases,
+        query_phases=query_phases,
+        positions=positions,
+        query_positions=query_positions,
+        segment_ids=segment_ids,
+        query_segment_ids=query_segment_ids,
+        causal=causal,
+        scale=scale,
+        normalizer=normalizer,
+        silu_denominator=silu_denominator,
+    )
     return reference.attention_weights(*call)
 
 
@@ -246,11 +305,6 @@ def available_implementations(
     order = _PLATFORM_ORDERS[platform]
     others = [name for name in _BACKENDS if name not in order]
     return {name: _BACKENDS[name].unsupported(call) for name in (*order, *others)}
-
-
-def _check(arguments: Mapping[str, Any]) -> checks.Call:
-    """Checks what a public function was given: its `locals()` before any other line."""
-    return checks.check_call(**{name: arguments[name] for name in arguments if name in _CHECKED})
 
 
 def _choose(

@@ -1,9 +1,12 @@
 """What the public functions refuse, and how they say it."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 import stt_kernels
+from stt_kernels.attention import checks
 from tests.stt_kernels.attention import cases
 from tests.stt_kernels.attention.cases import Case
 
@@ -78,6 +81,30 @@ def test_wrong_input_is_refused_by_name(changes, message):
 def test_queries_of_their_own_need_encodings_of_their_own(name, user):
     with pytest.raises(ValueError, match=rf"{name} .* must be given where L != S and {user} is"):
         attend_others(**{name: None})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        stt_kernels.spatiotemporal_attention,
+        stt_kernels.pointer_log_mass,
+        stt_kernels.attention_weights,
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_every_argument_that_is_checked_reaches_the_check(monkeypatch, function):
+    class Seen(Exception):
+        pass
+
+    def see(*arrays, **options):
+        raise Seen(dict(zip("qk", arrays, strict=True)) | options)
+
+    given = {name: f"the {name}" for name in inspect.signature(function).parameters}
+    taken = inspect.signature(checks.check_call).parameters
+    monkeypatch.setattr(checks, "check_call", see)
+    with pytest.raises(Seen) as seen:
+        function(**given)
+    assert seen.value.args[0] == {name: given[name] for name in taken if name in given}
 
 
 def test_what_no_table_uses_may_be_given():
