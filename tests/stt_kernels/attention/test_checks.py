@@ -60,7 +60,7 @@ def zeros(*shape, dtype=np.float32):
         ({"silu_denominator": 4.0}, "silu_denominator must be > 0 and goes with normalizer='silu'"),
         ({"normalizer": "silu", "silu_denominator": 0.0}, "silu_denominator must be > 0"),
         ({"scale": float("nan")}, "scale must be a finite number"),
-        ({"implementation": "cudnn"}, "implementation must be None or of"),
+        ({"implementation": "cudnn"}, "implementation must be None, one of mosaic_tpu, reference"),
     ],
 )
 def test_wrong_input_is_refused_by_name(changes, message):
