@@ -17,6 +17,11 @@ _BACKENDS: dict[str, Any] = {
     "mosaic_tpu": mosaic_tpu,
 }
 _PLATFORM_ORDERS = {"cpu": ("xla",), "gpu": ("triton", "xla"), "tpu": ("mosaic_tpu", "xla")}
+_OTHER_PLATFORM_ORDER = ("xla",)
+_BACKEND_FUNCTIONS = {  # by the public function
+    "spatiotemporal_attention": "attend",
+    "pointer_log_mass": "pointer_log_mass",
+}
 
 
 def spatiotemporal_attention(
@@ -131,7 +136,7 @@ def spatiotemporal_attention(
     )
     checks.check_array("v", v, k.shape, str(q.dtype), "as k")
     v = checks.zero_padding(jnp.asarray(v), call.keys.segment_ids)
-    backend = _BACKENDS[_choose(implementation, call)]
+    backend = _BACKENDS[_choose(implementation, call, "spatiotemporal_attention")]
     out = backend.attend(call.q, call.k, v, call.tables, call.queries, call.keys, call.rules)
     return checks.zero_padding(out, call.queries.segment_ids)
 
@@ -280,14 +285,20 @@ def attention_weights(
 
 
 def available_implementations(
-    q: jax.Array, k: jax.Array, *, platform: str | None = None, **options
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    platform: str | None = None,
+    function: str = "spatiotemporal_attention",
+    **options,
 ) -> dict[str, str | None]:
     """Tells which implementation a call would run, and why others would not.
 
     Args:
       q: as in `spatiotemporal_attention`.
       k: as in `spatiotemporal_attention`.
-      platform: "cpu", "gpu" or "tpu"; None = the one JAX runs on.
+      platform: "cpu", "gpu" or "tpu"; None = the one JAX runs on, whichever that is.
+      function: "spatiotemporal_attention" or "pointer_log_mass": the one to be called.
       **options: the encodings, masks and options of `spatiotemporal_attention`, but
         `implementation`.
 
@@ -296,27 +307,32 @@ def available_implementations(
       which `implementation=None` tries them, those that it never tries last.
 
     Raises:
-      ValueError: as `spatiotemporal_attention`, or there is no such platform.
+      ValueError: as `spatiotemporal_attention`, or there is no such platform or function.
     """
-    platform = jax.default_backend() if platform is None else platform
-    if platform not in _PLATFORM_ORDERS:
+    if platform is not None and platform not in _PLATFORM_ORDERS:
         raise ValueError(f"platform must be one of {', '.join(_PLATFORM_ORDERS)}; got {platform!r}")
+    if function not in _BACKEND_FUNCTIONS:
+        names = ", ".join(_BACKEND_FUNCTIONS)
+        raise ValueError(f"function must be one of {names}; got {function!r}.")
     call = checks.check_call(q, k, **options)
-    order = _PLATFORM_ORDERS[platform]
+    order = _order_here() if platform is None else _PLATFORM_ORDERS[platform]
     others = [name for name in _BACKENDS if name not in order]
-    return {name: _BACKENDS[name].unsupported(call) for name in (*order, *others)}
+    return {name: _unsupported(name, call, function) for name in (*order, *others)}
 
 
-def _choose(
-    implementation: str | Sequence[str] | None, call: checks.Call, function: str = "attend"
-) -> str:
-    def reason(backend: Any) -> str | None:
-        if not hasattr(backend, function):
-            return f"it has no {function}."
-        return backend.unsupported(call)
+def _order_here() -> tuple[str, ...]:
+    """Gives the names to try on the platform JAX runs on, best first."""
+    return _PLATFORM_ORDERS.get(jax.default_backend(), _OTHER_PLATFORM_ORDER)
 
-    return dispatch.choose(
-        implementation,
-        _PLATFORM_ORDERS[jax.default_backend()],
-        {name: functools.partial(reason, backend) for name, backend in _BACKENDS.items()},
-    )
+
+def _unsupported(name: str, call: checks.Call, function: str) -> str | None:
+    """Gives why an implementation can't run a public function on a call, or None."""
+    backend = _BACKENDS[name]
+    if not hasattr(backend, _BACKEND_FUNCTIONS[function]):
+        return f"it has no {function}."
+    return backend.unsupported(call)
+
+
+def _choose(implementation: str | Sequence[str] | None, call: checks.Call, function: str) -> str:
+    reasons = {name: functools.partial(_unsupported, name, call, function) for name in _BACKENDS}
+    return dispatch.choose(implementation, _order_here(), reasons)

@@ -2,6 +2,7 @@
 
 import inspect
 
+import jax
 import numpy as np
 import pytest
 
@@ -122,6 +123,40 @@ def test_a_caller_can_ask_which_implementation_would_run():
         stt_kernels.available_implementations(q, k, **tables)
     with pytest.raises(ValueError, match="platform must be one of cpu, gpu, tpu; got 'cuda'"):
         stt_kernels.available_implementations(q, k, platform="cuda", **tables, **options)
+
+
+def test_a_caller_can_ask_about_the_pointer(monkeypatch):
+    cases.interpret(monkeypatch, "mosaic_tpu")  # it could run here if it had a pointer
+    (q, k, _), _, _, _ = cases.build(Case(8, tables=()))
+
+    def reasons(**options):
+        return stt_kernels.available_implementations(q, k, platform="tpu", **options)
+
+    assert list(reasons()) == list(reasons(function="pointer_log_mass"))
+    assert reasons()["mosaic_tpu"] is None
+    of_pointer = reasons(function="pointer_log_mass")
+    assert of_pointer["mosaic_tpu"] == "it has no pointer_log_mass."
+    assert of_pointer["xla"] is None
+    expected = "function must be one of spatiotemporal_attention, pointer_log_mass; got 'attend'"
+    with pytest.raises(ValueError, match=expected):
+        reasons(function="attend")
+
+
+def test_a_platform_that_has_no_kernels_of_its_own_runs_xla(monkeypatch):
+    (q, k, v), _, _, _ = cases.build(Case(8, tables=()))
+    ids = np.zeros(q.shape[:2], np.int32)
+    expected = attention_and_pointer(q, k, v, ids)
+    monkeypatch.setattr(jax, "default_backend", lambda: "toaster")
+    assert next(iter(stt_kernels.available_implementations(q, k))) == "xla"
+    for found, value in zip(attention_and_pointer(q, k, v, ids), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
+    with pytest.raises(ValueError, match="platform must be one of cpu, gpu, tpu; got 'toaster'"):
+        stt_kernels.available_implementations(q, k, platform="toaster")
+
+
+def attention_and_pointer(q, k, v, ids):
+    out = stt_kernels.spatiotemporal_attention(q, k, v)
+    return out, stt_kernels.pointer_log_mass(q, k, ids=ids, target_ids=ids)
 
 
 def test_public_names_are_listed():
