@@ -1,6 +1,9 @@
 """What the public functions refuse, and how they say it."""
 
+import importlib.metadata
 import inspect
+import pathlib
+import runpy
 
 import jax
 import numpy as np
@@ -161,3 +164,19 @@ def attention_and_pointer(q, k, v, ids):
 
 def test_public_names_are_listed():
     assert set(stt_kernels.__all__) <= set(dir(stt_kernels))
+
+
+def test_the_version_is_that_of_the_distribution_where_it_is_installed(monkeypatch):
+    def imported_anew(version):
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        return runpy.run_path(stt_kernels.__file__)["__version__"]
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    assert imported_anew({"stt_jax": "1.2.3"}.__getitem__) == "1.2.3"
+    assert imported_anew(missing) == "0+unknown"
+
+
+def test_the_types_are_marked_as_such():
+    assert (pathlib.Path(stt_kernels.__file__).parent / "py.typed").exists()
