@@ -54,6 +54,7 @@ def place_offsets(
     check_array("rows", rows, num_items, "int32", "[V]")
     check_array("places", places, (*num_queries, 3), "float32", "[N, 3]")
     check_array("coords", coords, (*num_items, 3), "float32", "[V, 3]")
+    table, rows, places, coords = map(jnp.asarray, (table, rows, places, coords))
     enough = len(places) * len(coords) >= _FEWEST_PAIRS
     order = ("triton", "xla") if enough and jax.default_backend() == "gpu" else ("xla",)
     reasons = {"triton": triton_device.unsupported_device, "xla": lambda: None}

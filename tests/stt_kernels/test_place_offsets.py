@@ -62,6 +62,12 @@ def test_values_and_table_gradient_are_those_of_the_definition(backend, shape):
     np.testing.assert_allclose(of_table, expected, rtol=0, atol=1e-4)
 
 
+def test_arrays_of_numpy_are_taken(backend):
+    inputs = make_inputs(12, 9, 40)[:4]
+    expected = place_offsets(*map(jnp.asarray, inputs), implementation=backend)
+    np.testing.assert_array_equal(place_offsets(*inputs, implementation=backend), expected)
+
+
 def test_a_batch_of_calls_equals_the_calls(backend):
     inputs = make_inputs(12, 9, 40)
     table, rows, places, coords, gradient = inputs
