@@ -1,5 +1,7 @@
 """Exact attention with fused time-gap and geo-distance encodings, on every platform of JAX."""
 
+import importlib.metadata
+
 from stt_kernels.attention.api import (
     attention_weights,
     available_implementations,
@@ -19,3 +21,8 @@ __all__ = [
     "spatiotemporal_attention",
     "time_bucket",
 ]
+
+try:
+    __version__ = importlib.metadata.version("stt_jax")  # the distribution that ships it
+except importlib.metadata.PackageNotFoundError:
+    __version__ = "0+unknown"  # run from its sources, not installed

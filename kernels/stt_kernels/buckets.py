@@ -90,11 +90,10 @@ def space_step(n: int) -> int:
 def encode_coords(latitude_deg: np.ndarray, longitude_deg: np.ndarray) -> np.ndarray:
     """Turns degrees into metres from the row's first known place, on the host in float64.
 
-    Only differences of coordinates of one row are ever used, so the origin is free: near the places
-      it keeps float32
-    exact to < 1 mm within 1 km of the origin and < 5 cm within 100 km. A packed row may be put
-    together from sequences encoded one by one, each with its own origin, since pairs across
-    segments are masked.
+    The origin is free, because only differences of coordinates within a row are used. Near the
+    places, it keeps float32 exact to < 1 mm within 1 km of the origin and < 5 cm within 100 km. A
+    packed row may be put together from sequences encoded one by one, each with its own origin,
+    since pairs across segments are masked.
 
     Args:
       latitude_deg: float64 [..., S]. Degrees in -90..90; NaN = unknown.

@@ -35,8 +35,10 @@ def choose(
         names = list(implementation)
     unknown = [name for name in names if name not in reasons]
     if unknown or not names:
+        known = ", ".join(sorted(reasons))
         raise ValueError(
-            f"implementation must be None or of {sorted(reasons)}; got {implementation!r}."
+            f"implementation must be None, one of {known}, or a sequence of them; "
+            f"got {implementation!r}."
         )
     refusals: list[tuple[str, str]] = []
     for name in names:

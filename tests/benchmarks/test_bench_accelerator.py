@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import bench_accelerator, tune_triton
-from stt_kernels.attention import triton
+from stt_kernels import triton_device
 from stt_kernels.attention.triton_plan import TileSizes
 
 SHAPE = (2, 32, 32, 2, 16)
@@ -58,7 +58,7 @@ def test_a_wrong_answer_is_not_timed(monkeypatch):
 
 
 def test_every_kernel_is_timed_with_every_tile(monkeypatch, tmp_path):
-    monkeypatch.setattr(triton, "INTERPRET", True)
+    monkeypatch.setattr(triton_device, "INTERPRET", True)
     monkeypatch.setattr(tune_triton, "SHAPES", (SHAPE,))
     tiles = (TileSizes(16, 16, 1), TileSizes(32, 16, 1))
     monkeypatch.setattr(tune_triton, "TILES", tiles)

@@ -1,12 +1,15 @@
 """Offsets by distance to a catalogue: values and table gradients against NumPy."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stt_kernels import place_offsets
-from stt_kernels.attention import triton
+from stt_kernels import place_offsets, triton_device
 from tests.stt_kernels.attention.cases import interpret
 from tests.stt_kernels.attention.test_lowering import TARGETS, lower
 
@@ -59,6 +62,12 @@ def test_values_and_table_gradient_are_those_of_the_definition(backend, shape):
     np.testing.assert_allclose(of_table, expected, rtol=0, atol=1e-4)
 
 
+def test_arrays_of_numpy_are_taken(backend):
+    inputs = make_inputs(12, 9, 40)[:4]
+    expected = place_offsets(*map(jnp.asarray, inputs), implementation=backend)
+    np.testing.assert_array_equal(place_offsets(*inputs, implementation=backend), expected)
+
+
 def test_a_batch_of_calls_equals_the_calls(backend):
     inputs = make_inputs(12, 9, 40)
     table, rows, places, coords, gradient = inputs
@@ -77,7 +86,7 @@ def test_a_batch_of_calls_equals_the_calls(backend):
 def test_it_lowers_for_a_gpu(monkeypatch):
     inputs = make_inputs(2048, 600, 40)
     _, device, call_name = TARGETS["cuda"]
-    monkeypatch.setattr(triton, "unsupported_device", lambda: None)
+    monkeypatch.setattr(triton_device, "unsupported_device", lambda: None)
 
     def step(*inputs):
         return differentiate(*inputs, "triton")
@@ -92,6 +101,26 @@ def test_on_a_gpu_few_pairs_are_left_to_xla(monkeypatch, num_items, by_kernel):
     inputs = make_inputs(64, num_items, 40)
     program = jax.make_jaxpr(lambda *inputs: differentiate(*inputs, None))(*inputs)
     assert ("pallas_call" in str(program)) == by_kernel
+
+
+def test_the_compiler_of_triton_is_imported_when_it_is_used():
+    # A package of the same files whose __init__ is not run, for that imports attention.
+    script = """
+import sys, types
+import jax.numpy as jnp
+package = types.ModuleType("stt_kernels")
+package.__path__ = sys.argv[1:]
+sys.modules["stt_kernels"] = package
+from stt_kernels.place_offsets import place_offsets
+zeros = jnp.zeros((1, 3))
+place_offsets(jnp.zeros((1, 8)), jnp.zeros(1, jnp.int32), zeros, zeros)
+print([name for name in sys.modules if "pallas" in name or name.startswith("stt_kernels.")])
+"""
+    folder = str(pathlib.Path(triton_device.__file__).parent)
+    command = [sys.executable, "-c", script, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "stt_kernels.place_offsets" in done.stdout
+    assert "pallas" not in done.stdout
 
 
 def test_an_implementation_that_cannot_run_here_is_refused():

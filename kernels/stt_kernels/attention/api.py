@@ -1,8 +1,7 @@
 """The public functions: what they mean, what they refuse, and which backend runs."""
 
 import functools
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,8 +16,12 @@ _BACKENDS: dict[str, Any] = {
     "triton": triton,
     "mosaic_tpu": mosaic_tpu,
 }
-_CHECKED = frozenset(inspect.signature(checks.check_call).parameters)
 _PLATFORM_ORDERS = {"cpu": ("xla",), "gpu": ("triton", "xla"), "tpu": ("mosaic_tpu", "xla")}
+_OTHER_PLATFORM_ORDER = ("xla",)
+_BACKEND_FUNCTIONS = {  # by the public function
+    "spatiotemporal_attention": "attend",
+    "pointer_log_mass": "pointer_log_mass",
+}
 
 
 def spatiotemporal_attention(
@@ -49,12 +52,17 @@ def spatiotemporal_attention(
     """Attends with a learned offset for the time, the distance, the order and the phase between
     events.
 
-        logit = scale * q.k + time_table[h, time_bucket(t_q - t_k)] + space_table[h,
-        space_bucket(|x_q - x_k|^2)]
-                + order_table[h, clip(p_q - p_k, 0, No - 1)] + cycle_table[h, (f_q - f_k) mod P]
+        logit = (
+            scale * q.k
+            + time_table[h, time_bucket(t_q - t_k)]
+            + space_table[h, space_bucket(|x_q - x_k|^2)]
+            + order_table[h, clip(p_q - p_k, 0, No - 1)]
+            + cycle_table[h, (f_q - f_k) mod P]
+        )
 
-    over the keys that the query may attend to: `positions <= query_positions` where causal, equal
-      segment ids, not padding.
+    over the keys that the query may attend to: not padding, of the same segment and, where causal,
+    with `positions <= query_positions`.
+
     No backend but `reference` stores an L x S array. Logits, the normaliser's statistics and the
     sums of the backward pass are float32. What is left None costs nothing.
 
@@ -104,10 +112,31 @@ def spatiotemporal_attention(
     Differs from it: tables per head, distance and phase, buckets by float bits, exact gradients in
       O(L) memory.
     """
-    call = _check(locals())
+    call = checks.check_call(
+        q,
+        k,
+        times=times,
+        query_times=query_times,
+        coords=coords,
+        query_coords=query_coords,
+        time_table=time_table,
+        space_table=space_table,
+        order_table=order_table,
+        cycle_table=cycle_table,
+        phases=phases,
+        query_phases=query_phases,
+        positions=positions,
+        query_positions=query_positions,
+        segment_ids=segment_ids,
+        query_segment_ids=query_segment_ids,
+        causal=causal,
+        scale=scale,
+        normalizer=normalizer,
+        silu_denominator=silu_denominator,
+    )
     checks.check_array("v", v, k.shape, str(q.dtype), "as k")
     v = checks.zero_padding(jnp.asarray(v), call.keys.segment_ids)
-    backend = _BACKENDS[_choose(implementation, call)]
+    backend = _BACKENDS[_choose(implementation, call, "spatiotemporal_attention")]
     out = backend.attend(call.q, call.k, v, call.tables, call.queries, call.keys, call.rules)
     return checks.zero_padding(out, call.queries.segment_ids)
 
@@ -150,9 +179,8 @@ def pointer_log_mass(
       ids: int32 [B, S]. Any values; padding is told by `segment_ids`.
       target_ids: int32 [B, L].
       times, query_times, coords, query_coords, time_table, space_table, order_table, cycle_table,
-      phases, query_phases,
-        positions, query_positions, segment_ids, query_segment_ids, causal, scale: as in
-          `spatiotemporal_attention`.
+        phases, query_phases, positions, query_positions, segment_ids, query_segment_ids, causal,
+        scale: as in `spatiotemporal_attention`.
       implementation: as in `spatiotemporal_attention`. Names: "reference", "xla", "triton".
 
     Returns:
@@ -163,7 +191,26 @@ def pointer_log_mass(
       ValueError: an argument has the wrong shape, dtype or range, or lacks its partner.
       NotImplementedError: the implementation asked for can't take this call.
     """
-    call = _check(locals())
+    call = checks.check_call(
+        q,
+        k,
+        times=times,
+        query_times=query_times,
+        coords=coords,
+        query_coords=query_coords,
+        time_table=time_table,
+        space_table=space_table,
+        order_table=order_table,
+        cycle_table=cycle_table,
+        phases=phases,
+        query_phases=query_phases,
+        positions=positions,
+        query_positions=query_positions,
+        segment_ids=segment_ids,
+        query_segment_ids=query_segment_ids,
+        causal=causal,
+        scale=scale,
+    )
     checks.check_array("ids", ids, k.shape[:2], "int32", "[B, S]")
     checks.check_array("target_ids", target_ids, q.shape[:2], "int32", "[B, L]")
     backend = _BACKENDS[_choose(implementation, call, "pointer_log_mass")]
@@ -202,10 +249,9 @@ def attention_weights(
       q: float32 or bfloat16 [B, L, H, D].
       k: as q, [B, S, H, D].
       times, query_times, coords, query_coords, time_table, space_table, order_table, cycle_table,
-      phases, query_phases,
-        positions, query_positions, segment_ids, query_segment_ids, causal, scale, normalizer,
-          silu_denominator: as in
-        `spatiotemporal_attention`, whose output is `einsum("bhls,bshd->blhd", weights, v)`.
+        phases, query_phases, positions, query_positions, segment_ids, query_segment_ids, causal,
+        scale, normalizer, silu_denominator: as in `spatiotemporal_attention`, whose output is
+        `einsum("bhls,bshd->blhd", weights, v)`.
 
     Returns:
       float32 [B, H, L, S]; 0 where the query may not attend.
@@ -213,19 +259,46 @@ def attention_weights(
     Raises:
       ValueError: an argument has the wrong shape, dtype or range, or lacks its partner.
     """
-    call = _check(locals())
+    call = checks.check_call(
+        q,
+        k,
+        times=times,
+        query_times=query_times,
+        coords=coords,
+        query_coords=query_coords,
+        time_table=time_table,
+        space_table=space_table,
+        order_table=order_table,
+        cycle_table=cycle_table,
+        phases=phases,
+        query_phases=query_phases,
+        positions=positions,
+        query_positions=query_positions,
+        segment_ids=segment_ids,
+        query_segment_ids=query_segment_ids,
+        causal=causal,
+        scale=scale,
+        normalizer=normalizer,
+        silu_denominator=silu_denominator,
+    )
     return reference.attention_weights(*call)
 
 
 def available_implementations(
-    q: jax.Array, k: jax.Array, *, platform: str | None = None, **options
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    platform: str | None = None,
+    function: str = "spatiotemporal_attention",
+    **options,
 ) -> dict[str, str | None]:
     """Tells which implementation a call would run, and why others would not.
 
     Args:
       q: as in `spatiotemporal_attention`.
       k: as in `spatiotemporal_attention`.
-      platform: "cpu", "gpu" or "tpu"; None = the one JAX runs on.
+      platform: "cpu", "gpu" or "tpu"; None = the one JAX runs on, whichever that is.
+      function: "spatiotemporal_attention" or "pointer_log_mass": the one to be called.
       **options: the encodings, masks and options of `spatiotemporal_attention`, but
         `implementation`.
 
@@ -234,32 +307,32 @@ def available_implementations(
       which `implementation=None` tries them, those that it never tries last.
 
     Raises:
-      ValueError: as `spatiotemporal_attention`, or there is no such platform.
+      ValueError: as `spatiotemporal_attention`, or there is no such platform or function.
     """
-    platform = jax.default_backend() if platform is None else platform
-    if platform not in _PLATFORM_ORDERS:
+    if platform is not None and platform not in _PLATFORM_ORDERS:
         raise ValueError(f"platform must be one of {', '.join(_PLATFORM_ORDERS)}; got {platform!r}")
+    if function not in _BACKEND_FUNCTIONS:
+        names = ", ".join(_BACKEND_FUNCTIONS)
+        raise ValueError(f"function must be one of {names}; got {function!r}.")
     call = checks.check_call(q, k, **options)
-    order = _PLATFORM_ORDERS[platform]
+    order = _order_here() if platform is None else _PLATFORM_ORDERS[platform]
     others = [name for name in _BACKENDS if name not in order]
-    return {name: _BACKENDS[name].unsupported(call) for name in (*order, *others)}
+    return {name: _unsupported(name, call, function) for name in (*order, *others)}
 
 
-def _check(arguments: Mapping[str, Any]) -> checks.Call:
-    """Checks what a public function was given: its `locals()` before any other line."""
-    return checks.check_call(**{name: arguments[name] for name in arguments if name in _CHECKED})
+def _order_here() -> tuple[str, ...]:
+    """Gives the names to try on the platform JAX runs on, best first."""
+    return _PLATFORM_ORDERS.get(jax.default_backend(), _OTHER_PLATFORM_ORDER)
 
 
-def _choose(
-    implementation: str | Sequence[str] | None, call: checks.Call, function: str = "attend"
-) -> str:
-    def reason(backend: Any) -> str | None:
-        if not hasattr(backend, function):
-            return f"it has no {function}."
-        return backend.unsupported(call)
+def _unsupported(name: str, call: checks.Call, function: str) -> str | None:
+    """Gives why an implementation can't run a public function on a call, or None."""
+    backend = _BACKENDS[name]
+    if not hasattr(backend, _BACKEND_FUNCTIONS[function]):
+        return f"it has no {function}."
+    return backend.unsupported(call)
 
-    return dispatch.choose(
-        implementation,
-        _PLATFORM_ORDERS[jax.default_backend()],
-        {name: functools.partial(reason, backend) for name, backend in _BACKENDS.items()},
-    )
+
+def _choose(implementation: str | Sequence[str] | None, call: checks.Call, function: str) -> str:
+    reasons = {name: functools.partial(_unsupported, name, call, function) for name in _BACKENDS}
+    return dispatch.choose(implementation, _order_here(), reasons)

@@ -2,10 +2,13 @@
 they fall.
 
 Everything here is shared by all heads and made from O(L) inputs, for a whole row (`reference`) or
-for one tile (every other backend).
+for one tile (every other backend). Whoever has the two sides as arrays of events (`reference`,
+`xla`) asks `allowed_pairs` and `table_entries`. The kernels for devices read a tile's events in
+layouts of their own, and ask `pairs_of` and `entries_of` by what these read.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -59,42 +62,56 @@ def number(side: Side, num_events: int, start: jax.Array | int = 0) -> Side:
     return side._replace(positions=(start + jnp.arange(num_events, dtype=jnp.int32))[None])
 
 
+# What the queries and what the keys of a tile have, of shapes that broadcast to [..., L, S].
+Read = Callable[[str], tuple[Any, Any]]  # by the name of a whole number of `Side`
+ReadCoords = Callable[[int], tuple[Any, Any]]  # by the axis
+
+
 def allowed_pairs(queries: Side, keys: Side, causal: bool) -> jax.Array | None:
     """Gives bool [B or 1, L, S], True where the query may attend to the key; None = everywhere."""
+    return pairs_of(_reader(queries, keys), causal, keys.segment_ids is not None)
+
+
+def table_entries(queries: Side, keys: Side, sizes: dict[str, int]) -> dict[str, jax.Array]:
+    """Gives the entry of every pair in each table of `sizes`: int32 [B or 1, L, S], in range."""
+
+    def read_coords(axis):
+        return queries.coords[:, :, None, axis], keys.coords[:, None, :, axis]
+
+    return entries_of(_reader(queries, keys), read_coords, sizes)
+
+
+def pairs_of(read: Read, causal: bool, segments: bool) -> jax.Array | None:
+    """As `allowed_pairs`, of what is read; `segments` tells whether there are any."""
     allowed = None
     if causal:
-        allowed = keys.positions[:, None, :] <= queries.positions[:, :, None]
-    if keys.segment_ids is not None:
-        query_ids, key_ids = queries.segment_ids[:, :, None], keys.segment_ids[:, None, :]
+        query_positions, key_positions = read("positions")
+        allowed = key_positions <= query_positions
+    if segments:
+        query_ids, key_ids = read("segment_ids")
         same_segment = (query_ids == key_ids) & (key_ids != 0)
         allowed = same_segment if allowed is None else allowed & same_segment
     return allowed
 
 
-def table_entries(queries: Side, keys: Side, sizes: dict[str, int]) -> dict[str, jax.Array]:
-    """Gives the entry of every pair in each table of `sizes`: int32 [B or 1, L, S], in range."""
+def entries_of(read: Read, read_coords: ReadCoords, sizes: dict[str, int]) -> dict[str, jax.Array]:
+    """As `table_entries`, of what is read; in the order of `sizes`."""
+
+    def gaps(name):
+        of_query, of_key = read(name)
+        return of_query - of_key
+
     entries = {}
-    if "time" in sizes:
-        entries["time"] = buckets.time_bucket(_gaps(queries.times, keys.times), sizes["time"])
-    if "space" in sizes:
-        entries["space"] = buckets.space_bucket(
-            squared_distances(queries.coords, keys.coords), sizes["space"]
-        )
-    if "order" in sizes:
-        entries["order"] = jnp.clip(_gaps(queries.positions, keys.positions), 0, sizes["order"] - 1)
-    if "cycle" in sizes:
-        entries["cycle"] = phase_gaps(queries.phases, keys.phases, sizes["cycle"] - 1)
+    for name, size in sizes.items():
+        if name == "time":
+            entries[name] = buckets.time_bucket(gaps("times"), size)
+        elif name == "space":
+            entries[name] = buckets.space_bucket(_squared_distances(read_coords), size)
+        elif name == "order":
+            entries[name] = jnp.clip(gaps("positions"), 0, size - 1)
+        else:
+            entries[name] = _phase_gaps(*read("phases"), size - 1)
     return entries
-
-
-def squared_distances(query_coords, key_coords):
-    """Gives squared chords, float32 [B, L, S], by differences: a product loses kilometres."""
-
-    def square(axis):
-        difference = query_coords[:, :, None, axis] - key_coords[:, None, :, axis]
-        return difference * difference
-
-    return square(0) + square(1) + square(2)
 
 
 def with_unknown_phase(cycle_table):
@@ -102,21 +119,30 @@ def with_unknown_phase(cycle_table):
     return None if cycle_table is None else jnp.pad(cycle_table, ((0, 0), (0, 1)))
 
 
-def phase_gaps(query_phases, key_phases, num_phases):
+def _reader(queries: Side, keys: Side) -> Read:
+    def read(name):
+        return getattr(queries, name)[:, :, None], getattr(keys, name)[:, None, :]
+
+    return read
+
+
+def _squared_distances(read_coords):
+    """Gives squared chords, float32, by differences: a product loses kilometres."""
+
+    def square(axis):
+        of_query, of_key = read_coords(axis)
+        difference = of_query - of_key
+        return difference * difference
+
+    return square(0) + square(1) + square(2)
+
+
+def _phase_gaps(query_phases, key_phases, num_phases):
     """Gives phase gaps mod `num_phases`, or `num_phases` where either phase is unknown (negative).
 
     Stays within the table, whatever padding holds.
     """
-    return phase_entries(query_phases[:, :, None], key_phases[:, None, :], num_phases)
-
-
-def phase_entries(query_phases, key_phases, num_phases):
-    """As `phase_gaps`, of any two shapes that broadcast."""
     differences = query_phases - key_phases
     wrapped = jnp.where(differences < 0, differences + num_phases, differences)
     unknown = (query_phases < 0) | (key_phases < 0)
     return jnp.where(unknown, num_phases, jnp.clip(wrapped, 0, num_phases - 1))
-
-
-def _gaps(query_values, key_values):
-    return query_values[:, :, None] - key_values[:, None, :]

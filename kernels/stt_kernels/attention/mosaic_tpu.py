@@ -24,9 +24,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from stt_kernels import buckets
 from stt_kernels.attention import flash_inputs, geometry
-from stt_kernels.attention.flash_inputs import LOWEST, MASKED, NOTHING, NUMBERS, dot, pad
+from stt_kernels.attention.flash_inputs import NUMBERS, dot, pad
+from stt_kernels.attention.sentinels import LOWEST, MASKED, NOTHING
 
 INTERPRET = False  # True runs the kernels in Pallas's interpreter, on any platform: for tests
 
@@ -276,34 +276,16 @@ def _tile_geometry(plan, inputs):
     """Gives the allowed pairs of a tile and their entry in each table."""
     query_numbers, key_numbers = inputs["query_numbers"][0], inputs["key_numbers"][0]
 
-    def columns(name):
+    def read(name):
         index = NUMBERS.index(name)
         return query_numbers[:, index : index + 1], key_numbers[index : index + 1, :]
 
-    def square(axis):
+    def read_coords(axis):
         places, others = inputs["query_coords"][0], inputs["key_coords"][0]
-        difference = places[:, axis : axis + 1] - others[axis : axis + 1, :]
-        return difference * difference
+        return places[:, axis : axis + 1], others[axis : axis + 1, :]
 
-    query_segments, key_segments = columns("segment_ids")
-    allowed = (query_segments == key_segments) & (key_segments != 0)
-    query_positions, key_positions = columns("positions")
-    if plan.rules.causal:
-        allowed = allowed & (key_positions <= query_positions)
-    entries = {}
-    for name, size in plan.table_sizes:
-        if name == "time":
-            query_times, key_times = columns("times")
-            entries[name] = buckets.time_bucket(query_times - key_times, size)
-        elif name == "space":
-            squares = square(0) + square(1) + square(2)
-            entries[name] = buckets.space_bucket(squares, size)
-        elif name == "order":
-            entries[name] = jnp.clip(query_positions - key_positions, 0, size - 1)
-        else:
-            query_phases, key_phases = columns("phases")
-            entries[name] = geometry.phase_entries(query_phases, key_phases, size - 1)
-    return allowed, entries
+    allowed = geometry.pairs_of(read, plan.rules.causal, segments=True)
+    return allowed, geometry.entries_of(read, read_coords, plan.sizes)
 
 
 def _look_up(table, entries):

@@ -1,7 +1,8 @@
 """Flash attention for NVIDIA GPUs (Ampere and newer) in Pallas with the Triton compiler.
 
-JAX calls this compiler deprecated; the three files triton*.py can be taken out by the name of this
-one in `api.py` and the tests.
+JAX calls this compiler deprecated. To remove it, delete the files triton*.py here, and beside this
+folder `triton_device.py` and `place_offsets_triton.py`; then what names them in `api.py`,
+`place_offsets.py`, the tests and the benchmarks.
 
 Map of the algorithm (Dao 2023, "FlashAttention-2", algorithms 1 and 2) to the code in
 `triton_kernels.py`, one program a block, a row and a head each:
@@ -28,37 +29,20 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from stt_kernels import triton_device
 from stt_kernels.attention import geometry
 from stt_kernels.attention import triton_kernels as kernels
 from stt_kernels.attention import triton_plan as plans
-from stt_kernels.attention.flash_inputs import NOTHING, pad
+from stt_kernels.attention.flash_inputs import pad
 from stt_kernels.attention.reference import FLOOR
-
-INTERPRET = False  # True runs the kernels in Pallas's interpreter, on any platform: for tests
+from stt_kernels.attention.sentinels import NOTHING
 
 _MAX_WIDTH = 128
-_LEAST_CAPABILITY = 8.0
-
-
-def unsupported_device() -> str | None:
-    """Gives why Triton's kernels can't run on the device at hand, or None."""
-    if INTERPRET:
-        return None
-    if jax.default_backend() != "gpu":
-        return f"it needs a GPU; this is {jax.default_backend()}."
-    capability = getattr(jax.devices()[0], "compute_capability", "none (not CUDA)")
-    try:
-        enough = float(capability) >= _LEAST_CAPABILITY
-    except ValueError:
-        enough = False
-    if not enough:
-        return f"it needs compute capability >= {_LEAST_CAPABILITY}; this GPU has {capability}."
-    return None
 
 
 def unsupported(call) -> str | None:
     """Gives why this backend can't take the call, or None."""
-    if reason := unsupported_device():
+    if reason := triton_device.unsupported_device():
         return reason
     if call.q.dtype == jnp.float64:
         return "it computes in float32 or bfloat16; q is float64."
@@ -171,7 +155,7 @@ _NUMBER_A_QUERY = plans.per_event("queries", jnp.float32)
 def _forward(plan, kernel, arrays, outs):
     plan = plan.of_kernel("forward")
     arrays = plans.with_ranges(plan, arrays, "query")
-    return plans.call(plan, kernel, "queries", arrays, outs, interpret=INTERPRET)
+    return plans.call(plan, kernel, "queries", arrays, outs, interpret=triton_device.INTERPRET)
 
 
 def _gradients(plan, arrays, q, k):
@@ -208,7 +192,7 @@ def _of_part(plan, arrays, dtype):
     by_query, by_key, by_entry = (
         plan.of_kernel(name) for name in ("query_gradient", "key_gradient", "table_gradient")
     )
-    call = functools.partial(plans.call, interpret=INTERPRET)
+    call = functools.partial(plans.call, interpret=triton_device.INTERPRET)
     arrays = plans.with_ranges(by_query, arrays, "query")
     if plan.sizes:
         outs = [plans.per_pair(jnp.int32, heads=False)]

@@ -9,9 +9,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from stt_kernels import buckets
 from stt_kernels.attention import geometry
-from stt_kernels.attention.flash_inputs import LOWEST, MASKED, NOTHING, NUMBERS, dot
+from stt_kernels.attention.flash_inputs import NUMBERS, dot
+from stt_kernels.attention.sentinels import LOWEST, MASKED, NOTHING
 
 _ROWS_OF_NUMBERS = (*NUMBERS, "ids")  # the last of a pointer alone
 
@@ -55,29 +55,17 @@ def _walk(inputs, side, block, take_tile, start):
     return lax.fori_loop(ranges[0, block], ranges[1, block], take_tile, start)
 
 
+def _reader(queries, keys):
+    return lambda name: (queries.number(name), keys.number(name))
+
+
 def _entries(plan, queries, keys):
     """Gives the entry of every pair in each table, by its name."""
 
-    def gaps(name):
-        return queries.number(name) - keys.number(name)
+    def read_coords(axis):
+        return queries.coordinate(axis), keys.coordinate(axis)
 
-    def square(axis):
-        difference = queries.coordinate(axis) - keys.coordinate(axis)
-        return difference * difference
-
-    entries = {}
-    for name, size in plan.table_sizes:
-        if name == "time":
-            entries[name] = buckets.time_bucket(gaps("times"), size)
-        elif name == "space":
-            squares = square(0) + square(1) + square(2)
-            entries[name] = buckets.space_bucket(squares, size)
-        elif name == "order":
-            entries[name] = jnp.clip(gaps("positions"), 0, size - 1)
-        else:
-            phases = queries.number("phases"), keys.number("phases")
-            entries[name] = geometry.phase_entries(*phases, size - 1)
-    return entries
+    return geometry.entries_of(_reader(queries, keys), read_coords, plan.sizes)
 
 
 def _packed(entries):
@@ -99,13 +87,7 @@ def _logits(plan, inputs, queries, keys, entries):
     logits = dot(queries.heads("q"), keys.heads("k"), ((1,), (1,))) * plan.rules.scale
     for name, entry in entries.items():
         logits = logits + pltriton.load(inputs[f"{name}_table"].at[entry])
-    allowed = None
-    if plan.rules.causal:
-        allowed = keys.number("positions") <= queries.number("positions")
-    if plan.masks_segments:
-        query_segments, key_segments = queries.number("segment_ids"), keys.number("segment_ids")
-        same = (query_segments == key_segments) & (key_segments != 0)
-        allowed = same if allowed is None else allowed & same
+    allowed = geometry.pairs_of(_reader(queries, keys), plan.rules.causal, plan.masks_segments)
     if allowed is not None:
         logits = jnp.where(allowed, logits, MASKED)
     return logits, allowed

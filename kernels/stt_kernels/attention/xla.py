@@ -22,8 +22,9 @@ from jax import lax
 
 from stt_kernels.attention import geometry
 from stt_kernels.attention.geometry import accumulator
+from stt_kernels.attention.sentinels import MASKED
 from stt_kernels.attention.xla_bias import Bias
-from stt_kernels.attention.xla_readouts import MASKED, Pointer, Silu, Softmax, matmul
+from stt_kernels.attention.xla_readouts import Pointer, Silu, Softmax, matmul
 from stt_kernels.materialise import materialised
 
 

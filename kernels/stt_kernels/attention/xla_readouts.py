@@ -23,10 +23,7 @@ from jax import lax
 
 from stt_kernels.attention.geometry import accumulator
 from stt_kernels.attention.reference import FLOOR
-
-MASKED = -1e30  # finite: a row of nothing but masked pairs makes no NaN; exp of it is exactly 0
-_LOWEST = -1e20  # no maximum is taken to be lower, so that what is masked stays far below it
-_NOTHING = 1e30  # the log-sum-exp of a query with no key: exp(logit - it) is exactly 0
+from stt_kernels.attention.sentinels import LOWEST, MASKED, NOTHING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Softmax:
     def start(self, shape, dtype, values):
         """Gives the state before any tile."""
         out = jnp.zeros((*shape, values.shape[3]), dtype)
-        return jnp.full((*shape, 1), _LOWEST, dtype), jnp.zeros((*shape, 1), dtype), out
+        return jnp.full((*shape, 1), LOWEST, dtype), jnp.zeros((*shape, 1), dtype), out
 
     def update(self, state, logits, allowed, query_values, values):
         """Takes a tile in."""
@@ -125,7 +122,7 @@ class Pointer:
 
     def start(self, shape, dtype, ids):
         """Gives the state before any tile."""
-        lowest, zeros = jnp.full((*shape, 1), _LOWEST, dtype), jnp.zeros((*shape, 1), dtype)
+        lowest, zeros = jnp.full((*shape, 1), LOWEST, dtype), jnp.zeros((*shape, 1), dtype)
         return lowest, zeros, lowest, zeros
 
     def update(self, state, logits, allowed, query_values, ids):
@@ -150,7 +147,7 @@ class Pointer:
         sums = other_sums + match_sums * jnp.exp(highest_match - highest)
         of_all = _log_sum_exp(highest, sums)[..., 0]
         of_match = _log_sum_exp(highest_match, match_sums)[..., 0]
-        found = of_match != _NOTHING
+        found = of_match != NOTHING
         log_masses = jnp.where(found, of_match - of_all, 0.0)
         num_heads = jnp.asarray(of_all.shape[1], of_all.dtype)
         out = jax.nn.logsumexp(log_masses, axis=1, keepdims=True) - jnp.log(num_heads)
@@ -159,7 +156,7 @@ class Pointer:
     def prepare_backward(self, query_targets, out_gradient, out, log_sum_exps):
         """Gives targets, log-sum-exps, the gradient by a head's log mass, and the mass missed."""
         of_all, of_match = log_sum_exps
-        found = of_match != _NOTHING
+        found = of_match != NOTHING
         log_masses = jnp.where(found, of_match - of_all, 0.0)
         shares = jnp.exp(log_masses - jnp.where(found, out, 0.0)) / of_all.shape[1]
         head_gradients = jnp.where(found, shares * out_gradient, 0.0)
@@ -180,7 +177,7 @@ def matmul(equation, a, b):
 
 
 def _highest(logits):
-    return jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), _LOWEST)
+    return jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), LOWEST)
 
 
 def _nonzero(sums):
@@ -188,4 +185,4 @@ def _nonzero(sums):
 
 
 def _log_sum_exp(highest, sums):
-    return jnp.where(sums == 0.0, _NOTHING, highest + jnp.log(_nonzero(sums)))
+    return jnp.where(sums == 0.0, NOTHING, highest + jnp.log(_nonzero(sums)))

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import stt_kernels
+from stt_kernels import triton_device
+from stt_kernels.attention import mosaic_tpu
 
 TABLE_SIZES = {"time": 64, "space": 48, "order": 20, "cycle": 168}
 
@@ -123,8 +124,8 @@ def interpret(monkeypatch, backend):
 
     Not on a machine of its own: with JAX_PLATFORMS=cuda,cpu the suite runs the kernels of a GPU.
     """
-    module = importlib.import_module(f"stt_kernels.attention.{backend}")
-    monkeypatch.setattr(module, "INTERPRET", not is_native(backend))
+    home = {"triton": triton_device, "mosaic_tpu": mosaic_tpu}[backend]
+    monkeypatch.setattr(home, "INTERPRET", not is_native(backend))
     return backend
 
 

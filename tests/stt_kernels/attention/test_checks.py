@@ -1,9 +1,16 @@
 """What the public functions refuse, and how they say it."""
 
+import importlib.metadata
+import inspect
+import pathlib
+import runpy
+
+import jax
 import numpy as np
 import pytest
 
 import stt_kernels
+from stt_kernels.attention import checks
 from tests.stt_kernels.attention import cases
 from tests.stt_kernels.attention.cases import Case
 
@@ -57,7 +64,7 @@ def zeros(*shape, dtype=np.float32):
         ({"silu_denominator": 4.0}, "silu_denominator must be > 0 and goes with normalizer='silu'"),
         ({"normalizer": "silu", "silu_denominator": 0.0}, "silu_denominator must be > 0"),
         ({"scale": float("nan")}, "scale must be a finite number"),
-        ({"implementation": "cudnn"}, "implementation must be None or of"),
+        ({"implementation": "cudnn"}, "implementation must be None, one of mosaic_tpu, reference"),
     ],
 )
 def test_wrong_input_is_refused_by_name(changes, message):
@@ -80,6 +87,30 @@ def test_queries_of_their_own_need_encodings_of_their_own(name, user):
         attend_others(**{name: None})
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        stt_kernels.spatiotemporal_attention,
+        stt_kernels.pointer_log_mass,
+        stt_kernels.attention_weights,
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_every_argument_that_is_checked_reaches_the_check(monkeypatch, function):
+    class Seen(Exception):
+        pass
+
+    def see(*arrays, **options):
+        raise Seen(dict(zip("qk", arrays, strict=True)) | options)
+
+    given = {name: f"the {name}" for name in inspect.signature(function).parameters}
+    taken = inspect.signature(checks.check_call).parameters
+    monkeypatch.setattr(checks, "check_call", see)
+    with pytest.raises(Seen) as seen:
+        function(**given)
+    assert seen.value.args[0] == {name: given[name] for name in taken if name in given}
+
+
 def test_what_no_table_uses_may_be_given():
     without = attend(time_table=None, times=None)
     np.testing.assert_array_equal(attend(time_table=None), without)
@@ -97,5 +128,55 @@ def test_a_caller_can_ask_which_implementation_would_run():
         stt_kernels.available_implementations(q, k, platform="cuda", **tables, **options)
 
 
+def test_a_caller_can_ask_about_the_pointer(monkeypatch):
+    cases.interpret(monkeypatch, "mosaic_tpu")  # it could run here if it had a pointer
+    (q, k, _), _, _, _ = cases.build(Case(8, tables=()))
+
+    def reasons(**options):
+        return stt_kernels.available_implementations(q, k, platform="tpu", **options)
+
+    assert list(reasons()) == list(reasons(function="pointer_log_mass"))
+    assert reasons()["mosaic_tpu"] is None
+    of_pointer = reasons(function="pointer_log_mass")
+    assert of_pointer["mosaic_tpu"] == "it has no pointer_log_mass."
+    assert of_pointer["xla"] is None
+    expected = "function must be one of spatiotemporal_attention, pointer_log_mass; got 'attend'"
+    with pytest.raises(ValueError, match=expected):
+        reasons(function="attend")
+
+
+def test_a_platform_that_has_no_kernels_of_its_own_runs_xla(monkeypatch):
+    (q, k, v), _, _, _ = cases.build(Case(8, tables=()))
+    ids = np.zeros(q.shape[:2], np.int32)
+    expected = attention_and_pointer(q, k, v, ids)
+    monkeypatch.setattr(jax, "default_backend", lambda: "toaster")
+    assert next(iter(stt_kernels.available_implementations(q, k))) == "xla"
+    for found, value in zip(attention_and_pointer(q, k, v, ids), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
+    with pytest.raises(ValueError, match="platform must be one of cpu, gpu, tpu; got 'toaster'"):
+        stt_kernels.available_implementations(q, k, platform="toaster")
+
+
+def attention_and_pointer(q, k, v, ids):
+    out = stt_kernels.spatiotemporal_attention(q, k, v)
+    return out, stt_kernels.pointer_log_mass(q, k, ids=ids, target_ids=ids)
+
+
 def test_public_names_are_listed():
     assert set(stt_kernels.__all__) <= set(dir(stt_kernels))
+
+
+def test_the_version_is_that_of_the_distribution_where_it_is_installed(monkeypatch):
+    def imported_anew(version):
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        return runpy.run_path(stt_kernels.__file__)["__version__"]
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    assert imported_anew({"stt_jax": "1.2.3"}.__getitem__) == "1.2.3"
+    assert imported_anew(missing) == "0+unknown"
+
+
+def test_the_types_are_marked_as_such():
+    assert (pathlib.Path(stt_kernels.__file__).parent / "py.typed").exists()
