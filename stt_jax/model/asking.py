@@ -19,7 +19,8 @@ from stt_jax.model.block import Memory
 from stt_jax.model.geometry import Geometry, request_geometry, request_places, seen_events
 from stt_jax.model.habits import habit_mass
 from stt_jax.model.mixture import Answer
-from stt_jax.model.recurrence import at_tokens, classes_before, find_recurrence, find_recurrences
+from stt_jax.model.recurrence import find_recurrence, find_recurrences
+from stt_jax.model.segments import at_tokens, previous_in_segment
 from stt_jax.model.waits import asked_after, hide_time, likely_waits
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def pointed_at(
         # Its segments are the events that followed one and the same item.
         geometries["sequel"] = dataclasses.replace(
             geometry,
-            segment_ids=classes_before(found, history.segment_ids),
+            segment_ids=previous_in_segment(found.classes, history.segment_ids),
             query_segment_ids=at_tokens(found.classes, requests.last_tokens),
         )
         earlier = at_tokens(found.counts, requests.last_tokens) - 1

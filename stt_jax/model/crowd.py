@@ -26,7 +26,7 @@ from stt_jax.batch import (
     Trends,
 )
 from stt_jax.config import ModelConfig
-from stt_jax.model.recurrence import at_tokens
+from stt_jax.model.segments import last_items
 
 NUM_BOOSTED = 20  # items of a source whose logits it raises
 SHARPNESS = 1000.0
@@ -74,14 +74,8 @@ def find_sources(
     """
     if not config.use_crowd:
         return []
-
-    def last_items(back: int) -> jax.Array:
-        tokens = requests.last_tokens - back
-        mine = at_tokens(history.segment_ids, tokens) == requests.segment_ids
-        return jnp.where(mine, at_tokens(history.items, tokens), 0)
-
     found = [
-        _row(catalogue.relations[name], last_items(back), held_out=held_out)
+        _row(catalogue.relations[name], last_items(history, requests, back), held_out=held_out)
         for name, back in ITEM_SOURCES
     ]
     if not config.use_time:
@@ -94,7 +88,7 @@ def find_sources(
         assert catalogue.successions is not None
         found += latest_followers(
             catalogue.successions,
-            last_items(0),
+            last_items(history, requests),
             minutes,
             [60 * half_life_h for half_life_h in config.succession_half_lives],
             size=config.num_related,

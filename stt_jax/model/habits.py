@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from stt_jax.batch import History, Requests
 from stt_jax.model.geometry import seen_events
-from stt_jax.model.recurrence import at_tokens
+from stt_jax.model.segments import last_items, previous_in_segment
 
 _WIDTH_H = 2.0
 _OTHER_DAYS = 0.5
@@ -49,11 +49,8 @@ def habit_mass(history: History, requests: Requests, *, use_time: bool) -> jax.A
 
 def _follows_last(history: History, requests: Requests) -> jax.Array:
     """bool [B, R, S], whether the event before had the item that the request's last event has."""
-    mine = at_tokens(history.segment_ids, requests.last_tokens) == requests.segment_ids
-    last = jnp.where(mine, at_tokens(history.items, requests.last_tokens), 0)[:, :, None]
-    same_segment = history.segment_ids[:, 1:] == history.segment_ids[:, :-1]
-    before = jnp.where(same_segment, history.items[:, :-1], 0)
-    before = jnp.pad(before, ((0, 0), (1, 0)))[:, None]
+    last = last_items(history, requests)[:, :, None]
+    before = previous_in_segment(history.items, history.segment_ids)[:, None]
     return (before == last) & (last > 0)
 
 

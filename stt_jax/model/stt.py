@@ -21,7 +21,7 @@ from stt_jax.model.block import GatedBlock
 from stt_jax.model.cache import Cache
 from stt_jax.model.decoder import Decoder
 from stt_jax.model.dropout import Dropout
-from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
+from stt_jax.model.embedding import EventEmbedding, ItemEmbedding
 from stt_jax.model.geometry import (
     event_geometry,
     request_geometry,
@@ -31,6 +31,7 @@ from stt_jax.model.geometry import (
 from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
 from stt_jax.model.mixture import Answer, Prediction
 from stt_jax.model.precision import exact_products
+from stt_jax.model.segments import previous_in_segment
 
 _TINY = 1e-30  # no probability, as a number to divide by
 
@@ -216,7 +217,7 @@ class SpatiotemporalTransformer(nn.Module):
         `hidden_ids`, bool [rows], are items that are taken for unknown but for their content.
         """
         vectors = self._item_vectors(history, hidden_ids)
-        x = self._embed(history, vectors, vectors_before(vectors, history.segment_ids))
+        x = self._embed(history, vectors, previous_in_segment(vectors, history.segment_ids))
         x = self.event_dropout(x, deterministic=deterministic)
         geometry = self_geometry(self.config, history)
 
