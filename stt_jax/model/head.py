@@ -50,7 +50,7 @@ NUM_DISTANCES = 40
 
 # Finite, so that a masked row can't make a NaN; exp of it is 0 next to any real logit.
 NO_ITEM = -1e9
-NOTHING = -1e9  # the log of no probability
+NO_LOG_MASS = -1e9  # the log of no probability
 
 
 class PointerKeys(nn.Module):
@@ -139,7 +139,7 @@ class Mixer(nn.Module):
             evidence = nn.Dense(1 + self.num_sources, use_bias=False, name="evidence")
             logits = logits + evidence(jnp.log1p(counts))
         available = jnp.pad(counts > 0, ((0, 0), (0, 0), (1, 0)), constant_values=True)
-        return jax.nn.log_softmax(jnp.where(available, logits, NOTHING))
+        return jax.nn.log_softmax(jnp.where(available, logits, NO_LOG_MASS))
 
 
 def item_mass(masses: jax.Array, items: jax.Array, num_rows: int) -> jax.Array:
