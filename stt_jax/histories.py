@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from stt_jax.batch import History, Requests
-from stt_jax.data.encodings import earth_coords, hour_of_week
+from stt_jax.data.encodings import earth_coords, hour_of_week, int32_seconds
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.store import UNKNOWN_E7
 
-_INT32_MAX = 2**31 - 1
 _NOW_MIN = 2**30  # after all that was counted, whatever is subtracted from it
 
 
@@ -306,8 +305,3 @@ def wanted_domains(log: PreparedLog, rows: np.ndarray | None) -> np.ndarray | No
         return None
     every = np.arange(1, len(log.domain_values))
     return np.ones(len(every), bool) if rows is None else np.isin(every, rows)
-
-
-def int32_seconds(seconds: np.ndarray) -> np.ndarray:
-    """Clips seconds to what int32 holds, 68 years."""
-    return np.clip(seconds, -_INT32_MAX, _INT32_MAX).astype(np.int32)
