@@ -16,7 +16,7 @@ from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import TrainingConfig
 from stt_jax.model.mixture import Prediction
 from stt_jax.model.stt import SpatiotemporalTransformer
-from stt_jax.training.hiding import hide
+from stt_jax.training.input_masking import hide
 from stt_jax.training.losses import make_softmax, mixture_loss
 from stt_jax.training.privacy import PRIVATE_CHUNK_ROWS, Account, private_gradients
 from stt_jax.training.sharding import Placement
