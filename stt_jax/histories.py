@@ -248,7 +248,7 @@ class Question:
       place_e7: (latitude, longitude) in 1e-7 degrees; None = unknown.
       num_events: events of the person that are encoded.
       anchor: what they count from.
-      traits: of the person by name, see `known.traits_of_user`; the same names in all questions.
+      traits: of the person by name, see `traits_of_user`; the same names in all questions.
       domains: bool [D], which are wanted, see `wanted_domains`; None = the log has none.
     """
 

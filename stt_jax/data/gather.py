@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from stt_jax.batch import History, Requests
+from stt_jax.data.catalogue import model_users, one_domain
 from stt_jax.data.encodings import earth_coords, hour_of_week, int32_seconds
-from stt_jax.data.known import model_users, one_domain
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.windows import Windows
 

@@ -18,9 +18,9 @@ from stt_jax.config import (
     TrainingConfig,
 )
 from stt_jax.counting import Cells, Scores, TrainingCounts
+from stt_jax.data.catalogue import catalogue
 from stt_jax.data.findings import describe_log
 from stt_jax.data.forgetting import forget_person
-from stt_jax.data.known import catalogue
 from stt_jax.data.newitems import add_items
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.recbole import write_recbole
