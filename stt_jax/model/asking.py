@@ -62,7 +62,7 @@ class Asked:
     queries: jax.Array
     log_gates: jax.Array
     pointed: list[jax.Array]
-    sources: list[crowd.Named]
+    sources: list[crowd.Candidates]
     habits: jax.Array | None
     boosts: crowd.Boosts | None
 
@@ -118,7 +118,7 @@ def _ask_once(
     model: SpatiotemporalTransformer,
     encoded: Encoded,
     requests: Requests,
-    sources: list[crowd.Named],
+    sources: list[crowd.Candidates],
 ) -> Asked:
     config, history = model.config, encoded.history
     hidden, geometry = decode(
@@ -221,7 +221,7 @@ def pointed_at(
 
 
 def boosts(
-    model: SpatiotemporalTransformer, queries: jax.Array, sources: list[crowd.Named]
+    model: SpatiotemporalTransformer, queries: jax.Array, sources: list[crowd.Candidates]
 ) -> crowd.Boosts | None:
     """What the crowd adds to the logits of generating; None = the model does not let it."""
     return model.booster(queries, sources) if model.config.use_boost else None
