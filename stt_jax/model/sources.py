@@ -18,10 +18,10 @@ from stt_jax.model import crowd
 from stt_jax.model.block import Memory
 from stt_jax.model.geometry import Geometry, request_geometry, request_places, seen_events
 from stt_jax.model.habits import habit_mass
+from stt_jax.model.likely_times import asked_after, hide_time, likely_waits
 from stt_jax.model.mixture import Answer
 from stt_jax.model.recurrence import find_recurrence, find_recurrences
 from stt_jax.model.segments import at_tokens, previous_in_segment
-from stt_jax.model.waits import asked_after, hide_time, likely_waits
 
 if TYPE_CHECKING:
     from stt_jax.model.stt import SpatiotemporalTransformer
@@ -97,7 +97,7 @@ def answer(
 def ask(
     model: SpatiotemporalTransformer, encoded: Encoded, catalogue: Catalogue, requests: Requests
 ) -> Asked:
-    """The sources of requests [B, R]; where a time is hidden, at likely ones (`model.waits`)."""
+    """The sources of requests [B, R]; where a time is hidden, at `likely_times`."""
     sources = crowd.find_sources(model.config, catalogue, encoded.history, requests, held_out=False)
     asked = _ask_once(model, encoded, requests, sources)
     if catalogue.waits_s is None:
