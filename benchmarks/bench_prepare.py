@@ -174,11 +174,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(measure_synthetic(size, folder))
             print(json.dumps(rows[-1]), flush=True)
     if not options.quick:
-        write_rows(pathlib.Path(options.output), rows)
+        merge_results(pathlib.Path(options.output), rows)
     return 0
 
 
-def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
+def merge_results(path: pathlib.Path, rows: Sequence[dict]) -> None:
     """Puts rows into a result file, each in the place of the one of its name there."""
     before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     found = {row["name"]: row for row in [*before, *rows]}

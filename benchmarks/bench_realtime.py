@@ -217,14 +217,14 @@ def one_event(
     blocks = {name: _in_a_row(run, calls_ms[name]) for name, run in measured.items()}
     times = timing.alternate(blocks, num_rounds)
     if num_candidates:
-        of_index["exact_recompute_ms"] = _percentiles(calls_ms["exact"])
+        of_index["exact_recompute_ms"] = _summarise(calls_ms["exact"])
         of_index["speedup_of_exact"] = 1 / times["live"].ratio_to(times["exact"])
     return {
         "question": "one event and top-10",
         "num_items": num_items,
         "history": length,
-        "live_ms": _percentiles(calls_ms["live"]),
-        "recompute_ms": _percentiles(calls_ms["recompute"]),
+        "live_ms": _summarise(calls_ms["live"]),
+        "recompute_ms": _summarise(calls_ms["recompute"]),
         "speedup": 1 / times["live"].ratio_to(times["recompute"]),
         "largest_difference": float(
             np.abs(np.asarray(found.probabilities) - np.asarray(expected.probabilities)).max()
@@ -317,9 +317,8 @@ def _share(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(np.mean([len(set(one) & set(other)) / len(one) for one, other in pairs]))
 
 
-def _percentiles(times_ms: Sequence[float]) -> dict[str, float]:
-    values = np.percentile(times_ms, [50, 95, 99])
-    return {"n": len(times_ms)} | dict(zip(("p50", "p95", "p99"), values.tolist(), strict=True))
+def _summarise(times_ms: Sequence[float]) -> dict[str, float]:
+    return {"n": len(times_ms)} | timing.percentiles(times_ms)
 
 
 def main(argv: list[str] | None = None) -> int:

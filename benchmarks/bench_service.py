@@ -29,7 +29,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import aiohttp
-import numpy as np
 
 from benchmarks import timing
 from stt_jax.data.prepared_log import PreparedLog
@@ -175,8 +174,8 @@ async def under_load(
         "calls": num_calls,
         "calls_per_s": num_calls / took_s,
         "statuses": {str(status): count for status, count in sorted(load.statuses.items())},
-        "recommend_ms": _percentiles(load.times_ms["/recommend"]),
-        "events_ms": _percentiles(load.times_ms["/events"]),
+        "recommend_ms": timing.percentiles(load.times_ms["/recommend"]),
+        "events_ms": timing.percentiles(load.times_ms["/events"]),
         "resident_mb": {"start": memory[0], "half": memory[len(memory) // 2], "end": memory[-1]},
         **timing.environment(),
     }
@@ -211,11 +210,6 @@ async def kills(run: str, log: PreparedLog, folder: str, num_kills: int) -> dict
         "twice": len(there) - len(set(there)),
         **timing.environment(),
     }
-
-
-def _percentiles(times_ms: list[float]) -> dict[str, float]:
-    values = np.percentile(times_ms, [50, 95, 99])
-    return dict(zip(("p50", "p95", "p99"), values.tolist(), strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:

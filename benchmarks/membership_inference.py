@@ -106,7 +106,7 @@ def mean_log_likelihoods(run: Run, log: PreparedLog, *, mode: str) -> np.ndarray
     Args:
       run: a trained model without an embedding per person, so that it asks for all people alike.
       log: of P people to ask for, with the vocabularies of the log that the run was trained on.
-      mode: what requests tell, of `training.ranks.MODES`.
+      mode: what requests tell, of `data.protocol.MODES`.
 
     Returns:
       float64 [P], mean log-likelihood per event; NaN where there is none to ask for.

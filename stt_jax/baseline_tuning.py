@@ -26,10 +26,9 @@ from stt_jax.counting import (
     largest_per_row,
 )
 from stt_jax.data.prepared_log import PreparedLog
-from stt_jax.data.protocol import Targets
+from stt_jax.data.protocol import MODES, Targets
 from stt_jax.metrics import MISS
 
-MODES = ("unknown", "known")
 NUM_CANDIDATES = 100  # of a target in the mix's share of item_knn, and of trending
 
 _MAX_ROUNDS = 4

@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from stt_jax.batch import FIRST_WEEKEND_HOUR, HOURS_PER_WEEK
 from stt_jax.counting import (
-    HOURS_PER_WEEK,
     Cells,
     Questions,
     Scores,
@@ -158,7 +158,7 @@ def hour_weights(counts: TrainingCounts, asked: Questions, options: Options) -> 
     hours = np.arange(HOURS_PER_WEEK)
     apart_h = np.abs(hours[:, None] - hours) % 24
     apart_h = np.minimum(apart_h, 24 - apart_h)
-    weekend = hours >= 5 * 24
+    weekend = hours >= FIRST_WEEKEND_HOUR
     kernel = np.exp(-0.5 * (apart_h / options["width_h"]) ** 2)
     kernel *= np.where(weekend[:, None] == weekend, 1.0, options["other_days"])
     kernel += options["hour_floor"]

@@ -12,6 +12,7 @@ from typing import Any
 from flax import struct
 
 HOURS_PER_WEEK = 168
+FIRST_WEEKEND_HOUR = 5 * 24  # a week begins on Monday
 NUM_LATEST = 128  # times that something followed an item which a request looks at
 ROW_MULTIPLE = 128  # whole vector registers, and any mesh of up to 128 devices can split it
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse
 
-from stt_jax.batch import NUM_LATEST, Successions, Trends
+from stt_jax.batch import HOURS_PER_WEEK, NUM_LATEST, Successions, Trends
+from stt_jax.data.encodings import hour_of_week
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import TRAIN
@@ -22,7 +23,6 @@ from stt_jax.metrics import MISS
 from stt_jax.successions import find_successions
 from stt_jax.trends import LiveTrends
 
-HOURS_PER_WEEK = 168
 _MOST_MINUTES = 1 << 32  # more than have passed since 1970
 MAX_CONTEXT = 2000  # most recent events of a context that are counted
 NUM_NEIGHBOURS = 50  # of an item, by cosine
@@ -41,9 +41,7 @@ class TrainingCounts:
         self.apart = np.where(log.is_item, groups, -1)  # forgotten items are beside nothing
         self.num_columns = log.num_items + 1
         self.events = np.flatnonzero(log.parts == TRAIN)
-        # 1970-01-01 was a Thursday; hour 0 of the week is Monday 0 h.
-        hours = (log.times + log.utc_offsets_s) // 3600 + 3 * 24
-        self.hours = (hours % HOURS_PER_WEEK).astype(np.int16)
+        self.hours = hour_of_week(log.times, log.utc_offsets_s).astype(np.int16)
 
     @functools.cached_property
     def popularity(self) -> np.ndarray:

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from stt_jax.baseline_tuning import evaluate_baselines
-from stt_jax.config import DeviceConfig, EvaluationConfig
+from stt_jax.config import DeviceConfig, EvaluationConfig, ProtocolConfig
 from stt_jax.data.prepared_log import PreparedLog
-from stt_jax.data.protocol import Targets, find_targets
+from stt_jax.data.protocol import MODES, Targets, find_targets
 from stt_jax.data.store import TEST, VALIDATION, open_log
 from stt_jax.metrics import (
     finite_or_none,
@@ -27,7 +27,7 @@ from stt_jax.metrics import (
 )
 from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.relations import model_catalogue
-from stt_jax.training.ranks import MODES, make_ranker, model_ranks
+from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.run import Run
 from stt_jax.training.sharding import make_placement
 
@@ -67,15 +67,11 @@ def evaluate_model(
     if len({one.directory.resolve() for one in (run, *others)}) <= len(others):
         raise ValueError(f"{run.directory} and the runs together with it: one is named twice")
     run = _asked_as(run, config)
-    context = run.protocol.context if config.context == "as_run" else config.context
-    kind = run.protocol.targets if config.targets == "as_run" else config.targets
-    part = TEST if config.part == "test" else VALIDATION
-    seen = run.protocol.seen if config.seen == "as_run" else config.seen
-    trends = run.protocol.trends if config.trends == "as_run" else config.trends
-    domains = run.protocol.domains if config.domains == "as_run" else config.domains
+    protocol = _asked_protocol(run, config)
     if config.optimum:
-        _check_bound(log, seen, domains)
-    every = find_targets(log, part, targets=kind, context=context)
+        _check_bound(log, protocol)
+    part = TEST if config.part == "test" else VALIDATION
+    every = find_targets(log, part, targets=protocol.targets, context=protocol.context)
     everything = every.sample(config.max_targets, seed=0)
     known = everything.known(log)
     if config.known_in:
@@ -88,80 +84,19 @@ def evaluate_model(
             f"{elsewhere}; prepare it with another --split, or evaluate another --part"
         )
     optimum = _best_possible(config.optimum, log, targets) if config.optimum else {}
-    placement = make_placement(devices or DeviceConfig())
-    with jax.set_mesh(placement.mesh):
-        ranks = model_ranks(
-            make_ranker(run.model),
-            placement.put_whole(run.params, placement.params(run.params)),
-            placement.put_whole(
-                model_catalogue(log, run.model_config, live_trends=trends == "live"),
-                placement.replicated,
-            ),
-            log,
-            everything,
-            window=run.training.asked_tokens,
-            others=[
-                placement.put_whole(other.params, placement.params(other.params))
-                for other in others
-            ],
-            leave_out_seen=seen == "leave_out",
-            name_domains=domains == "named",
-            placement=placement,
-        )
-    report: dict[str, Any] = {
-        "run": str(run.directory),
-        "together_with": [str(other.directory) for other in others],
-        "step": run.step,
-        "part": config.part,
-        "targets": kind,
-        "context": context,
-        "seen": seen,
-        "trends": trends,
-        "domains": domains if log.domain_values else None,
-        "asked_window": run.training.asked_tokens,
-        "habit_share": run.model_config.habit_share,
-        "likely_times": run.model_config.likely_times,
-        "known_in": config.known_in or None,
-        "data_hash": log.meta.data_hash,
-        "split_hash": log.meta.split_hash,
-        "versions": run.info.versions,
-        "num_targets": {
-            "in_part": len(every),
-            "evaluated": len(everything),
-            "known": len(targets),
-            "unseen_person": int(np.sum(everything.users >= log.num_train_users)),
-            "unseen_item": int(np.sum(log.items[everything.events] == 0)),
-        },
-        "modes": {},
+    ranks = _ranks_of_runs(run, others, log, everything, protocol, devices or DeviceConfig())
+    report = _head(run, others, log, config, protocol)
+    report["num_targets"] = {
+        "in_part": len(every),
+        "evaluated": len(everything),
+        "known": len(targets),
+        "unseen_person": int(np.sum(everything.users >= log.num_train_users)),
+        "unseen_item": int(np.sum(log.items[everything.events] == 0)),
     }
     groups = _groups(log, targets)
-    for mode in MODES:
-        mode_ranks = ranks[mode][known]
-        report["modes"][mode] = {
-            "model": ranking_metrics(mode_ranks),
-            "standard_errors": standard_errors(mode_ranks, clusters=targets.users),
-            "all": ranking_metrics(ranks[mode]),
-            "groups": {
-                name: grouped_metrics(mode_ranks, labels) for name, labels in groups.items()
-            },
-        }
+    report["modes"] = {mode: _of_model(targets, groups, ranks[mode], known) for mode in MODES}
     if config.baselines:
-        tuning = find_targets(log, VALIDATION, targets=kind, context=context)
-        tuning = tuning[tuning.known(log)]
-        report["baselines_tuned_on"] = len(tuning)
-        compared = evaluate_baselines(
-            log,
-            tuning,
-            targets,
-            modes=MODES,
-            name_domains=domains == "named",
-            live_trends=trends == "live",
-        )
-        for mode, results in compared.items():
-            report["modes"][mode]["baselines"] = {
-                name: {**ranking_metrics(result.ranks), "options": result.options}
-                for name, result in results.items()
-            }
+        _add_baselines(report, log, targets, protocol)
     for mode, metrics in optimum.items():
         report["modes"][mode]["best_possible"] = metrics
     if optimum:
@@ -189,6 +124,14 @@ def _asked_as(run: Run, config: EvaluationConfig) -> Run:
     return dataclasses.replace(run, training=training, model_config=model_config, model=model)
 
 
+def _asked_protocol(run: Run, config: EvaluationConfig) -> ProtocolConfig:
+    """The protocol of the run's validation, but for what the evaluation says itself."""
+    told = {field.name: getattr(config, field.name) for field in dataclasses.fields(ProtocolConfig)}
+    return dataclasses.replace(
+        run.protocol, **{name: value for name, value in told.items() if value != "as_run"}
+    )
+
+
 def _check_alike(run: Run, other: Run) -> None:
     if other.info.data_hash != run.info.data_hash:
         raise ValueError(f"{other.directory} and {run.directory} were trained on different logs")
@@ -203,6 +146,108 @@ def _check_alike(run: Run, other: Run) -> None:
                 f"{other.directory} has --{name}={theirs[name]}, {run.directory} --{name}={value}: "
                 "only runs that differ in their seeds can answer together"
             )
+
+
+def _ranks_of_runs(
+    run: Run,
+    others: Sequence[Run],
+    log: PreparedLog,
+    targets: Targets,
+    protocol: ProtocolConfig,
+    devices: DeviceConfig,
+) -> dict[str, np.ndarray]:
+    """Of every target by request mode, under the runs together."""
+    placement = make_placement(devices)
+
+    def put(params: Any) -> Any:
+        return placement.put_whole(params, placement.params(params))
+
+    with jax.set_mesh(placement.mesh):
+        return model_ranks(
+            make_ranker(run.model),
+            put(run.params),
+            placement.put_whole(
+                model_catalogue(log, run.model_config, live_trends=protocol.trends == "live"),
+                placement.replicated,
+            ),
+            log,
+            targets,
+            window=run.training.asked_tokens,
+            others=[put(other.params) for other in others],
+            leave_out_seen=protocol.seen == "leave_out",
+            name_domains=protocol.domains == "named",
+            placement=placement,
+        )
+
+
+def _head(
+    run: Run,
+    others: Sequence[Run],
+    log: PreparedLog,
+    config: EvaluationConfig,
+    protocol: ProtocolConfig,
+) -> dict[str, Any]:
+    """What the report says before any number: who was asked, on what, under which protocol."""
+    return {
+        "run": str(run.directory),
+        "together_with": [str(other.directory) for other in others],
+        "step": run.step,
+        "part": config.part,
+        "targets": protocol.targets,
+        "context": protocol.context,
+        "seen": protocol.seen,
+        "trends": protocol.trends,
+        "domains": protocol.domains if log.domain_values else None,
+        "asked_window": run.training.asked_tokens,
+        "habit_share": run.model_config.habit_share,
+        "likely_times": run.model_config.likely_times,
+        "known_in": config.known_in or None,
+        "data_hash": log.meta.data_hash,
+        "split_hash": log.meta.split_hash,
+        "versions": run.info.versions,
+    }
+
+
+def _of_model(
+    targets: Targets, groups: dict[str, np.ndarray], ranks: np.ndarray, known: np.ndarray
+) -> dict[str, Any]:
+    """The model's part of the report in one request mode.
+
+    Args:
+      targets: those whose person and item are known.
+      groups: of `_groups`, labels of these.
+      ranks: int32, of these and the others.
+      known: bool, which of the ranks are of `targets`.
+    """
+    known_ranks = ranks[known]
+    return {
+        "model": ranking_metrics(known_ranks),
+        "standard_errors": standard_errors(known_ranks, clusters=targets.users),
+        "all": ranking_metrics(ranks),
+        "groups": {name: grouped_metrics(known_ranks, labels) for name, labels in groups.items()},
+    }
+
+
+def _add_baselines(
+    report: dict[str, Any], log: PreparedLog, targets: Targets, protocol: ProtocolConfig
+) -> None:
+    """Tunes the counting models on the validation part and adds what they do on the targets."""
+    tuning = find_targets(log, VALIDATION, targets=protocol.targets, context=protocol.context)
+    tuning = tuning[tuning.known(log)]
+    report["baselines_tuned_on"] = len(tuning)
+    compared = evaluate_baselines(
+        log,
+        tuning,
+        targets,
+        modes=MODES,
+        name_domains=protocol.domains == "named",
+        live_trends=protocol.trends == "live",
+    )
+    for mode, results in compared.items():
+        report["modes"][mode]["baselines"] = {
+            name: {**ranking_metrics(result.ranks), "options": result.options}
+            for name, result in results.items()
+        }
 
 
 def write_report(report: dict[str, Any], path: str | os.PathLike) -> None:
@@ -228,11 +273,11 @@ def _groups(log: PreparedLog, targets: Targets) -> dict[str, np.ndarray]:
     return groups
 
 
-def _check_bound(log: PreparedLog, seen: str, domains: str) -> None:
+def _check_bound(log: PreparedLog, protocol: ProtocolConfig) -> None:
     """Raises ValueError where fewer items are ranked than the best possible ranks."""
-    if log.domain_values and domains == "named":
+    if log.domain_values and protocol.domains == "named":
         narrower, instead = "--domains=named ranks within one domain", "--domains=any"
-    elif seen == "leave_out":
+    elif protocol.seen == "leave_out":
         narrower, instead = "--seen=leave_out ranks what is new to the person", "--seen=keep"
     else:
         return

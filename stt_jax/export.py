@@ -29,7 +29,7 @@ import numpy as np
 
 from stt_jax import command, session
 from stt_jax.config import ExportConfig
-from stt_jax.data.known import traits_of_user
+from stt_jax.data.catalogue import traits_of_user
 from stt_jax.data.newitems import open_with_items
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.histories import (

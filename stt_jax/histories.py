@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from stt_jax.batch import History, Requests
-from stt_jax.data.encodings import earth_coords, hour_of_week
+from stt_jax.data.encodings import earth_coords, hour_of_week, int32_seconds
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.store import UNKNOWN_E7
 
-_INT32_MAX = 2**31 - 1
 _NOW_MIN = 2**30  # after all that was counted, whatever is subtracted from it
 
 
@@ -249,7 +248,7 @@ class Question:
       place_e7: (latitude, longitude) in 1e-7 degrees; None = unknown.
       num_events: events of the person that are encoded.
       anchor: what they count from.
-      traits: of the person by name, see `known.traits_of_user`; the same names in all questions.
+      traits: of the person by name, see `traits_of_user`; the same names in all questions.
       domains: bool [D], which are wanted, see `wanted_domains`; None = the log has none.
     """
 
@@ -306,8 +305,3 @@ def wanted_domains(log: PreparedLog, rows: np.ndarray | None) -> np.ndarray | No
         return None
     every = np.arange(1, len(log.domain_values))
     return np.ones(len(every), bool) if rows is None else np.isin(every, rows)
-
-
-def int32_seconds(seconds: np.ndarray) -> np.ndarray:
-    """Clips seconds to what int32 holds, 68 years."""
-    return np.clip(seconds, -_INT32_MAX, _INT32_MAX).astype(np.int32)

@@ -11,7 +11,7 @@ import numpy as np
 
 from stt_jax import ranking, session
 from stt_jax.config import RequestConfig
-from stt_jax.data.known import model_users, traits_of_user
+from stt_jax.data.catalogue import model_users, traits_of_user
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.pseudonyms import Ids, open_ids
 from stt_jax.data.schema import DEGREES_TO_E7, known_place

@@ -18,11 +18,11 @@ import numpy as np
 from stt_jax.batch import Catalogue, Relation, Successions, Trends, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.counting import TrainingCounts, largest_per_row
-from stt_jax.data.known import catalogue
+from stt_jax.data.catalogue import catalogue
 from stt_jax.data.prepared_log import PreparedLog
+from stt_jax.likely_times import find_waits
 from stt_jax.successions import find_successions
 from stt_jax.trends import LiveTrends, find_trends
-from stt_jax.waits import find_waits
 
 
 def model_catalogue(

@@ -7,6 +7,12 @@ import dataclasses
 from stt_jax.config.options import check, option
 from stt_jax.config.training import MOST_TIMES
 
+TARGETS = ("every", "session_last", "last")
+CONTEXTS = ("all", "strict")
+SEEN = ("keep", "leave_out")
+TRENDS = ("training", "live")
+DOMAINS = ("named", "any")
+
 
 @dataclasses.dataclass(frozen=True)
 class ProtocolConfig:
@@ -15,31 +21,31 @@ class ProtocolConfig:
     targets: str = option(
         "every",
         "Which events of the part are predicted.",
-        choices=("every", "session_last", "last"),
+        choices=TARGETS,
     )
     context: str = option(
         "all",
         "all: everything of the person before the target, as in service; strict: earlier parts "
         "and the target's own session, as in next-place papers.",
-        choices=("all", "strict"),
+        choices=CONTEXTS,
     )
     seen: str = option(
         "keep",
         "Items that the person has had: keep them in the ranking, or leave_out, where nobody takes "
         "one twice (films).",
-        choices=("keep", "leave_out"),
+        choices=SEEN,
     )
     trends: str = option(
         "training",
         "What was popular lately. training: as counted in the training part, however old when a "
         "request comes; live: in all parts, each hour's for the hours after it, as in service.",
-        choices=("training", "live"),
+        choices=TRENDS,
     )
     domains: str = option(
         "named",
         "With domains in the log: named: a request says which it wants, that of its target, and is "
         "answered from there; any: it leaves that open.",
-        choices=("named", "any"),
+        choices=DOMAINS,
     )
 
 
@@ -56,29 +62,29 @@ class EvaluationConfig:
     targets: str = option(
         "as_run",
         "Which events are predicted; as_run: as in the run's validation.",
-        choices=("as_run", "every", "session_last", "last"),
+        choices=("as_run", *TARGETS),
     )
     context: str = option(
         "as_run",
         "What may be seen of the person; as_run: as in the run's validation.",
-        choices=("as_run", "all", "strict"),
+        choices=("as_run", *CONTEXTS),
     )
     seen: str = option(
         "as_run",
         "Items that the person has had; as_run: as in the run's validation.",
-        choices=("as_run", "keep", "leave_out"),
+        choices=("as_run", *SEEN),
     )
     trends: str = option(
         "as_run",
         "What was popular lately: counted in the training part, or live, as in service; as_run: as "
         "in the run's validation.",
-        choices=("as_run", "training", "live"),
+        choices=("as_run", *TRENDS),
     )
     domains: str = option(
         "as_run",
         "With domains in the log, whether requests name theirs; as_run: as in the run's "
         "validation.",
-        choices=("as_run", "named", "any"),
+        choices=("as_run", *DOMAINS),
     )
     asked_window: int = option(
         0, "The longest history that a request sees; 0 = as the run. To try before a training."

@@ -53,7 +53,7 @@ CENTRE_DEG = (40.73, -73.98)
 KM_PER_DEGREE_NORTH = 111.195
 KM_PER_DEGREE_EAST = KM_PER_DEGREE_NORTH * float(np.cos(np.deg2rad(CENTRE_DEG[0])))
 
-MODES = ("known", "unknown")
+MODES = ("known", "unknown")  # of `data.protocol`, in the order of what is printed and written
 RECALL_KS = (1, 5, 10, 20)
 
 _CHUNK_EVENTS = 4096

@@ -1,4 +1,4 @@
-"""Places and times as the model reads them: metres from the Earth's centre, hours of the week."""
+"""Places and times as the model reads them: metres from the Earth's centre, hours, seconds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from stt_jax.batch import HOURS_PER_WEEK
 from stt_jax.data.schema import UNKNOWN_E7
 
 EARTH_RADIUS_M = 6_371_008.8
+_INT32_MAX = 2**31 - 1
 _EPOCH_HOUR_OF_WEEK = 72  # 1970-01-01 00:00 UTC was a Thursday; Monday 00:00 is hour 0
 
 
@@ -37,3 +38,8 @@ def hour_of_week(times: np.ndarray, utc_offsets_s: np.ndarray | int) -> np.ndarr
     """
     hours = (times + utc_offsets_s) // 3600 + _EPOCH_HOUR_OF_WEEK
     return (hours % HOURS_PER_WEEK).astype(np.int32)
+
+
+def int32_seconds(seconds: np.ndarray) -> np.ndarray:
+    """Clips seconds to what int32 holds either way, 68 years."""
+    return np.clip(seconds, -_INT32_MAX, _INT32_MAX).astype(np.int32)

@@ -7,12 +7,10 @@ import dataclasses
 import numpy as np
 
 from stt_jax.batch import History, Requests
-from stt_jax.data.encodings import earth_coords, hour_of_week
-from stt_jax.data.known import model_users, one_domain
+from stt_jax.data.catalogue import model_users, one_domain
+from stt_jax.data.encodings import earth_coords, hour_of_week, int32_seconds
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.windows import Windows
-
-_INT32_MAX = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +97,8 @@ def gather_history(
         contexts={name: put(column[events]) for name, column in log.contexts.items()},
         numbers={name: put(number(name, column)) for name, column in log.numbers.items()},
         traits={name: put(values[log.items[events]]) for name, values in log.item_traits.items()},
-        times=put(_int32_seconds(log.times[events] - layout.time_origins[of_window])),
-        gaps_s=put(_int32_seconds(gaps), -1),
+        times=put(int32_seconds(log.times[events] - layout.time_origins[of_window])),
+        gaps_s=put(int32_seconds(gaps), -1),
         phases=put(_phases(log, events), -1),
         coords=put((coords - layout.place_origins[of_window]).astype(np.float32), np.nan),
         origins=put(layout.place_origins[of_window].astype(np.float32)),
@@ -141,7 +139,7 @@ def gather_requests(log: PreparedLog, layout: Layout, shape: tuple[int, int]) ->
     return Requests(
         users=put(model_users(log, w.users)[of_window]),
         traits={name: put(values[w.users][of_window]) for name, values in log.user_traits.items()},
-        times=put(_int32_seconds(log.times[events] - layout.time_origins[of_window])),
+        times=put(int32_seconds(log.times[events] - layout.time_origins[of_window])),
         phases=put(_phases(log, events), -1),
         time_known=put(np.full(len(events), log.meta.has_times)),
         coords=put((coords - layout.place_origins[of_window]).astype(np.float32), np.nan),
@@ -159,10 +157,6 @@ def _phases(log: PreparedLog, events: np.ndarray) -> np.ndarray:
     if not log.meta.has_times:
         return np.full(len(events), -1, np.int32)
     return hour_of_week(log.times[events], log.utc_offsets_s[events])
-
-
-def _int32_seconds(seconds: np.ndarray) -> np.ndarray:
-    return np.clip(seconds, -_INT32_MAX, _INT32_MAX).astype(np.int32)
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from stt_jax.data import models
+from stt_jax.data import imputation_models
 from stt_jax.data.columns import Columns
 from stt_jax.data.numerics import Stage, parse_rule
 from stt_jax.data.schema import UNKNOWN_E7
@@ -53,7 +53,7 @@ def fill_numbers(columns: Columns, name: str, fill: Fill) -> Stage | None:
         columns.numbers[name] = _interpolate_numbers(columns, values)
         return None
     if fill.method == "model":
-        found = models.predict_number(columns, name, train)
+        found = imputation_models.predict_number(columns, name, train)
         columns.numbers[name] = np.where(np.isnan(values), found, values)
         return None
     statistic, _, group = fill.method.partition("_")
@@ -88,7 +88,7 @@ def fill_texts(columns: Columns, name: str, fill: Fill) -> None:
             columns.texts[name] = [*columns.texts[name], fill.argument]
         found = np.full(len(codes), columns.texts[name].index(fill.argument))
     elif fill.method == "model":
-        found = models.predict_text(columns, name, train)
+        found = imputation_models.predict_text(columns, name, train)
     elif fill.method.startswith("mode"):
         group = fill.method.removeprefix("mode").removeprefix("_")
         groups = getattr(columns, _GROUPS[group]) if group else np.zeros(len(codes), np.int64)
@@ -108,7 +108,7 @@ def fill_places(columns: Columns, fill: Fill) -> None:
     if fill.method == "interpolate":
         latitudes, longitudes = _interpolate_places(columns, known)
     elif fill.method == "model":
-        latitudes, longitudes = models.predict_place(columns, known & columns.train_mask)
+        latitudes, longitudes = imputation_models.predict_place(columns, known & columns.train_mask)
     elif fill.method.startswith("median"):
         group = fill.method.removeprefix("median").removeprefix("_")
         groups = getattr(columns, _GROUPS[group]) if group else np.zeros(len(known), np.int64)

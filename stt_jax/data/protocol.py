@@ -12,10 +12,10 @@ import dataclasses
 
 import numpy as np
 
+from stt_jax.config.asking import CONTEXTS, TARGETS
 from stt_jax.data.prepared_log import PreparedLog
 
-TARGETS = ("every", "session_last", "last")
-CONTEXTS = ("all", "strict")
+MODES = ("unknown", "known")  # is the time of a request; both are evaluated
 
 
 @dataclasses.dataclass(frozen=True)

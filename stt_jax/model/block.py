@@ -88,6 +88,12 @@ def call_kernel(
     return over_rows(of_rows)((arrays, sides), tables)
 
 
+def split_heads(vectors: jax.Array, config: ModelConfig) -> jax.Array:
+    """[..., E] as [..., H, D]."""
+    heads = config.num_heads
+    return vectors.reshape(*vectors.shape[:-1], heads, config.width // heads)
+
+
 class GatedBlock(nn.Module):
     """Attention over events, gated by the encoded query: f_enc(x) * g_att(x, x').
 
@@ -151,7 +157,7 @@ class GatedBlock(nn.Module):
         query, *gates = self._made(self.query_gate, self.norm(queries))
         attended = call_kernel(
             spatiotemporal_attention,
-            self._split(query),
+            split_heads(query, config),
             memory.keys,
             memory.values,
             config=config,
@@ -170,13 +176,9 @@ class GatedBlock(nn.Module):
 
     def _memory(self, normed: jax.Array) -> Memory:
         keys, values = self._made(self.key_value, normed)
-        return Memory(self._split(keys), self._split(values))
+        return Memory(split_heads(keys, self.config), split_heads(values, self.config))
 
     def _made(self, dense: nn.Dense, normed: jax.Array) -> list[jax.Array]:
         """What a dense layer makes of events, [B, N, E] each."""
         made = nn.silu(dense(normed))
         return jnp.split(made, made.shape[-1] // self.config.width, axis=-1)
-
-    def _split(self, vectors: jax.Array) -> jax.Array:
-        heads = self.config.num_heads
-        return vectors.reshape(*vectors.shape[:-1], heads, self.config.width // heads)

@@ -26,7 +26,7 @@ from stt_jax.batch import (
     Trends,
 )
 from stt_jax.config import ModelConfig
-from stt_jax.model.recurrence import at_tokens
+from stt_jax.model.segments import last_items
 
 NUM_BOOSTED = 20  # items of a source whose logits it raises
 SHARPNESS = 1000.0
@@ -38,7 +38,7 @@ ITEM_SOURCES = (("followers", 0), ("followers", 1), ("neighbours", 0), ("neighbo
 
 
 @struct.dataclass
-class Named:
+class Candidates:
     """What a source names for every request.
 
     Attributes:
@@ -65,7 +65,7 @@ def find_sources(
     requests: Requests,
     *,
     held_out: bool,
-) -> list[Named]:
+) -> list[Candidates]:
     """What every source says to every request.
 
     Args:
@@ -74,14 +74,8 @@ def find_sources(
     """
     if not config.use_crowd:
         return []
-
-    def last_items(back: int) -> jax.Array:
-        tokens = requests.last_tokens - back
-        mine = at_tokens(history.segment_ids, tokens) == requests.segment_ids
-        return jnp.where(mine, at_tokens(history.items, tokens), 0)
-
     found = [
-        _row(catalogue.relations[name], last_items(back), held_out=held_out)
+        _row(catalogue.relations[name], last_items(history, requests, back), held_out=held_out)
         for name, back in ITEM_SOURCES
     ]
     if not config.use_time:
@@ -94,7 +88,7 @@ def find_sources(
         assert catalogue.successions is not None
         found += latest_followers(
             catalogue.successions,
-            last_items(0),
+            last_items(history, requests),
             minutes,
             [60 * half_life_h for half_life_h in config.succession_half_lives],
             size=config.num_related,
@@ -115,7 +109,7 @@ def latest_followers(
     half_lives_min: list[float],
     *,
     size: int,
-) -> list[Named]:
+) -> list[Candidates]:
     """What came right after some items lately, for anybody, one answer a half-life.
 
     Of the last `NUM_LATEST` times before the minute; a minute after all that was counted is the one
@@ -158,11 +152,11 @@ def latest_followers(
         shares = jnp.where(is_first & is_there, shares, 0.0)
         shares, places = jax.lax.top_k(shares, min(size, NUM_LATEST))
         chosen = jnp.take_along_axis(named, places, axis=-1)
-        found.append(Named(jnp.where(shares > 0, chosen, 0), shares, total))
+        found.append(Candidates(jnp.where(shares > 0, chosen, 0), shares, total))
     return found
 
 
-def target_log_masses(sources: list[Named], targets: jax.Array) -> list[jax.Array]:
+def target_log_masses(sources: list[Candidates], targets: jax.Array) -> list[jax.Array]:
     """Log of every source's share of the target, float32 [B, R] each."""
     masses = []
     for named in sources:
@@ -172,12 +166,12 @@ def target_log_masses(sources: list[Named], targets: jax.Array) -> list[jax.Arra
     return masses
 
 
-def _row(relation: Relation, row: jax.Array, *, held_out: bool) -> Named:
+def _row(relation: Relation, row: jax.Array, *, held_out: bool) -> Candidates:
     """What rows of a table name; row 0 has no answer."""
     shares = relation.held_out_shares if held_out else relation.shares
     counts = relation.held_out_counts if held_out else relation.counts
     items, shares, counts = jnp.asarray(relation.items), jnp.asarray(shares), jnp.asarray(counts)
-    return Named(items[row], shares[row], counts[row])
+    return Candidates(items[row], shares[row], counts[row])
 
 
 @struct.dataclass
@@ -230,7 +224,7 @@ class Booster(nn.Module):
     num_sources: int
 
     @nn.compact
-    def __call__(self, queries: jax.Array, sources: list[Named]) -> Boosts:
+    def __call__(self, queries: jax.Array, sources: list[Candidates]) -> Boosts:
         """The boosts of every request.
 
         Args:

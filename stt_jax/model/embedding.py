@@ -197,13 +197,6 @@ def number_features(values: jax.Array) -> jax.Array:
     return jnp.stack([safe, jnp.where(known, 0.0, 1.0)], axis=-1)
 
 
-def vectors_before(item_vectors: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """For every event of a row the vector of the item before it, zero at a segment's first."""
-    same_segment = segment_ids[:, 1:] == segment_ids[:, :-1]
-    previous = jnp.where(same_segment[..., None], item_vectors[:, :-1], 0.0)
-    return jnp.pad(previous, ((0, 0), (1, 0), (0, 0)))
-
-
 class EventEmbedding(nn.Module):
     """What happened: item, the item before it, further context, numbers, time of week, gap.
 
@@ -236,7 +229,7 @@ class EventEmbedding(nn.Module):
     ) -> jax.Array:
         """Adds what is known of the event to its item's vector, `dtype` [B, S, E].
 
-        `previous` are the vectors of the items before, see `vectors_before`.
+        `previous` are the vectors of the items before, see `previous_in_segment`.
         """
         dense = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="previous")
         vectors = item_vectors + dense(previous)

@@ -17,15 +17,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from stt_jax.batch import History, Requests
+from stt_jax.batch import FIRST_WEEKEND_HOUR, History, Requests
 from stt_jax.model.geometry import seen_events
-from stt_jax.model.recurrence import at_tokens
+from stt_jax.model.segments import last_items, previous_in_segment
 
 _WIDTH_H = 2.0
 _OTHER_DAYS = 0.5
 _HOUR_FLOOR = 0.1
 _SEQUENCE_FLOOR = 0.3
-_FIRST_WEEKEND_HOUR = 5 * 24  # of a week that begins on Monday
 _TINY = 1e-30  # no weight, as a number to divide by
 
 
@@ -49,11 +48,8 @@ def habit_mass(history: History, requests: Requests, *, use_time: bool) -> jax.A
 
 def _follows_last(history: History, requests: Requests) -> jax.Array:
     """bool [B, R, S], whether the event before had the item that the request's last event has."""
-    mine = at_tokens(history.segment_ids, requests.last_tokens) == requests.segment_ids
-    last = jnp.where(mine, at_tokens(history.items, requests.last_tokens), 0)[:, :, None]
-    same_segment = history.segment_ids[:, 1:] == history.segment_ids[:, :-1]
-    before = jnp.where(same_segment, history.items[:, :-1], 0)
-    before = jnp.pad(before, ((0, 0), (1, 0)))[:, None]
+    last = last_items(history, requests)[:, :, None]
+    before = previous_in_segment(history.items, history.segment_ids)[:, None]
     return (before == last) & (last > 0)
 
 
@@ -62,6 +58,6 @@ def _hour_weights(hours: jax.Array, asked: jax.Array) -> jax.Array:
     apart_h = jnp.abs(hours - asked) % 24
     apart_h = jnp.minimum(apart_h, 24 - apart_h).astype(jnp.float32)
     fit = jnp.exp(-0.5 * jnp.square(apart_h / _WIDTH_H))
-    same_days = (hours >= _FIRST_WEEKEND_HOUR) == (asked >= _FIRST_WEEKEND_HOUR)
+    same_days = (hours >= FIRST_WEEKEND_HOUR) == (asked >= FIRST_WEEKEND_HOUR)
     fit = _HOUR_FLOOR + fit * jnp.where(same_days, 1.0, _OTHER_DAYS)
     return jnp.where((hours >= 0) & (asked >= 0), fit, 1.0)

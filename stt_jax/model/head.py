@@ -31,7 +31,7 @@ from flax import struct
 from stt_jax.batch import Catalogue, table_rows
 from stt_jax.config import ModelConfig
 from stt_jax.mesh import is_split
-from stt_jax.model.block import TABLE_SCALE, Encodings, call_kernel
+from stt_jax.model.block import TABLE_SCALE, Encodings, call_kernel, split_heads
 from stt_jax.model.embedding import show_ids
 from stt_jax.model.geometry import Geometry
 from stt_jax.model.precision import exact_products, products
@@ -50,7 +50,7 @@ NUM_DISTANCES = 40
 
 # Finite, so that a masked row can't make a NaN; exp of it is 0 next to any real logit.
 NO_ITEM = -1e9
-NOTHING = -1e9  # the log of no probability
+NO_LOG_MASS = -1e9  # the log of no probability
 
 
 class PointerKeys(nn.Module):
@@ -63,7 +63,9 @@ class PointerKeys(nn.Module):
         """[B, S, H, D] of the encoded history [B, S, E]."""
         dtype = self.config.dtype
         normed = nn.LayerNorm(dtype=dtype, name="norm")(states)
-        return _split(nn.Dense(self.config.width, dtype=dtype, name="key")(normed), self.config)
+        return split_heads(
+            nn.Dense(self.config.width, dtype=dtype, name="key")(normed), self.config
+        )
 
 
 class Pointer(nn.Module):
@@ -87,7 +89,7 @@ class Pointer(nn.Module):
         """Log of the pointer's mass on each request's target, float32 [B, R]."""
         return call_kernel(
             pointer_log_mass,
-            _split(self.query(self.query_norm(hidden)), self.config),
+            split_heads(self.query(self.query_norm(hidden)), self.config),
             keys,
             config=self.config,
             encodings=self.encodings(geometry),
@@ -97,7 +99,7 @@ class Pointer(nn.Module):
 
     def event_mass(self, hidden: jax.Array, keys: jax.Array, geometry: Geometry) -> jax.Array:
         """The pointer's mass on every event of the history, float32 [B, R, S]."""
-        queries = _split(self.query(self.query_norm(hidden)), self.config)
+        queries = split_heads(self.query(self.query_norm(hidden)), self.config)
         return attention_weights(queries, keys, **self.encodings(geometry)).mean(axis=1)
 
     def contributions(self, geometry: Geometry) -> dict[str, jax.Array]:
@@ -137,12 +139,7 @@ class Mixer(nn.Module):
             evidence = nn.Dense(1 + self.num_sources, use_bias=False, name="evidence")
             logits = logits + evidence(jnp.log1p(counts))
         available = jnp.pad(counts > 0, ((0, 0), (0, 0), (1, 0)), constant_values=True)
-        return jax.nn.log_softmax(jnp.where(available, logits, NOTHING))
-
-
-def _split(vectors: jax.Array, config: ModelConfig) -> jax.Array:
-    heads = config.num_heads
-    return vectors.reshape(*vectors.shape[:-1], heads, config.width // heads)
+        return jax.nn.log_softmax(jnp.where(available, logits, NO_LOG_MASS))
 
 
 def item_mass(masses: jax.Array, items: jax.Array, num_rows: int) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from stt_jax.mesh import over_rows
+from stt_jax.model.segments import at_tokens
 
 
 @struct.dataclass
@@ -69,16 +70,3 @@ def find_recurrence(ids: jax.Array, segment_ids: jax.Array, tokens: jax.Array) -
         classes=agrees.astype(jnp.int32),
         counts=jnp.where(agrees, jnp.cumsum(agrees, axis=1, dtype=jnp.int32), 0),
     )
-
-
-def classes_before(recurrences: Recurrences, segment_ids: jax.Array) -> jax.Array:
-    """int32 [B, S], the class of the token before each one in its segment; 0 = none."""
-    same_segment = segment_ids[:, 1:] == segment_ids[:, :-1]
-    before = jnp.where(same_segment, recurrences.classes[:, :-1], 0)
-    return jnp.pad(before, ((0, 0), (1, 0)))
-
-
-def at_tokens(values: jax.Array, tokens: jax.Array) -> jax.Array:
-    """`values` [B, S] at `tokens` int32 [B, R]; 0 where a token is negative."""
-    taken = jnp.take_along_axis(values, jnp.maximum(tokens, 0), axis=1)
-    return jnp.where(tokens >= 0, taken, 0)

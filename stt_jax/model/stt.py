@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from stt_jax.batch import Catalogue, History, Requests, table_rows
 from stt_jax.config import DOMAIN, ModelConfig
-from stt_jax.model import asking, crowd
+from stt_jax.model import crowd, sources
 from stt_jax.model.block import GatedBlock
 from stt_jax.model.cache import Cache
 from stt_jax.model.decoder import Decoder
 from stt_jax.model.dropout import Dropout
-from stt_jax.model.embedding import EventEmbedding, ItemEmbedding, vectors_before
+from stt_jax.model.embedding import EventEmbedding, ItemEmbedding
 from stt_jax.model.geometry import (
     event_geometry,
     request_geometry,
@@ -31,6 +31,7 @@ from stt_jax.model.geometry import (
 from stt_jax.model.head import GenerateHead, ItemScorer, Mixer, Pointer, PointerKeys, item_mass
 from stt_jax.model.mixture import Answer, Prediction
 from stt_jax.model.precision import exact_products
+from stt_jax.model.segments import previous_in_segment
 
 _TINY = 1e-30  # no probability, as a number to divide by
 
@@ -123,11 +124,11 @@ class SpatiotemporalTransformer(nn.Module):
             )
         states = self.encode(history, deterministic=deterministic, hidden_ids=hidden_ids)
         memory = self.decoder.memory(states)
-        hidden, geometry = asking.decode(
+        hidden, geometry = sources.decode(
             self, states, memory, history, requests, deterministic=deterministic
         )
         queries = self.generate(hidden)
-        geometries, counts = asking.pointed_at(self, history, requests, geometry)
+        geometries, counts = sources.pointed_at(self, history, requests, geometry)
         masses = []
         if self.pointer_names:
             keys = self.pointer_keys(states)
@@ -137,16 +138,16 @@ class SpatiotemporalTransformer(nn.Module):
                 )
                 for name in self.pointer_names
             ]
-        sources = crowd.find_sources(self.config, catalogue, history, requests, held_out=True)
-        counts += [named.counts for named in sources]
-        masses += crowd.target_log_masses(sources, requests.targets)
+        candidates = crowd.find_sources(self.config, catalogue, history, requests, held_out=True)
+        counts += [named.counts for named in candidates]
+        masses += crowd.target_log_masses(candidates, requests.targets)
         return Prediction(
             queries,
             request_places(history, requests),
             self.item_scorer(catalogue, hidden_ids),
-            self.mixer(queries, asking.stack(counts, queries)),
-            asking.stack(masses, queries),
-            asking.boosts(self, queries, sources),
+            self.mixer(queries, sources.stack(counts, queries)),
+            sources.stack(masses, queries),
+            sources.boosts(self, queries, candidates),
         )
 
     @exact_products
@@ -163,7 +164,7 @@ class SpatiotemporalTransformer(nn.Module):
           float32 [B, R, rows], a column a row of the catalogue; zero where that is no item. Where a
           request names domains, of the items in those.
         """
-        answer = asking.answer(self, self._encoded(history, states), catalogue, requests)
+        answer = sources.answer(self, self._encoded(history, states), catalogue, requests)
         logits = self._logits(answer.queries, answer.places, catalogue)
         if answer.boosts is not None:
             logits = logits + answer.boosts.dense(logits.shape[-1])
@@ -188,7 +189,7 @@ class SpatiotemporalTransformer(nn.Module):
           and how probable each item is by it. Those with a gate of their own come first, as they
           lie in the gate: generating, the pointers, the crowd. Then habits, if there are any.
         """
-        asked = asking.ask(self, self._encoded(history, states), catalogue, requests)
+        asked = sources.ask(self, self._encoded(history, states), catalogue, requests)
         logits = self._logits(asked.queries, request_places(history, requests), catalogue)
         if asked.boosts is not None:
             logits = logits + asked.boosts.dense(logits.shape[-1])
@@ -216,7 +217,7 @@ class SpatiotemporalTransformer(nn.Module):
         `hidden_ids`, bool [rows], are items that are taken for unknown but for their content.
         """
         vectors = self._item_vectors(history, hidden_ids)
-        x = self._embed(history, vectors, vectors_before(vectors, history.segment_ids))
+        x = self._embed(history, vectors, previous_in_segment(vectors, history.segment_ids))
         x = self.event_dropout(x, deterministic=deterministic)
         geometry = self_geometry(self.config, history)
 
@@ -298,8 +299,8 @@ class SpatiotemporalTransformer(nn.Module):
     ) -> Answer:
         """What requests [B, R] to the people in `rows` of a cache are to be scored with."""
         kept = cache.of(rows)
-        encoded = asking.Encoded(kept.history, kept.states, kept.decoder, kept.pointer_keys)
-        return asking.answer(self, encoded, catalogue, requests)
+        encoded = sources.Encoded(kept.history, kept.states, kept.decoder, kept.pointer_keys)
+        return sources.answer(self, encoded, catalogue, requests)
 
     @exact_products
     def explain(
@@ -334,9 +335,9 @@ class SpatiotemporalTransformer(nn.Module):
             vectors, before, history.contexts, history.numbers, history.phases, history.gaps_s
         )
 
-    def _encoded(self, history: History, states: jax.Array) -> asking.Encoded:
+    def _encoded(self, history: History, states: jax.Array) -> sources.Encoded:
         keys = self.pointer_keys(states) if self.config.use_pointer else None
-        return asking.Encoded(history, states, self.decoder.memory(states), keys)
+        return sources.Encoded(history, states, self.decoder.memory(states), keys)
 
     def _logits(self, queries: jax.Array, places: jax.Array, catalogue: Catalogue) -> jax.Array:
         """Of generating every item, without boosts, float32 [B, R, rows]."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from stt_jax import approximate, ranking, session
 from stt_jax.batch import Successions, Trends
-from stt_jax.data.known import model_users, traits_of_user
+from stt_jax.data.catalogue import model_users, traits_of_user
 from stt_jax.histories import Question, request_rows, wanted_domains
 from stt_jax.service.asks import Answer, Ask, Reason, RequestError
 from stt_jax.service.models import ServedModel

@@ -20,10 +20,10 @@ from jax.experimental import multihost_utils
 
 from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.data.prepared_log import PreparedLog
-from stt_jax.data.protocol import Targets
+from stt_jax.data.protocol import MODES, Targets
 from stt_jax.metrics import ranking_metrics
 from stt_jax.model.stt import SpatiotemporalTransformer, wanted_items
-from stt_jax.training.ranks import MODES, asked_batches, in_mode
+from stt_jax.training.ranks import asked_batches, in_mode
 from stt_jax.training.sharding import Placement
 
 _MAX_TARGETS = 8000  # drawn by a fixed seed

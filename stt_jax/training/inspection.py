@@ -8,9 +8,9 @@ import rich.table
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.prepared_log import PreparedLog
-from stt_jax.model.cost import step_flops
 from stt_jax.training.setup import Training, set_up
 from stt_jax.training.sharding import parameter_name
+from stt_jax.training.speed import training_flops
 
 
 def describe(
@@ -54,15 +54,7 @@ def describe(
 
 
 def _step_lines(setup: Training) -> list[str]:
-    config, model = setup.config, setup.model
-    flops = step_flops(
-        model.config,
-        model.sizes,
-        rows=config.batch_rows,
-        tokens=config.window,
-        requests=config.requests,
-        scored_items=config.num_negatives if config.loss == "sampled" else None,
-    )
+    flops = training_flops(setup.model, setup.config)
     step = setup.make_step()
     with jax.set_mesh(setup.placement.mesh):
         compiled = step.lower(setup.shapes, setup.items, *setup.put(setup.batches[0])).compile()
@@ -70,7 +62,7 @@ def _step_lines(setup: Training) -> list[str]:
     rows, row_tokens = setup.batches.shape
     return [
         f"{setup.num_steps:,} steps of {rows} x {row_tokens} tokens, "
-        f"{setup.batches.fill:.1%} filled, up to {rows * config.requests:,} requests",
+        f"{setup.batches.fill:.1%} filled, up to {rows * setup.config.requests:,} requests",
         f"{flops:.3g} floating-point operations of the model in a step",
         f"the compiled step takes on each device {memory.argument_size_in_bytes:,} bytes of "
         f"arguments, of which {memory.alias_size_in_bytes:,} are updated in place, and "

@@ -25,12 +25,12 @@ from stt_jax.training import checkpoint, privacy, speed
 from stt_jax.training import run as runs
 from stt_jax.training.calibration import fit_gates
 from stt_jax.training.checkpoint import Progress
-from stt_jax.training.inheritance import open_source, take_over
 from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.reporting import Reporter
 from stt_jax.training.setup import Training, set_up
 from stt_jax.training.sharding import make_placement
 from stt_jax.training.step import TrainState
+from stt_jax.training.warm_start import open_source, transfer_params
 
 _REPORT_EVERY = 20  # steps
 _FEW_STEPS = 200  # below, the default rate and batch teach little
@@ -93,20 +93,20 @@ def train_model(
         checkpoint.open_manager(directory, training.keep) as manager,
     ):
         data = iter(grain.MapDataset.source(setup.batches).to_iter_dataset(READ_AHEAD))
-        taken_over = None
+        transferred = None
         if manager.latest_step() is None:
             state, progress = setup.initial_state(), Progress()
             if source is not None:
-                taken_over = take_over(source, log, setup.shapes.params)
-                state = dataclasses.replace(state, params=taken_over.params)
+                transferred = transfer_params(source, log, setup.shapes.params)
+                state = dataclasses.replace(state, params=transferred.params)
         else:
             state, progress, position = checkpoint.restore(manager, setup.shapes, owner)
             data.set_state(position)
         reporter = Reporter(directory, setup.num_steps, int(state.step), enabled=first)
         try:
             _print_start(reporter, setup, int(state.step))
-            if taken_over is not None:
-                reporter.line(taken_over.kept)
+            if transferred is not None:
+                reporter.line(transferred.kept)
             if not progress.finished:
                 keep = functools.partial(checkpoint.save, manager, owner)
                 _train(setup, state, progress, data, keep, reporter, watch)

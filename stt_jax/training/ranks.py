@@ -17,13 +17,12 @@ from jax.experimental import multihost_utils
 from stt_jax.batch import Catalogue, History, Requests, table_rows
 from stt_jax.data.pipeline import target_batches
 from stt_jax.data.prepared_log import PreparedLog
-from stt_jax.data.protocol import Targets
+from stt_jax.data.protocol import MODES, Targets
 from stt_jax.mesh import DATA
 from stt_jax.metrics import MISS, target_ranks
 from stt_jax.model.stt import SpatiotemporalTransformer, wanted_items
 from stt_jax.training.sharding import Placement
 
-MODES = ("unknown", "known")
 _MAX_SCORES = 1 << 25  # scores held at once, 128 MiB
 
 Ranker = Callable[..., dict[str, jax.Array]]

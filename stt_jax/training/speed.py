@@ -36,14 +36,7 @@ class Meter:
     ) -> None:
         rows, row_tokens = batches.shape
         self._tokens = rows * row_tokens * batches.fill
-        self._flops = step_flops(
-            model.config,
-            model.sizes,
-            rows=config.batch_rows,
-            tokens=config.window,
-            requests=config.requests,
-            scored_items=config.num_negatives if config.loss == "sampled" else None,
-        )
+        self._flops = training_flops(model, config)
         self._peak = functools.cache(lambda: mesh.size * peak_flops(model.config.dtype))
         self.restart()
 
@@ -109,6 +102,18 @@ class Trace:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
+
+
+def training_flops(model: SpatiotemporalTransformer, config: TrainingConfig) -> int:
+    """Operations of one training step by formula, see `model.cost.step_flops`."""
+    return step_flops(
+        model.config,
+        model.sizes,
+        rows=config.batch_rows,
+        tokens=config.window,
+        requests=config.requests,
+        scored_items=config.num_negatives if config.loss == "sampled" else None,
+    )
 
 
 def peak_flops(dtype: str) -> float:

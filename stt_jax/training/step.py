@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from stt_jax.batch import Catalogue, History, Requests
 from stt_jax.config import TrainingConfig
 from stt_jax.model.mixture import Prediction
 from stt_jax.model.stt import SpatiotemporalTransformer
-from stt_jax.training.hiding import hide
+from stt_jax.training.input_masking import hide
 from stt_jax.training.losses import make_softmax, mixture_loss
 from stt_jax.training.privacy import PRIVATE_CHUNK_ROWS, Account, private_gradients
 from stt_jax.training.sharding import Placement
@@ -95,35 +96,8 @@ def make_train_step(
       shardings: of the new state; None leaves them to the compiler.
       account: makes the step private, its rows one person each; see `training.privacy`.
     """
-
-    def total_loss(
-        params: Any, catalogue: Catalogue, history: History, requests: Requests, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if placement is not None and placement.fsdp:
-            # Fetch the parts of each parameter: left to itself the compiler moves activations.
-            whole = dataclasses.replace(placement, fsdp=False).params(params)
-            params = jax.lax.with_sharding_constraint(params, whole)
-        prediction = cast(
-            Prediction,
-            model.apply(
-                {"params": params},
-                catalogue,
-                history,
-                requests,
-                deterministic=False,
-                rngs={"dropout": key},
-            ),
-        )
-        loss, sums = mixture_loss(
-            prediction,
-            requests.targets,
-            label_smoothing=config.label_smoothing,
-            generate_weight=config.generate_weight,
-            target_weights=catalogue.target_weights,
-            softmax=make_softmax(config, jax.random.fold_in(key, 1)),
-        )
-        total = loss * sums["requests"]
-        return total, {"loss": total, **sums}
+    loss_of = functools.partial(_total_loss, model=model, config=config, placement=placement)
+    differentiate = jax.grad(loss_of, has_aux=True)
 
     def train_step(
         state: TrainState,
@@ -137,7 +111,6 @@ def make_train_step(
         history, requests = hide(history, requests, hide_key, config)
 
         def of_part(part: Any, key: jax.Array) -> Any:
-            differentiate = jax.grad(total_loss, has_aux=True)
             return differentiate(state.params, catalogue, *part, key)
 
         def of_person(part: Any, key: jax.Array) -> Any:
@@ -166,27 +139,74 @@ def make_train_step(
             "loss": sums["loss"] / num_requests,
             "gradient_norm": optax.global_norm(grads),
         }
-        # optax mixes int32 counts with floats: only here is promotion left to the library.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-
         good = jnp.isfinite(measures["loss"]) & jnp.isfinite(measures["gradient_norm"])
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
-        )
-        bad = 1 - good.astype(jnp.int32)
-        bad_in_a_row = bad * (state.bad_steps_in_a_row + 1)
-        measures["bad_steps_in_a_row"] = bad_in_a_row
-        new_state = TrainState(
-            state.step + 1, params, opt_state, state.bad_steps + bad, bad_in_a_row
-        )
-        return new_state, measures
+        state = _apply_update(optimizer, state, grads, good)
+        return state, measures | {"bad_steps_in_a_row": state.bad_steps_in_a_row}
 
     out_shardings = None if shardings is None else (shardings, None)
     return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _total_loss(
+    params: Any,
+    catalogue: Catalogue,
+    history: History,
+    requests: Requests,
+    key: jax.Array,
+    *,
+    model: SpatiotemporalTransformer,
+    config: TrainingConfig,
+    placement: Placement | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss summed over the requests, and all that is summed over them."""
+    if placement is not None and placement.fsdp:
+        # Fetch the parts of each parameter: left to itself the compiler moves activations.
+        whole = dataclasses.replace(placement, fsdp=False).params(params)
+        params = jax.lax.with_sharding_constraint(params, whole)
+    prediction = cast(
+        Prediction,
+        model.apply(
+            {"params": params},
+            catalogue,
+            history,
+            requests,
+            deterministic=False,
+            rngs={"dropout": key},
+        ),
+    )
+    loss, sums = mixture_loss(
+        prediction,
+        requests.targets,
+        label_smoothing=config.label_smoothing,
+        generate_weight=config.generate_weight,
+        target_weights=catalogue.target_weights,
+        softmax=make_softmax(config, jax.random.fold_in(key, 1)),
+    )
+    total = loss * sums["requests"]
+    return total, {"loss": total, **sums}
+
+
+def _apply_update(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: Any, good: jax.Array
+) -> TrainState:
+    """The state after a step; where it is not `good`, bool [], only the counts change."""
+    # optax mixes int32 counts with floats: only here is promotion left to the library.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    bad = 1 - good.astype(jnp.int32)
+    return TrainState(
+        state.step + 1,
+        params,
+        opt_state,
+        state.bad_steps + bad,
+        bad * (state.bad_steps_in_a_row + 1),
+    )
 
 
 def _over_parts(

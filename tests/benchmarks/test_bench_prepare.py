@@ -25,7 +25,7 @@ def test_quick_measures_a_row(capsys):
 
 def test_rows_replace_those_of_their_name(tmp_path):
     path = tmp_path / "rows.json"
-    bench_prepare.write_rows(path, [{"name": "a", "seconds": 1}, {"name": "b", "seconds": 2}])
-    bench_prepare.write_rows(path, [{"name": "c", "seconds": 3}, {"name": "a", "seconds": 4}])
+    bench_prepare.merge_results(path, [{"name": "a", "seconds": 1}, {"name": "b", "seconds": 2}])
+    bench_prepare.merge_results(path, [{"name": "c", "seconds": 3}, {"name": "a", "seconds": 4}])
     rows = json.loads(path.read_text())["rows"]
     assert [(row["name"], row["seconds"]) for row in rows] == [("a", 4), ("b", 2), ("c", 3)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stt_jax import baseline_tuning, baselines, counting, metrics
-from stt_jax.data.protocol import find_targets
+from stt_jax.data.protocol import MODES, find_targets
 from stt_jax.data.store import TEST, TRAIN, VALIDATION
 from tests.stt_jax.person_logs import city_log as make_city_log
 from tests.stt_jax.person_logs import make_log, person_log
@@ -193,7 +193,7 @@ def assert_blind_to_what_comes(log, target, name):
         )
         for one in (log, changed)
     )
-    for mode in baseline_tuning.MODES:
+    for mode in MODES:
         assert again[mode][name].ranks == before[mode][name].ranks
 
 
@@ -210,7 +210,7 @@ def test_what_followed_lately_wins_where_links_change_by_the_day():
         sequences.append(events)
     log = person_log(sequences)
     results, test = evaluate(log, live_trends=True)
-    for mode in baseline_tuning.MODES:
+    for mode in MODES:
         of_mode = results[mode]
         # Above what is known of yesterday, below what would be known of the target itself.
         assert 0.4 < mrr(of_mode["recent_markov"]) < 0.8
@@ -223,7 +223,7 @@ def test_what_followed_lately_wins_where_links_change_by_the_day():
 def test_log_without_times_leaves_out_what_needs_them():
     sequences = [[(1 + step % 7, 0) for step in range(40)] for _ in range(5)]
     results, _ = evaluate(person_log(sequences, has_times=False))
-    for mode in baseline_tuning.MODES:
+    for mode in MODES:
         assert "own_frequency" in results[mode]
         assert "mix" in results[mode]
         assert not {"recent_popularity", "own_hour", "own_hour_sequence"} & set(results[mode])
@@ -239,7 +239,7 @@ def test_empty_context_and_unknown_target_are_answered():
     )
     results, test = evaluate(log)
     assert log.items[test.events].tolist() == [0, 1]
-    for mode in baseline_tuning.MODES:
+    for mode in MODES:
         for name, result in results[mode].items():
             assert result.ranks[0] == metrics.MISS, name
             assert result.ranks[1] == 2 if name == "recent_popularity" else result.ranks[1] <= 2

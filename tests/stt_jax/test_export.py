@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stt_jax import session
-from stt_jax.data.known import traits_of_user
+from stt_jax.data.catalogue import traits_of_user
 from stt_jax.data.newitems import open_with_items
 from stt_jax.export import main
 from stt_jax.histories import Question, Tokens, anchor, history_rows, log_events, request_rows

@@ -18,9 +18,9 @@ from stt_jax.config import (
     TrainingConfig,
 )
 from stt_jax.counting import Cells, Scores, TrainingCounts
+from stt_jax.data.catalogue import catalogue
 from stt_jax.data.findings import describe_log
 from stt_jax.data.forgetting import forget_person
-from stt_jax.data.known import catalogue
 from stt_jax.data.newitems import add_items
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.recbole import write_recbole
@@ -29,9 +29,9 @@ from stt_jax.data.store import open_log, write_log
 from stt_jax.export import model_card
 from stt_jax.recommender import recommend_items
 from stt_jax.service.models import ServedModel
-from stt_jax.training.inheritance import open_source
 from stt_jax.training.lineage import runs_before, runs_that_saw
 from stt_jax.training.run import check_same_log, identity, load_run, run_info, write_run_files
+from stt_jax.training.warm_start import open_source
 from tests.stt_jax.service.served import MODEL, SEED, write_run
 from tests.stt_jax.tiny_logs import random_log
 

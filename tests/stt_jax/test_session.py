@@ -9,8 +9,8 @@ import pytest
 
 from stt_jax import session
 from stt_jax.config import ModelConfig, TrainingConfig
+from stt_jax.data.catalogue import model_users, traits_of_user
 from stt_jax.data.gather import gather_history, gather_requests
-from stt_jax.data.known import model_users, traits_of_user
 from stt_jax.data.windows import Windows, training_windows
 from stt_jax.histories import Question, Tokens, anchor, history_rows, log_events, request_rows
 from stt_jax.model.stt import SpatiotemporalTransformer

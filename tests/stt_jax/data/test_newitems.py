@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from stt_jax.config import PrepareConfig
-from stt_jax.data.known import catalogue
+from stt_jax.data.catalogue import catalogue
 from stt_jax.data.newitems import add_items, open_with_items, read_new_items
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.pseudonyms import open_ids, open_key, pseudonym

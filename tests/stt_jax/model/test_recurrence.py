@@ -2,12 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stt_jax.model.recurrence import (
-    at_tokens,
-    classes_before,
-    find_recurrence,
-    find_recurrences,
-)
+from stt_jax.model.recurrence import find_recurrence, find_recurrences
 
 
 def random_rows():
@@ -47,19 +42,3 @@ def test_one_token_a_row_finds_the_class_that_sorting_finds():
         ours = (every.classes == wanted) & (wanted > 0)
         np.testing.assert_array_equal(found.classes, ours)
         np.testing.assert_array_equal(found.counts, np.where(ours, every.counts, 0))
-
-
-def test_what_came_before_never_crosses_a_segment():
-    ids, segments = random_rows()
-    found = find_recurrences(jnp.asarray(ids), jnp.asarray(segments))
-    before = np.asarray(classes_before(found, jnp.asarray(segments)))
-    classes = np.asarray(found.classes)
-    assert np.all(before[:, 0] == 0)
-    same = segments[:, 1:] == segments[:, :-1]
-    np.testing.assert_array_equal(before[:, 1:], np.where(same, classes[:, :-1], 0))
-
-
-def test_a_request_without_events_takes_nothing():
-    values = jnp.arange(6).reshape(2, 3) + 1
-    taken = at_tokens(values, jnp.array([[-1, 0], [2, -1]]))
-    np.testing.assert_array_equal(taken, [[0, 1], [6, 0]])

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.data.protocol import MODES
 from stt_jax.metrics import ranking_metrics, target_ranks
 from stt_jax.training import loop
 from stt_jax.training.calibration import find_biases, find_candidates, fit_gates
 from stt_jax.training.loop import train_model
-from stt_jax.training.ranks import MODES, asked_batches, in_mode, make_ranker, model_ranks
+from stt_jax.training.ranks import asked_batches, in_mode, make_ranker, model_ranks
 from stt_jax.training.run import load_run
 from stt_jax.training.setup import set_up
 from tests.stt_jax.tiny_logs import random_log

@@ -9,7 +9,7 @@ import pytest
 
 from stt_jax.config import TrainingConfig
 from stt_jax.model.crowd import Boosts
-from stt_jax.model.head import NOTHING, NUM_DISTANCES, ItemScorer
+from stt_jax.model.head import NO_LOG_MASS, NUM_DISTANCES, ItemScorer
 from stt_jax.model.mixture import Prediction
 from stt_jax.model.precision import products
 from stt_jax.training import tiles
@@ -115,7 +115,7 @@ def test_boosts_are_added_to_the_logits_of_every_softmax(loss):
     log_probs = jax.nn.log_softmax((logits + added.reshape(B * R, -1))[:, 1 : V + 1])
     config = TrainingConfig(loss=loss, num_negatives=V, loss_chunk_items=3)
     softmax = make_softmax(config, jax.random.key(0))
-    alone = jnp.where(jnp.arange(3) == 0, 0.0, NOTHING)  # generating only
+    alone = jnp.where(jnp.arange(3) == 0, 0.0, NO_LOG_MASS)  # generating only
     p = p.replace(log_gates=jnp.broadcast_to(alone, p.log_gates.shape))
     found, _ = mixture_loss(p, targets, label_smoothing=0.2, softmax=softmax)
     rows, known = np.arange(B * R), np.asarray(targets).reshape(-1) > 0

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stt_jax.config import DeviceConfig, ModelConfig, ProtocolConfig, TrainingConfig
-from stt_jax.training.ranks import MODES, asked_batches, in_mode, make_ranker, model_ranks
+from stt_jax.data.protocol import MODES
+from stt_jax.training.ranks import asked_batches, in_mode, make_ranker, model_ranks
 from stt_jax.training.setup import set_up
 from tests.stt_jax.tiny_logs import random_log
 

@@ -4,8 +4,8 @@ Parameters go over as they are, but for the tables with a row an item, category,
 person: rows go over by id, however the vocabularies have grown, shrunk or been reordered; rows of
 ranges of people's numbers by what they hold. Rows of ids that the older log does not have start
 from what is known of their like, and numeric columns that it does not have from nothing, see
-`take_over`. The optimiser starts afresh, and what the crowd did (`stt_jax.relations`) is counted in
-the new log.
+`transfer_params`. The optimiser starts afresh, and what the crowd did (`stt_jax.relations`) is
+counted in the new log.
 
 Whoever evaluates on the newer log has to see to it that its later parts hold nothing that the older
 run was trained on: a log that only got longer, split by time, is so.
@@ -51,7 +51,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class TakenOver:
+class TransferredParams:
     """Parameters for the new log, on its devices, and a line that says what was kept."""
 
     params: Any
@@ -94,7 +94,7 @@ def open_source(
         raise ValueError(f"{flag}: {error}") from error
 
 
-def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
+def transfer_params(source: Source, log: PreparedLog, shapes: Any) -> TransferredParams:
     """The parameters of a run for another log.
 
     New items get the mean vector and bias of the old items of their category; where it is unknown
@@ -191,7 +191,9 @@ def take_over(source: Source, log: PreparedLog, shapes: Any) -> TakenOver:
     kept = ", ".join(f"{name}: {matched.counts}" for name, matched in counts.items())
     if fates:
         kept += f", numeric columns: {', '.join(f'{name} {fate}' for name, fate in fates.items())}"
-    return TakenOver(params, f"from step {source.run.step} of {source.run.directory}: {kept}")
+    return TransferredParams(
+        params, f"from step {source.run.step} of {source.run.directory}: {kept}"
+    )
 
 
 def _number_fates(source: Source, log: PreparedLog) -> dict[str, str]:

@@ -18,9 +18,10 @@ from stt_jax.model import crowd
 from stt_jax.model.block import Memory
 from stt_jax.model.geometry import Geometry, request_geometry, request_places, seen_events
 from stt_jax.model.habits import habit_mass
+from stt_jax.model.likely_times import asked_after, hide_time, likely_waits
 from stt_jax.model.mixture import Answer
-from stt_jax.model.recurrence import at_tokens, classes_before, find_recurrence, find_recurrences
-from stt_jax.model.waits import asked_after, hide_time, likely_waits
+from stt_jax.model.recurrence import find_recurrence, find_recurrences
+from stt_jax.model.segments import at_tokens, previous_in_segment
 
 if TYPE_CHECKING:
     from stt_jax.model.stt import SpatiotemporalTransformer
@@ -61,7 +62,7 @@ class Asked:
     queries: jax.Array
     log_gates: jax.Array
     pointed: list[jax.Array]
-    sources: list[crowd.Named]
+    sources: list[crowd.Candidates]
     habits: jax.Array | None
     boosts: crowd.Boosts | None
 
@@ -96,7 +97,7 @@ def answer(
 def ask(
     model: SpatiotemporalTransformer, encoded: Encoded, catalogue: Catalogue, requests: Requests
 ) -> Asked:
-    """The sources of requests [B, R]; where a time is hidden, at likely ones (`model.waits`)."""
+    """The sources of requests [B, R]; where a time is hidden, at `likely_times`."""
     sources = crowd.find_sources(model.config, catalogue, encoded.history, requests, held_out=False)
     asked = _ask_once(model, encoded, requests, sources)
     if catalogue.waits_s is None:
@@ -117,7 +118,7 @@ def _ask_once(
     model: SpatiotemporalTransformer,
     encoded: Encoded,
     requests: Requests,
-    sources: list[crowd.Named],
+    sources: list[crowd.Candidates],
 ) -> Asked:
     config, history = model.config, encoded.history
     hidden, geometry = decode(
@@ -211,7 +212,7 @@ def pointed_at(
         # Its segments are the events that followed one and the same item.
         geometries["sequel"] = dataclasses.replace(
             geometry,
-            segment_ids=classes_before(found, history.segment_ids),
+            segment_ids=previous_in_segment(found.classes, history.segment_ids),
             query_segment_ids=at_tokens(found.classes, requests.last_tokens),
         )
         earlier = at_tokens(found.counts, requests.last_tokens) - 1
@@ -220,7 +221,7 @@ def pointed_at(
 
 
 def boosts(
-    model: SpatiotemporalTransformer, queries: jax.Array, sources: list[crowd.Named]
+    model: SpatiotemporalTransformer, queries: jax.Array, sources: list[crowd.Candidates]
 ) -> crowd.Boosts | None:
     """What the crowd adds to the logits of generating; None = the model does not let it."""
     return model.booster(queries, sources) if model.config.use_boost else None

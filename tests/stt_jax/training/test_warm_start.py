@@ -13,10 +13,10 @@ from stt_jax.config import DeviceConfig, ProtocolConfig, TrainingConfig
 from stt_jax.data.store import open_log, write_log
 from stt_jax.data.traits import encode_user_trait
 from stt_jax.training import run as runs
-from stt_jax.training.inheritance import Source, _match_traits, open_source, take_over
 from stt_jax.training.loop import train_model
 from stt_jax.training.ranks import make_ranker, model_ranks
 from stt_jax.training.setup import set_up
+from stt_jax.training.warm_start import Source, _match_traits, open_source, transfer_params
 from tests.stt_jax.service import served
 from tests.stt_jax.service.served import add_checkpoint, write_run
 from tests.stt_jax.tiny_logs import STAGES, random_log
@@ -35,7 +35,7 @@ def write(log, directory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """An older log of people u0 to u4 in training, in prepared, and a run on it, in run."""
-    folder = tmp_path_factory.mktemp("inheritance")
+    folder = tmp_path_factory.mktemp("warm_start")
     write_run(folder, MODEL)
     return folder
 
@@ -71,7 +71,7 @@ def new(folder):
 def set_up_from(folder, log):
     options = dataclasses.replace(TRAINING, run=str(folder / "none"), resume_from=f"{folder}/run")
     setup = set_up(log, options, MODEL, ProtocolConfig(), DeviceConfig())
-    return setup, take_over(open_source(log, options, MODEL), log, setup.shapes.params)
+    return setup, transfer_params(open_source(log, options, MODEL), log, setup.shapes.params)
 
 
 def test_rows_go_over_by_id_and_new_ones_start_from_their_like(folder, old, new):
@@ -149,7 +149,7 @@ def test_a_model_that_has_learned_to_do_without_ids_takes_new_ones_for_unknown(f
     setup, _ = set_up_from(folder, new)
     config = dataclasses.replace(old.model_config, id_dropout=0.1)
     source = Source(dataclasses.replace(old, model_config=config), open_log(folder / "prepared"))
-    now = jax.device_get(take_over(source, new, setup.shapes.params).params)
+    now = jax.device_get(transfer_params(source, new, setup.shapes.params).params)
     was = jax.device_get(old.params)
     for group, name, fresh in (
         ("items", "ids", [11, 12, 13]),

@@ -26,7 +26,7 @@ def likely_waits(waits_s: jax.Array, history: History, requests: Requests) -> ja
     """Seconds from the last event that each request sees to when it may be, int32 [K, B, R].
 
     Args:
-      waits_s: int32 [168, K], by the hour of the week of the last event (`stt_jax.waits`).
+      waits_s: int32 [168, K], by the hour of the week of the last event (`stt_jax.likely_times`).
       history, requests: what is asked.
     """
     last = jnp.maximum(requests.last_tokens, 0)

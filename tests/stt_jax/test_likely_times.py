@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from stt_jax.data.store import TRAIN
-from stt_jax.waits import find_waits
+from stt_jax.likely_times import find_waits
 from tests.stt_jax.tiny_logs import FIRST_MONDAY, random_log
 
 HOUR_S = 3600

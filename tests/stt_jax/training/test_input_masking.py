@@ -5,8 +5,8 @@ import numpy as np
 
 from stt_jax.config import TrainingConfig
 from stt_jax.data.pipeline import TrainingBatches
-from stt_jax.training import hiding
-from stt_jax.training.hiding import hide, hide_domains, hide_parts
+from stt_jax.training import input_masking
+from stt_jax.training.input_masking import hide, hide_domains, hide_parts
 from tests.stt_jax.tiny_logs import random_log
 
 
@@ -44,7 +44,7 @@ def test_rates_of_zero_and_one_hide_all_and_nothing():
 
 
 def test_a_cold_request_shows_neither_history_nor_who_asks_and_is_an_early_one(monkeypatch):
-    monkeypatch.setattr(hiding, "COLD_EVENTS", 5)
+    monkeypatch.setattr(input_masking, "COLD_EVENTS", 5)
     source = TrainingBatches(
         random_log(num_users=30, max_events=120), window=16, requests=16, batch_rows=16, seed=0
     )

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from stt_jax.batch import HOURS_PER_WEEK
+from stt_jax.batch import FIRST_WEEKEND_HOUR, HOURS_PER_WEEK
 from stt_jax.data.encodings import hour_of_week
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.store import TRAIN
@@ -50,4 +50,4 @@ def find_waits(log: PreparedLog, num_waits: int) -> np.ndarray:
 
 def _kind_of_hour(hours: np.ndarray) -> np.ndarray:
     """0..23, hours of Monday to Friday; 24..47, those of the weekend."""
-    return hours % 24 + 24 * (hours >= 5 * 24)
+    return hours % 24 + 24 * (hours >= FIRST_WEEKEND_HOUR)
