@@ -36,6 +36,7 @@ from benchmarks.coldstart_split import (
 from stt_jax import command
 from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import EvaluationConfig, ModelConfig, option
+from stt_jax.config.flagfile import from_flagfile
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import open_log
@@ -149,7 +150,7 @@ def bench(cold: ColdConfig) -> None:
         "flagfile": suite.flagfile,
         "changes": suite.training | suite.model,
     }
-    configs = command.from_flagfile(suite.flagfile, FLAG_GROUPS)
+    configs = from_flagfile(suite.flagfile, FLAG_GROUPS)
     rows = of_suite.setdefault("rows", {})
     if "popularity" not in rows:
         rows |= _baselines(logs, suite, configs["model"])
