@@ -3,7 +3,8 @@
 A command is a function of config objects. `run` gives it a command line:
 
     def main(argv=None):
-        return command.run(do_it, {"model": ModelConfig, "training": TrainingConfig}, argv)
+        groups = {"model": ModelConfig, "training": TrainingConfig}
+        return command.run(do_it, groups, argv, usage=__doc__ or "")
 
 Each dataclass becomes a group of flags (`stt_jax.config.flagfile`); importing a command module
 defines none.
@@ -98,6 +99,7 @@ def help_text(program: str, groups: Mapping[str, type], usage: str) -> str:
             default = flag_text(field.default)
             lines.append(f"  --{field.name}" + (f"={default}" if default != "" else ""))
             lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")
+    lines += ["", "STT_JAX_TRACEBACK=1 in the environment shows where an error came from."]
     return "\n".join(lines)
 
 

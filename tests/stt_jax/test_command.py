@@ -102,6 +102,8 @@ def test_help_explains_every_flag_by_group(baked):
     for field in dataclasses.fields(Cake):
         assert f"--{field.name}" in output.out
         assert field.metadata["help"] in output.out
+    last = output.out.splitlines()[-1]
+    assert last == "STT_JAX_TRACEBACK=1 in the environment shows where an error came from."
 
 
 def test_our_own_mistakes_keep_their_traceback():
