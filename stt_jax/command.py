@@ -25,6 +25,7 @@ from typing import Any
 from absl import flags
 
 from stt_jax.config.flagfile import flag_text, parse
+from stt_jax.config.options import choices_text
 
 if typing.TYPE_CHECKING:
     import rich.console
@@ -95,7 +96,7 @@ def help_text(program: str, groups: Mapping[str, type], usage: str) -> str:
         for field in dataclasses.fields(config_class):
             text = field.metadata["help"]
             if field.metadata["choices"]:
-                text += f" One of: {', '.join(field.metadata['choices'])}."
+                text += f" One of: {choices_text(field.metadata['choices'])}."
             default = flag_text(field.default)
             lines.append(f"  --{field.name}" + (f"={default}" if default != "" else ""))
             lines += textwrap.wrap(text, 92, initial_indent="      ", subsequent_indent="      ")

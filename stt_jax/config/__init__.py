@@ -14,10 +14,7 @@ from stt_jax.config.asking import (
     RequestConfig,
     ServeConfig,
 )
-from stt_jax.config.options import (
-    check,
-    option,
-)
+from stt_jax.config.options import check, check_choices, option
 from stt_jax.config.preparing import (
     CityConfig,
     CleaningOptions,
@@ -63,5 +60,6 @@ __all__ = [
     "ValueOptions",
     "WatchConfig",
     "check",
+    "check_choices",
     "option",
 ]

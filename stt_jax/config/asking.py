@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stt_jax.config.options import check, option
+from stt_jax.config.options import check, check_choices, option
 from stt_jax.config.training import MOST_TIMES
 
 
@@ -41,6 +41,9 @@ class ProtocolConfig:
         "answered from there; any: it leaves that open.",
         choices=("named", "any"),
     )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +109,7 @@ class EvaluationConfig:
     output: str = option("", "JSON report; empty = evaluation-PART.json in the run directory.")
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check(self.max_targets >= 0, "--max_targets must not be negative")
         check(self.asked_window >= 0, f"--asked_window={self.asked_window} must not be negative")
         check(
@@ -160,6 +164,7 @@ class RequestConfig:
     )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check(self.k > 0, f"--k={self.k} must be positive")
         check(
             self.exclude_seen in ("as_run", "true", "false"),

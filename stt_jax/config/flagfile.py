@@ -17,6 +17,8 @@ from typing import Any
 
 from absl import flags
 
+from stt_jax.config.options import check_choices
+
 
 def parse(groups: Mapping[str, type], argv: Sequence[str]) -> dict[str, Any]:
     """Flags in `argv` (program name first, `--flagfile` expanded) as one config a group.
@@ -34,10 +36,12 @@ def parse(groups: Mapping[str, type], argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"unknown flag --{error.flagname}{hint}") from error
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}: every option is a --flag=value")
-    return {
-        name: config_class(**{f.name: _value(f, values) for f in dataclasses.fields(config_class)})
-        for name, config_class in groups.items()
-    }
+    configs = {}
+    for name, config_class in groups.items():
+        fields = dataclasses.fields(config_class)
+        configs[name] = config_class(**{field.name: _value(field, values) for field in fields})
+        check_choices(configs[name])
+    return configs
 
 
 def to_flagfile(*configs: Any) -> str:
@@ -100,7 +104,7 @@ def _flag_values(groups: Mapping[str, type]) -> flags.FlagValues:
                 flag_values=values,
             )
             if field.metadata["choices"]:
-                flags.DEFINE_enum(enum_values=field.metadata["choices"], **common)
+                flags.DEFINE_string(**common)  # `check_choices` has the words for a wrong one
             elif kind is bool:
                 flags.DEFINE_bool(**common)
             elif kind is int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from stt_jax.config.options import check, option
+from stt_jax.config.options import check, check_choices, option
 
 MOST_TIMES = 168  # that a hidden request time may be
 
@@ -112,6 +112,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check(self.width > 0 and self.num_layers > 0, "--width and --num_layers must be positive")
         check(
             self.num_heads > 0 and self.width % self.num_heads == 0,
@@ -213,7 +214,7 @@ class TrainingConfig:
     known_place_rate: float = option(0.1, "Fraction of training requests that show their place.")
     place_noise_m: float = option(
         500.0,
-        "Standard deviation by which a shown training place is moved: a device's place is "
+        "Standard deviation, metres, by which a shown training place is moved: a device's place is "
         "near, not at, the item that comes next.",
     )
     known_domain_rate: float = option(
@@ -243,7 +244,9 @@ class TrainingConfig:
         2.0, "With --stale_rate: how many events such a request does not see, on average; from 1."
     )
     validation_every: float = option(1.0, "Epochs between validations.")
-    validation_targets: int = option(2000, "Most validation targets per validation, drawn by seed.")
+    validation_targets: int = option(
+        2000, "Most validation targets per validation, drawn by a fixed seed; 0 = all of them."
+    )
     patience: int = option(5, "Validations without a better one before stopping; 0 = never stop.")
     select_by: str = option(
         "mrr",
@@ -263,7 +266,7 @@ class TrainingConfig:
     )
     dp_delta: float = option(1e-6, "The delta of that privacy; below one over the people.")
     dp_clip: float = option(1.0, "Largest norm of the gradient of one person in a private step.")
-    keep: int = option(2, "Checkpoints kept besides the best.")
+    keep: int = option(2, "Latest checkpoints kept besides the best; one at the least.")
     checkpoint_every: int = option(
         0, "Steps between checkpoints; 0 = one with each validation, and when stopped."
     )
@@ -274,6 +277,7 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check(0 < self.requests <= self.window, "--requests must be in 1..--window")
         check(self.asked_window >= 0, f"--asked_window={self.asked_window} must not be negative")
         for name in ("epochs", "validation_every"):
@@ -294,9 +298,17 @@ class TrainingConfig:
         ):
             check(0 <= getattr(self, name) <= 1, f"--{name} must be in [0, 1]")
         check(self.stale_events >= 1, f"--stale_events={self.stale_events} must be at least 1")
-        check(self.generate_weight >= 0, "--generate_weight must not be negative")
-        check(self.checkpoint_every >= 0, "--checkpoint_every must not be negative")
-        check(self.dp_epsilon >= 0, f"--dp_epsilon={self.dp_epsilon} must not be negative")
+        for name in (
+            "weight_decay",
+            "generate_weight",
+            "place_noise_m",
+            "validation_targets",
+            "patience",
+            "keep",
+            "checkpoint_every",
+            "dp_epsilon",
+        ):
+            check(getattr(self, name) >= 0, f"--{name}={getattr(self, name)} must not be negative")
         check(
             not (self.dp_epsilon and self.resume_from),
             "--dp_epsilon says nothing of what --resume_from brings along; leave out one of them",
