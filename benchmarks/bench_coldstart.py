@@ -238,7 +238,7 @@ def _baselines(logs: ColdLogs, suite: Suite, config: ModelConfig) -> dict[str, A
         config=config,
     )
     names = ["popularity_lately"]
-    names += ["followed_lately"] if config.succession_half_lives else []
+    names += ["followed_lately"] if config.succession_half_lives_h else []
     names += ["content_knn"] if has_content(logs.people) else []
     names += ["popularity_of_group"] if logs.people.user_traits else []
     rows: dict[str, Any] = {name: {"people": {}} for name in ("popularity", *_COUNTING[1:], *names)}

@@ -112,7 +112,7 @@ SUITES = {
             num_heads=2,
             use_sequel=False,
             use_person=False,
-            trend_half_lives_h=("0.25", "1", "24"),
+            trend_half_lives_h=(0.25, 1.0, 24.0),
         ),
         training=dataclasses.replace(_TRAINING, epochs=0.5, loss="sampled", num_negatives=512),
         more_epochs=0.25,

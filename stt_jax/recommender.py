@@ -117,7 +117,7 @@ class Recommender:
                 "--radius_km needs a place: give --latitude and --longitude, or a person with a "
                 "known place in the log"
             )
-        wish = {"as_run": None, "true": True, "false": False}[request.exclude_seen]
+        wish = {"as_run": None, "true": True, "false": False}[str(request.exclude_seen)]
         excludes_seen = ranking.excludes_seen(run, wish)
         rules = Rules(
             k=min(request.k, log.num_listed),

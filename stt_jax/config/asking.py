@@ -146,7 +146,7 @@ class RequestConfig:
     latitude: str = option("", "Request latitude, degrees; empty = unknown, as is the place 0, 0.")
     longitude: str = option("", "Request longitude, degrees; empty = unknown.")
     k: int = option(10, "Length of the list.")
-    exclude_seen: str = option(
+    exclude_seen: str | bool = option(
         "as_run",
         "Leave out items that the person has had; as_run: if the run was validated so, by --seen.",
         choices=("as_run", "true", "false"),
@@ -164,12 +164,10 @@ class RequestConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.exclude_seen, bool):  # from a library caller; kept as its word
+            object.__setattr__(self, "exclude_seen", str(self.exclude_seen).lower())
         check_choices(self)
         check(self.k > 0, f"--k={self.k} must be positive")
-        check(
-            self.exclude_seen in ("as_run", "true", "false"),
-            f"--exclude_seen={self.exclude_seen} must be as_run, true or false",
-        )
         for text in self.traits:
             check("=" in text, f"--traits={text}: write NAME=VALUE")
         check(self.radius_km >= 0, f"--radius_km={self.radius_km} must not be negative")

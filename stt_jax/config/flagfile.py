@@ -38,8 +38,8 @@ def parse(groups: Mapping[str, type], argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"unexpected argument {rest[0]!r}: every option is a --flag=value")
     configs = {}
     for name, config_class in groups.items():
-        fields = dataclasses.fields(config_class)
-        configs[name] = config_class(**{field.name: _value(field, values) for field in fields})
+        kinds = _kinds(config_class)
+        configs[name] = config_class(**{f: _value(f, kind, values) for f, kind in kinds.items()})
         check_choices(configs[name])
     return configs
 
@@ -63,11 +63,16 @@ def flag_text(value: Any) -> str:
     if isinstance(value, tuple):
         # As absl reads lists: a comma or a quote inside of a value is quoted.
         text = io.StringIO()
-        csv.writer(text, lineterminator="").writerow(value)
+        csv.writer(text, lineterminator="").writerow([_item_text(item) for item in value])
         return text.getvalue()
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
+
+
+def _item_text(item: Any) -> str:
+    # A whole number without its point: "1,24", as people write it and as runs have it on disk.
+    return repr(float(item)).removesuffix(".0") if isinstance(item, float) else str(item)
 
 
 def _flagfiles_first(arguments: Sequence[str]) -> list[str]:
@@ -93,9 +98,9 @@ def _flagfiles_first(arguments: Sequence[str]) -> list[str]:
 def _flag_values(groups: Mapping[str, type]) -> flags.FlagValues:
     values = flags.FlagValues()
     for config_class in groups.values():
-        types = typing.get_type_hints(config_class)
+        kinds = _kinds(config_class)
         for field in dataclasses.fields(config_class):
-            kind = types[field.name]
+            kind = kinds[field.name]
             default = field.default
             common: dict[str, Any] = dict(
                 name=field.name,
@@ -118,6 +123,17 @@ def _flag_values(groups: Mapping[str, type]) -> flags.FlagValues:
     return values
 
 
-def _value(field: dataclasses.Field, values: flags.FlagValues) -> Any:
-    value = values[field.name].value
-    return tuple(value) if isinstance(value, list) else value
+def _kinds(config_class: type) -> dict[str, Any]:
+    """The type of each option, in the order of the fields."""
+    hints = typing.get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+
+
+def _value(name: str, kind: Any, values: flags.FlagValues) -> Any:
+    value = values[name].value
+    if not isinstance(value, list):
+        return value
+    try:
+        return tuple(map(typing.get_args(kind)[0], value))
+    except ValueError as error:
+        raise ValueError(f"--{name}={','.join(value)} must be numbers, comma separated") from error

@@ -70,8 +70,8 @@ class ModelConfig:
         "With --use_crowd: how old the trends are that a request sees, in training too, where they "
         "would be fresher than what a model knows long after it was trained.",
     )
-    trend_half_lives_h: tuple[str, ...] = option(
-        ("24",),
+    trend_half_lives_h: tuple[float, ...] = option(
+        (24.0,),
         "With --use_crowd: hours after which an event counts half for what is popular, a source of "
         "the mixture each; news ages in an hour, shops in days.",
     )
@@ -79,7 +79,7 @@ class ModelConfig:
         60,
         "With --use_crowd: minutes after which it is counted anew what is popular; news wants 5.",
     )
-    succession_half_lives_h: tuple[str, ...] = option(
+    succession_half_lives_h: tuple[float, ...] = option(
         (),
         "With --use_crowd: hours after which it counts half that an item came right after another, "
         "a source of the mixture each: what do people go on to from here lately? None: not asked.",
@@ -132,10 +132,14 @@ class ModelConfig:
             f"--trend_step_min={self.trend_step_min} must divide 60",
         )
         for name in ("trend_half_lives_h", "succession_half_lives_h"):
-            texts = getattr(self, name)
+            hours = getattr(self, name)
             check(
-                all(_is_positive(text) for text in texts),
-                f"--{name}={','.join(texts)} must be positive numbers",
+                isinstance(hours, tuple) and all(isinstance(hour, int | float) for hour in hours),
+                f"{name}={hours!r} must be a tuple of numbers, e.g. (0.25, 24.0)",
+            )
+            check(
+                all(0 < hour < math.inf for hour in hours),
+                f"--{name}={','.join(f'{hour:g}' for hour in hours)} must be positive numbers",
             )
         check(
             0 <= self.likely_times <= MOST_TIMES,
@@ -143,16 +147,6 @@ class ModelConfig:
         )
         check(1 <= self.num_related <= 50, f"--num_related={self.num_related} must be in 1..50")
         check(1 <= self.num_order_buckets <= 256, "--num_order_buckets must be in 1..256")
-
-    @property
-    def half_lives_h(self) -> tuple[float, ...]:
-        """Of `trend_half_lives_h`."""
-        return tuple(float(text) for text in self.trend_half_lives_h)
-
-    @property
-    def succession_half_lives(self) -> tuple[float, ...]:
-        """Of `succession_half_lives_h`, in hours."""
-        return tuple(float(text) for text in self.succession_half_lives_h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,10 +394,3 @@ class WatchConfig:
             f"--profile_steps={self.profile_steps} must be a:b with a < b, e.g. 100:110",
         )
         return range(int(first), int(end))
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False

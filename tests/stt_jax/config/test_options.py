@@ -8,6 +8,7 @@ from stt_jax.config import (
     ForgetConfig,
     InputOptions,
     PrepareConfig,
+    RequestConfig,
     TrainingConfig,
     flagfile,
 )
@@ -79,3 +80,10 @@ def test_numbers_that_count_or_weigh_are_not_negative(name):
     with pytest.raises(ValueError, match=f"^--{name}=-1 must not be negative$"):
         TrainingConfig(**{name: -1})
     assert getattr(TrainingConfig(**{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize(("given", "word"), [(True, "true"), (False, "false"), ("true", "true")])
+def test_whether_seen_items_are_left_out_can_be_a_bool(given, word):
+    assert RequestConfig(exclude_seen=given) == RequestConfig(exclude_seen=word)
+    with pytest.raises(ValueError, match="--exclude_seen=True must be one of as_run, true, false"):
+        RequestConfig(exclude_seen="True")

@@ -26,7 +26,7 @@ CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, dropout=0.5, attention
 ITEMS = jax.tree.map(
     jnp.asarray,
     model_catalogue(
-        LOG, dataclasses.replace(CONFIG, use_popularity=True, succession_half_lives_h=("24",))
+        LOG, dataclasses.replace(CONFIG, use_popularity=True, succession_half_lives_h=(24.0,))
     ),
 )
 

@@ -76,7 +76,7 @@ def test_a_person_of_the_log_is_answered_as_by_the_command_line(run, client):
 def crowd_run(tmp_path_factory):
     """A run that asks what is popular, and what follows what."""
     model = dataclasses.replace(
-        MODEL, trend_half_lives_h=("24",), trend_step_min=20, succession_half_lives_h=("0.5",)
+        MODEL, trend_half_lives_h=(24.0,), trend_step_min=20, succession_half_lives_h=(0.5,)
     )
     return write_run(tmp_path_factory.mktemp("crowd"), model)
 
