@@ -356,10 +356,6 @@ class DeviceConfig:
             "only one of --mesh_data and --mesh_model can be -1",
         )
         check(
-            128 % max(1, self.mesh_model) == 0,
-            f"--mesh_model={self.mesh_model} must be a power of two up to 128",
-        )
-        check(
             0 <= self.process_id < self.num_processes,
             f"--process_id={self.process_id} must be in 0..--num_processes-1 = "
             f"{self.num_processes - 1}",
