@@ -109,13 +109,3 @@ def test_a_bar_is_as_long_as_its_value():
     lengths = [float(width) for width in re.findall(r'width="([\d.]+)" height="18"', drawn)]
     assert lengths[0] == 4 * lengths[1]
     assert "title &lt;&amp;&gt;" in drawn
-
-
-def test_public_names_exist():
-    import stt_jax
-
-    for name in stt_jax.__all__:
-        assert getattr(stt_jax, name).__doc__
-    assert set(stt_jax.__all__) == set(stt_jax._HOMES)
-    with pytest.raises(AttributeError):
-        stt_jax.nothing  # noqa: B018
