@@ -83,7 +83,7 @@ def holding_nothing_out(items):
 
 VARIANTS = {
     "whole": {},
-    "boosted": {"use_boost": True, "succession_half_lives_h": ("24",)},
+    "boosted": {"use_boost": True, "succession_half_lives_h": (24.0,)},
     "normed": {"use_event_norm": True},
     "blind": {"use_time": False, "use_place": False, "use_sequel": False},
     "bare": {
