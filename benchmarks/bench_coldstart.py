@@ -36,6 +36,7 @@ from benchmarks.coldstart_split import (
 from stt_jax import command
 from stt_jax.baseline_tuning import evaluate_baselines
 from stt_jax.config import EvaluationConfig, ModelConfig, option
+from stt_jax.config.flagfile import from_flagfile
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets
 from stt_jax.data.store import open_log
@@ -149,7 +150,7 @@ def bench(cold: ColdConfig) -> None:
         "flagfile": suite.flagfile,
         "changes": suite.training | suite.model,
     }
-    configs = command.from_flagfile(suite.flagfile, FLAG_GROUPS)
+    configs = from_flagfile(suite.flagfile, FLAG_GROUPS)
     rows = of_suite.setdefault("rows", {})
     if "popularity" not in rows:
         rows |= _baselines(logs, suite, configs["model"])
@@ -237,7 +238,7 @@ def _baselines(logs: ColdLogs, suite: Suite, config: ModelConfig) -> dict[str, A
         config=config,
     )
     names = ["popularity_lately"]
-    names += ["followed_lately"] if config.succession_half_lives else []
+    names += ["followed_lately"] if config.succession_half_lives_h else []
     names += ["content_knn"] if has_content(logs.people) else []
     names += ["popularity_of_group"] if logs.people.user_traits else []
     rows: dict[str, Any] = {name: {"people": {}} for name in ("popularity", *_COUNTING[1:], *names)}

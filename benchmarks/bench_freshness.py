@@ -39,8 +39,8 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from stt_jax import command, prepare
-from stt_jax.config import ModelConfig, PrepareConfig, ProtocolConfig, TrainingConfig
+from stt_jax import prepare
+from stt_jax.config import ModelConfig, PrepareConfig, ProtocolConfig, TrainingConfig, flagfile
 from stt_jax.data.newitems import add_items
 from stt_jax.data.pipeline import TrainingBatches
 from stt_jax.data.preparation import prepare_log
@@ -112,7 +112,7 @@ SUITES = {
             num_heads=2,
             use_sequel=False,
             use_person=False,
-            trend_half_lives_h=("0.25", "1", "24"),
+            trend_half_lives_h=(0.25, 1.0, 24.0),
         ),
         training=dataclasses.replace(_TRAINING, epochs=0.5, loss="sampled", num_negatives=512),
         more_epochs=0.25,
@@ -249,7 +249,7 @@ def _prepared(suite: Suite, data_root: str, directory: pathlib.Path, test_from: 
         f"--output={directory}", "--split=time", f"--validation_from={test_from}",
         f"--test_from={test_from}",
     ]  # fmt: skip
-    groups = command.parse(prepare.GROUPS, ["prepare", *flags])
+    groups = flagfile.parse(prepare.GROUPS, ["prepare", *flags])
     options = {
         field.name: getattr(group, field.name)
         for group in groups.values()

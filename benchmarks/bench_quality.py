@@ -28,6 +28,7 @@ import numpy as np
 
 from stt_jax import command
 from stt_jax.config import DeviceConfig, EvaluationConfig, option
+from stt_jax.config.flagfile import from_flagfile
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.store import open_log
 from stt_jax.evaluation import evaluate_model
@@ -159,7 +160,7 @@ def bench(quality: QualityConfig) -> None:
     for number, row in enumerate(suite.rows):
         if quality.rows and number not in map(int, quality.rows):
             continue
-        configs = command.from_flagfile(row.flagfile, FLAG_GROUPS)
+        configs = from_flagfile(row.flagfile, FLAG_GROUPS)
         log = open_log(_path(quality, row.data or configs["training"].data))
         runs, reports = [], []
         for seed in range(quality.seeds):

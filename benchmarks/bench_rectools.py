@@ -34,6 +34,7 @@ from benchmarks import timing
 from benchmarks.bench_quality import SUITES
 from stt_jax import command
 from stt_jax.config import check, option
+from stt_jax.config.flagfile import from_flagfile
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.schema import TEST, VALIDATION
@@ -105,7 +106,7 @@ def make_jobs(peers: RecToolsConfig, log: PreparedLog) -> list[dict[str, Any]]:
     """
     work = pathlib.Path(peers.work)
     work.mkdir(parents=True, exist_ok=True)
-    configs = command.from_flagfile(f"configs/{peers.suite}.flags", FLAG_GROUPS)
+    configs = from_flagfile(f"configs/{peers.suite}.flags", FLAG_GROUPS)
     protocol = configs["validation"]
     contexts = SUITES[peers.suite].contexts
     asked = {f"test/{one}": find_targets(log, TEST, targets=protocol.targets, context=one)

@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 from benchmarks.raw_log import event_rows, prepare_rows
 from stt_jax import command
 from stt_jax.config import EvaluationConfig, check, option
+from stt_jax.config.flagfile import from_flagfile
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import TEST
 from stt_jax.data.store import open_log
@@ -211,7 +212,7 @@ def _learn(
     config: RepairConfig, log: PreparedLog, run: pathlib.Path, seed: int
 ) -> dict[str, float]:
     """Trains on a log; how well its test targets are met with their time known."""
-    configs = command.from_flagfile(config.recipe, FLAG_GROUPS)
+    configs = from_flagfile(config.recipe, FLAG_GROUPS)
     training = dataclasses.replace(
         configs["training"], run=str(run), seed=seed, epochs=config.epochs
     )

@@ -68,7 +68,10 @@ class ColdBaselines:
     def popularity_lately(self, targets: Targets) -> Iterator[np.ndarray]:
         """Shares of the events before the request, or the last one known; then all events."""
         trends = find_trends(
-            self.log, self._counts.events, self._config.half_lives_h, self._config.trend_step_min
+            self.log,
+            self._counts.events,
+            self._config.trend_half_lives_h,
+            self._config.trend_step_min,
         )
         for lately, now in itertools.product(
             trends.relations, (targets.events, _last_events(targets))
@@ -88,7 +91,7 @@ class ColdBaselines:
         minutes = self.log.times[targets.events] // 60
         rows, items, ages = latest_followers(known, last_items, minutes)
         for half_life_h, popular in itertools.product(
-            self._config.succession_half_lives, self.popularity_lately(targets)
+            self._config.succession_half_lives_h, self.popularity_lately(targets)
         ):
             followed = np.zeros_like(popular)
             np.add.at(followed, (rows, items), np.exp2(-ages / (60 * half_life_h)))

@@ -25,9 +25,9 @@ from stt_jax.model.stt import SpatiotemporalTransformer
 from stt_jax.session import Ranked, best_of, for_few_queries, named_items
 
 _SAMPLE = 4096  # items that stand for those that are no candidates
-_FEW = 1024
-_LEARN_FROM = 65_536
-_MANY = 8
+_MIN_ITEMS_FOR_CODES = 1024  # fewer are too few to learn codes from; they are compared as they are
+_MAX_TRAINING_VECTORS = 65_536  # that codes are learned from: plenty for 16 of them a pair
+_MIN_QUERIES_FOR_THREADS = 8  # fewer are left to one thread: others would be in JAX's way
 
 
 class ItemIndex:
@@ -64,11 +64,11 @@ class ItemIndex:
         size = vectors.shape[1]
         self._set_num_threads = faiss.omp_set_num_threads
         self._index: Any
-        if len(vectors) < _FEW:
-            self._index = faiss.IndexFlatIP(size)  # too few to learn codes from
+        if len(vectors) < _MIN_ITEMS_FOR_CODES:
+            self._index = faiss.IndexFlatIP(size)
         else:
             self._index = faiss.IndexPQFastScan(size, size // 2, 4, faiss.METRIC_INNER_PRODUCT)
-            num_learnt = min(_LEARN_FROM, len(vectors))
+            num_learnt = min(_MAX_TRAINING_VECTORS, len(vectors))
             self._index.train(vectors[rng.choice(len(vectors), num_learnt, replace=False)])
         self._index.add(vectors)
         num_sampled = min(_SAMPLE, self.num_items)
@@ -90,7 +90,8 @@ class ItemIndex:
         ends[:, 0] = 1
         queries = np.concatenate([np.asarray(queries, np.float32), ends], axis=1)
         # The threads that have helped with a few queries go on to wait busily, in the way of JAX's.
-        self._set_num_threads(1 if len(queries) < _MANY else os.cpu_count() or 1)
+        few = len(queries) < _MIN_QUERIES_FOR_THREADS
+        self._set_num_threads(1 if few else os.cpu_count() or 1)
         _, found = self._index.search(queries, min(num_candidates, self.num_items))
         # Where too many items are alike, the index gives up with -1.
         for row in np.flatnonzero((found < 0).any(axis=1)):

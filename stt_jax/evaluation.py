@@ -292,7 +292,10 @@ def _best_possible(path: str, log: PreparedLog, targets: Targets) -> dict[str, d
     try:
         table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"--optimum={path} is no file of stt_jax.generate ({error})") from error
+        raise ValueError(
+            f"--optimum={path} was not written by stt_jax.generate ({error}); give "
+            "city/optimum.arrow"
+        ) from error
     of_modes = {mode: {name: f"{name}_{mode}" for name in _OPTIMUM_METRICS} for mode in MODES}
     wanted = ["user_id", "time_s", *(c for columns in of_modes.values() for c in columns.values())]
     missing = [name for name in wanted if name not in table.column_names]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -141,7 +142,9 @@ def flat_functions(run: Run, log: PreparedLog, num_items_listed: int) -> Exporte
     )
 
 
-def export_run(run: Run, log: PreparedLog, out: pathlib.Path, num_items_listed: int = 100) -> None:
+def export_run(
+    run: Run, log: PreparedLog, out: str | os.PathLike, num_items_listed: int = 100
+) -> None:
     """Writes the artifacts of a run to a directory, which is made.
 
     Args:
@@ -149,6 +152,7 @@ def export_run(run: Run, log: PreparedLog, out: pathlib.Path, num_items_listed: 
       out: the directory.
       num_items_listed: items that `score` gives a person, at most as many as there are.
     """
+    out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     num_items_listed = min(num_items_listed, log.num_listed)
     exported = flat_functions(run, log, num_items_listed)
@@ -291,7 +295,7 @@ def export(export: ExportConfig) -> None:
     _, configs = read_run_files(directory)
     data = export.data or configs["training"].data
     log = open_with_items(data, export.items, export.key_file)
-    export_run(load_run(directory, log), log, pathlib.Path(export.out), export.k)
+    export_run(load_run(directory, log), log, export.out, export.k)
     print(f"exported to {export.out}; its README.md says how to call it")
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from stt_jax import command
 from stt_jax.config import ForgetConfig
-from stt_jax.data.forgetting import rewrite_without
+from stt_jax.data.forgetting import forget_person
 from stt_jax.data.pseudonyms import find_user
 from stt_jax.data.recbole import FOLDER
 from stt_jax.data.store import open_log
@@ -32,7 +32,7 @@ def forget(forgetting: ForgetConfig) -> None:
     user = find_user(open_log(directory), forgetting.user, forgetting.key_file)
     recbole = directory / FOLDER
     had_recbole = recbole.is_dir()
-    before, after = rewrite_without(directory, user)
+    before, after = forget_person(directory, user)
     print(
         f"{before.num_events - after.num_events:,} events of 1 person removed from "
         f"{forgetting.data}; {after.num_events:,} of {after.num_users:,} people are left"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -189,6 +189,24 @@ def _choose(
 def excludes_seen(run: Run, wish: bool | None) -> bool:
     """Whether a list leaves out what the person has had; None = as the run was validated."""
     return run.protocol.seen == "leave_out" if wish is None else wish
+
+
+def named_rows(what: str, names: Sequence[str], rows: Mapping[str, int]) -> np.ndarray | None:
+    """Rows of names that a request gives, int64; None where it gives none.
+
+    Args:
+      what: what the request calls them, for the error.
+      names: as in the log.
+      rows: by name, of all that there are.
+
+    Raises:
+      ValueError: a name that is not among them.
+    """
+    for name in names:
+        if name not in rows:
+            near = ", ".join([known for known in rows if known][:5]) or "none"
+            raise ValueError(f"{what}: {name!r} is not in the model's log; it has e.g. {near}")
+    return np.array([rows[name] for name in names], np.int64) if names else None
 
 
 def describe(

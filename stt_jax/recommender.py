@@ -75,6 +75,8 @@ class Recommender:
         self._run = run
         self._log = log
         self._ids: dict[str, Ids] = {}
+        self._category_rows = {name: row for row, name in enumerate(log.category_values) if row}
+        self._domain_rows = {name: row for row, name in enumerate(log.domain_values) if row}
         self._coords = ranking.item_coords(log)
         items_of_log = model_catalogue(log, run.model_config, live_trends=True)
         self._scorer = session.item_scorer(run.model, run.params, items_of_log)
@@ -117,13 +119,13 @@ class Recommender:
                 "--radius_km needs a place: give --latitude and --longitude, or a person with a "
                 "known place in the log"
             )
-        wish = {"as_run": None, "true": True, "false": False}[request.exclude_seen]
+        wish = {"as_run": None, "true": True, "false": False}[str(request.exclude_seen)]
         excludes_seen = ranking.excludes_seen(run, wish)
         rules = Rules(
             k=min(request.k, log.num_listed),
             excluded=np.unique(log.items[first:end]) if excludes_seen else None,
-            categories=_rows("categories", log.category_values, request.categories),
-            domains=_rows("domains", log.domain_values, request.domains),
+            categories=ranking.named_rows("--categories", request.categories, self._category_rows),
+            domains=ranking.named_rows("--domains", request.domains, self._domain_rows),
             radius_km=request.radius_km,
             max_per_category=request.max_per_category,
             diversity=request.diversity,
@@ -239,17 +241,6 @@ def recommend_items(run: Run, log: PreparedLog, request: RequestConfig) -> list[
       ValueError: the request is wrong, see `Recommender.ask`.
     """
     return Recommender(run, log).recommend([request])[0]
-
-
-def _rows(flag: str, values: Sequence[str], names: tuple[str, ...]) -> np.ndarray | None:
-    if not names:
-        return None
-    rows = {name: row for row, name in enumerate(values) if row}
-    unknown = [name for name in names if name not in rows]
-    if unknown:
-        near = ", ".join(list(rows)[:5]) or "none"
-        raise ValueError(f"--{flag}: {unknown[0]!r} is none of the log's; it has e.g. {near}")
-    return np.array([rows[name] for name in names])
 
 
 def _place_e7(request: RequestConfig) -> tuple[int, int] | None:

@@ -55,8 +55,8 @@ def model_catalogue(
         live_crowd(log, config)
         if live_trends
         else (
-            find_trends(log, counts.events, config.half_lives_h, config.trend_step_min),
-            find_successions(log, counts.events) if config.succession_half_lives else None,
+            find_trends(log, counts.events, config.trend_half_lives_h, config.trend_step_min),
+            find_successions(log, counts.events) if config.succession_half_lives_h else None,
         )
     )
     return dataclasses.replace(items, trends=trends, successions=successions)
@@ -64,8 +64,8 @@ def model_catalogue(
 
 def live_crowd(log: PreparedLog, config: ModelConfig) -> tuple[Trends, Successions | None]:
     """What was popular and what followed what, counted in all parts of the log."""
-    trends = LiveTrends(log, config.half_lives_h, config.trend_step_min).trends()
-    if not config.succession_half_lives:
+    trends = LiveTrends(log, config.trend_half_lives_h, config.trend_step_min).trends()
+    if not config.succession_half_lives_h:
         return trends, None
     return trends, find_successions(log, np.arange(log.num_events))
 

@@ -8,8 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from stt_jax import command
-from stt_jax.config import DeviceConfig, WatchConfig
+from stt_jax.config import DeviceConfig, WatchConfig, flagfile
 from stt_jax.training.run import FLAG_GROUPS
 
 LAUNCH = pathlib.Path(__file__).parents[1] / "configs" / "launch"
@@ -29,7 +28,7 @@ def test_the_training_command_parses(path):
     # What the shell fills in, by what it might be.
     values = {"flagfile": "configs/nyc.flags", "process_id": "1", "num_processes": "2"}
     arguments = [f"--{name}={values.get(name, value.strip(chr(34)))}" for name, value in flags]
-    configs = command.parse(GROUPS, ["train", *arguments])
+    configs = flagfile.parse(GROUPS, ["train", *arguments])
     assert configs["devices"].mesh_data == -1
     assert configs["devices"].coordinator
 

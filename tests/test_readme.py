@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from benchmarks import plots, tables
-from stt_jax import command, evaluate, export, forget, generate, prepare, recommend, serve, train
+from stt_jax import evaluate, export, forget, generate, prepare, recommend, serve, train
 from stt_jax.config import (
     CityConfig,
     DeviceConfig,
@@ -19,6 +19,7 @@ from stt_jax.config import (
     RequestConfig,
     ServeConfig,
     WatchConfig,
+    flagfile,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def test_every_command_line_parses():
             found = re.match(r"\s*python -m stt_jax\.(\w+) (.*)", line)
             if found:
                 module = next(m for m in groups if m.__name__ == f"stt_jax.{found.group(1)}")
-                command.parse(
+                flagfile.parse(
                     groups[module], [module.__name__, *shlex.split(found.group(2), comments=True)]
                 )
                 seen.add(module)
@@ -108,13 +109,3 @@ def test_a_bar_is_as_long_as_its_value():
     lengths = [float(width) for width in re.findall(r'width="([\d.]+)" height="18"', drawn)]
     assert lengths[0] == 4 * lengths[1]
     assert "title &lt;&amp;&gt;" in drawn
-
-
-def test_public_names_exist():
-    import stt_jax
-
-    for name in stt_jax.__all__:
-        assert getattr(stt_jax, name).__doc__
-    assert set(stt_jax.__all__) == set(stt_jax._HOMES)
-    with pytest.raises(AttributeError):
-        stt_jax.nothing  # noqa: B018

@@ -25,6 +25,7 @@ import scipy.sparse
 from benchmarks.bench_quality import SUITES
 from stt_jax import command
 from stt_jax.config import option
+from stt_jax.config.flagfile import from_flagfile
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.protocol import Targets, find_targets
 from stt_jax.data.store import TEST, TRAIN, VALIDATION, open_log
@@ -86,7 +87,7 @@ def bench(factorisation: FactorisationConfig) -> None:
     config = factorisation
     path = pathlib.Path(config.results) / f"{config.suite}.json"
     results = json.loads(path.read_text(encoding="utf-8"))
-    configs = command.from_flagfile(SUITES[config.suite].rows[0].flagfile, FLAG_GROUPS)
+    configs = from_flagfile(SUITES[config.suite].rows[0].flagfile, FLAG_GROUPS)
     data = pathlib.Path(configs["training"].data)
     log = open_log(pathlib.Path(config.data_root) / data.name if config.data_root else data)
     kind_of_targets = configs["validation"].targets

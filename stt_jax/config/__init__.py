@@ -1,8 +1,8 @@
 """Every option of every command: one tree of frozen dataclasses.
 
-The command lines make their flags from these classes (`stt_jax.command`), the library takes the
-same objects, and a run writes them back as a flagfile beside its checkpoints. A field is made by
-`option`, which carries the sentence that `--help` prints. Checks live in `__post_init__`, so a
+The command lines make their flags from these classes (`stt_jax.config.flagfile`), the library takes
+the same objects, and a run writes them back as a flagfile beside its checkpoints. A field is made
+by `option`, which carries the sentence that `--help` prints. Checks live in `__post_init__`, so a
 wrong value is refused in the library with the words that the command line prints.
 """
 
@@ -14,10 +14,7 @@ from stt_jax.config.asking import (
     RequestConfig,
     ServeConfig,
 )
-from stt_jax.config.options import (
-    check,
-    option,
-)
+from stt_jax.config.options import check, check_choices, option
 from stt_jax.config.preparing import (
     CityConfig,
     CleaningOptions,
@@ -63,5 +60,6 @@ __all__ = [
     "ValueOptions",
     "WatchConfig",
     "check",
+    "check_choices",
     "option",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stt_jax.config.options import check, option
+from stt_jax.config.options import check, check_choices, option
 from stt_jax.config.training import MOST_TIMES
 
 TARGETS = ("every", "session_last", "last")
@@ -47,6 +47,9 @@ class ProtocolConfig:
         "answered from there; any: it leaves that open.",
         choices=DOMAINS,
     )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,7 @@ class EvaluationConfig:
     output: str = option("", "JSON report; empty = evaluation-PART.json in the run directory.")
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check(self.max_targets >= 0, "--max_targets must not be negative")
         check(self.asked_window >= 0, f"--asked_window={self.asked_window} must not be negative")
         check(
@@ -148,7 +152,7 @@ class RequestConfig:
     latitude: str = option("", "Request latitude, degrees; empty = unknown, as is the place 0, 0.")
     longitude: str = option("", "Request longitude, degrees; empty = unknown.")
     k: int = option(10, "Length of the list.")
-    exclude_seen: str = option(
+    exclude_seen: str | bool = option(
         "as_run",
         "Leave out items that the person has had; as_run: if the run was validated so, by --seen.",
         choices=("as_run", "true", "false"),
@@ -166,11 +170,10 @@ class RequestConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.exclude_seen, bool):  # from a library caller; kept as its word
+            object.__setattr__(self, "exclude_seen", str(self.exclude_seen).lower())
+        check_choices(self)
         check(self.k > 0, f"--k={self.k} must be positive")
-        check(
-            self.exclude_seen in ("as_run", "true", "false"),
-            f"--exclude_seen={self.exclude_seen} must be as_run, true or false",
-        )
         for text in self.traits:
             check("=" in text, f"--traits={text}: write NAME=VALUE")
         check(self.radius_km >= 0, f"--radius_km={self.radius_km} must not be negative")

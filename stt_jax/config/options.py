@@ -1,4 +1,4 @@
-"""A field that is also a flag, and the check that every `__post_init__` uses."""
+"""A field that is also a flag, and the checks that every `__post_init__` uses."""
 
 from __future__ import annotations
 
@@ -21,3 +21,19 @@ def check(condition: bool, message: str) -> None:
     """Raises ValueError with `message` unless `condition`; used by every `__post_init__`."""
     if not condition:
         raise ValueError(message)
+
+
+def check_choices(config: Any) -> None:
+    """Raises ValueError where an option is none of its choices; first in every `__post_init__`."""
+    for field in dataclasses.fields(config):
+        choices, value = field.metadata.get("choices"), getattr(config, field.name)
+        if choices:
+            check(
+                value in choices, f"--{field.name}={value} must be one of {choices_text(choices)}"
+            )
+
+
+def choices_text(choices: tuple[str, ...]) -> str:
+    """The choices for people to read."""
+    names = ", ".join(name for name in choices if name)
+    return names if all(choices) else f"{names}, or empty"

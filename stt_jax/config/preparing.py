@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stt_jax.config.options import check, option
+from stt_jax.config.options import check, check_choices, option
 from stt_jax.config.raw import ColumnOptions, InputOptions
 
 
@@ -93,6 +93,7 @@ class ProtectionOptions:
 
     def __post_init__(self) -> None:
         """Refuses a missing key file and impossible grids."""
+        check_choices(self)
         check(
             bool(self.pseudonymise) == bool(self.key_file),
             "--pseudonymise and --key_file go together; "
@@ -189,6 +190,7 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         """Refuses impossible or doubly given cuts."""
+        check_choices(self)
         for part in ("validation", "test"):
             fraction, days = getattr(self, f"{part}_fraction"), getattr(self, f"{part}_days")
             check(0 <= fraction < 1, f"--{part}_fraction must be in [0, 1); got {fraction}")

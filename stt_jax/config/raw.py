@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 
-from stt_jax.config.options import check, option
+from stt_jax.config.options import check, check_choices, option
 
 TRAIT_SEPARATORS = {"pipe": "|", "comma": ",", "semicolon": ";", "space": " "}
 DOMAIN = "domain"  # the trait of items that holds what --domain says
@@ -85,6 +85,7 @@ class InputOptions:
 
     def __post_init__(self) -> None:
         """Refuses a missing input or output."""
+        check_choices(self)
         example = "e.g. --input=log.csv.gz --output=prepared/"
         check(bool(self.input), f"--input is missing: name the files of the log, {example}")
         check(bool(self.output), f"--output is missing: name a folder, {example}")
@@ -175,6 +176,7 @@ class ColumnOptions:
 
     def __post_init__(self) -> None:
         """Refuses combinations that contradict each other."""
+        check_choices(self)
         check(bool(self.user) and bool(self.item), "--user and --item must name columns")
         check(
             not (self.time and self.untimed),

@@ -11,6 +11,7 @@ scales, where a split by time cut, how much every step of the preparation did.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ from stt_jax.data.store import FLAGS_FILE, FORMAT_VERSION, REPORT_FILE, open_log
 _FORGOTTEN = "forgotten"
 
 
-def forget_person(log: PreparedLog, user_id: str) -> PreparedLog:
+def without_person(log: PreparedLog, user_id: str) -> PreparedLog:
     """A log without one person.
 
     Args:
@@ -115,18 +116,25 @@ def forget_person(log: PreparedLog, user_id: str) -> PreparedLog:
     return dataclasses.replace(left, meta=meta)
 
 
-def rewrite_without(directory: pathlib.Path, user_id: str) -> tuple[PreparedLog, PreparedLog]:
+def forget_person(directory: str | os.PathLike, user_id: str) -> tuple[PreparedLog, PreparedLog]:
     """Takes a person out of the log in a directory, its report included; RecBole files go whole.
+
+    Runs that were trained on it have still seen them; `python -m stt_jax.forget` names those.
+
+    Args:
+      directory: of a prepared log.
+      user_id: as in the log.
 
     Returns:
       (the log as it was, the log as it is), the first only good for its counts and hashes.
 
     Raises:
-      ValueError: as `forget_person`.
+      ValueError: as `without_person`.
     """
+    directory = pathlib.Path(directory)
     before = open_log(directory)
     flags = (directory / FLAGS_FILE).read_text(encoding="utf-8")
-    write_log(forget_person(before, user_id), flags)
+    write_log(without_person(before, user_id), flags)
     after = open_log(directory)
     (directory / REPORT_FILE).write_text(render_report(after), encoding="utf-8")
     return before, after

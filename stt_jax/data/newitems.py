@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from stt_jax import command
-from stt_jax.config import DOMAIN, ColumnOptions
+from stt_jax.config import DOMAIN, ColumnOptions, flagfile
 from stt_jax.data.files import ReadOptions
 from stt_jax.data.formats import open_file
 from stt_jax.data.prepared_log import PreparedLog
@@ -108,7 +107,7 @@ def _column_options(log: PreparedLog) -> ColumnOptions:
     names = {field.name for field in dataclasses.fields(ColumnOptions)}
     lines = (log.directory / FLAGS_FILE).read_text(encoding="utf-8").splitlines()
     own = [line for line in lines if line.partition("=")[0].removeprefix("--") in names]
-    options = command.parse({"columns": ColumnOptions}, ["", *own])["columns"]
+    options = flagfile.parse({"columns": ColumnOptions}, ["", *own])["columns"]
     assert isinstance(options, ColumnOptions)
     return options
 

@@ -38,8 +38,8 @@ import ibis
 import pyarrow as pa
 from ibis.expr import types as ir
 
-from stt_jax import command
 from stt_jax.config import PrepareConfig
+from stt_jax.config.flagfile import to_flagfile
 from stt_jax.data import (
     clean,
     denoise,
@@ -140,7 +140,7 @@ def _kept_flags(config: PrepareConfig) -> str:
     """The flagfile that is stored with the log."""
     kept = [
         line
-        for line in command.to_flagfile(config).splitlines()
+        for line in to_flagfile(config).splitlines()
         if not line.startswith(tuple(f"--{name}=" for name in _FLAGS_NOT_KEPT))
     ]
     return "\n".join(kept) + "\n"

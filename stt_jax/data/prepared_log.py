@@ -164,7 +164,7 @@ class PreparedLog:
     def stretches(self) -> Iterator[tuple[slice, slice]]:
         """(user rows, their events) from first to last: whole users, about a million events each.
 
-        Whoever looks at all events looks at them so, and a log larger than memory is no trouble.
+        Iterate over all events this way: it keeps a log larger than memory from being read at once.
         """
         first = 0
         while first < self.num_users:

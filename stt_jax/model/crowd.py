@@ -54,7 +54,7 @@ class Candidates:
 
 def num_sources(config: ModelConfig) -> int:
     """How many sources the mixture has of the crowd."""
-    num_timed = len(config.half_lives_h) + len(config.succession_half_lives)
+    num_timed = len(config.trend_half_lives_h) + len(config.succession_half_lives_h)
     return config.use_crowd * (len(ITEM_SOURCES) + config.use_time * num_timed)
 
 
@@ -84,13 +84,13 @@ def find_sources(
     minutes = jnp.where(requests.time_known, requests.minutes, requests.last_minutes)
     rows = trend_rows(catalogue.trends, minutes - 60 * config.trend_lag_h)
     found += [_row(relation, rows, held_out=held_out) for relation in catalogue.trends.relations]
-    if config.succession_half_lives:
+    if config.succession_half_lives_h:
         assert catalogue.successions is not None
         found += latest_followers(
             catalogue.successions,
             last_items(history, requests),
             minutes,
-            [60 * half_life_h for half_life_h in config.succession_half_lives],
+            [60 * half_life_h for half_life_h in config.succession_half_lives_h],
             size=config.num_related,
         )
     return found

@@ -119,13 +119,14 @@ class Pointer(nn.Module):
 
 
 class Mixer(nn.Module):
-    """How likely the next item comes from the catalogue, and from each pointer."""
+    """Weights of the mixture: generating from the catalogue, each pointer, each crowd source."""
 
     num_sources: int
 
     @nn.compact
     def __call__(self, queries: jax.Array, counts: jax.Array) -> jax.Array:
-        """Log-probabilities of generating and of each pointer.
+        """Log-weights of generating and of every other source, in the order of
+        `Prediction.log_gates`.
 
         Args:
           queries: [B, R, E].

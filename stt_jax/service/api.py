@@ -40,7 +40,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
-    404: {"model": schemas.Problem, "description": "Nothing is known of this id, or it is none."}
+    404: {"model": schemas.Problem, "description": "No person with this id is known."}
 }
 UserId = Annotated[schemas.Id, fastapi.Path(description="Id of the person.")]
 
@@ -116,7 +116,7 @@ def _data_routes(service: Service) -> fastapi.APIRouter:
         """What is known of a person."""
         known = service.known(service.ids.user(user))
         if known is None:
-            raise HTTPException(404, "nothing is known of this person")
+            raise HTTPException(404, "no person with this id is known")
         return schemas.User(
             user=user,
             in_training=known.in_training,

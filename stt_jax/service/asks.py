@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stt_jax.histories import Events
-from stt_jax.ranking import Recommendation, Rules, excludes_seen
+from stt_jax.ranking import Recommendation, Rules, excludes_seen, named_rows
 from stt_jax.service.store import StoredEvent
 
 if TYPE_CHECKING:
@@ -67,20 +67,19 @@ class Ask:
         return Rules(
             k=min(self.k, served.log.num_listed),
             excluded=np.array(excluded, np.int64),
-            categories=_rows("categories", served.category_rows, self.categories),
-            domains=_rows("domains", served.domain_rows, self.domains),
+            categories=_rows("categories", self.categories, served.category_rows),
+            domains=_rows("domains", self.domains, served.domain_rows),
             radius_km=self.radius_km,
             max_per_category=self.max_per_category,
             diversity=self.diversity,
         )
 
 
-def _rows(what: str, known: dict[str, int], names: tuple[str, ...]) -> np.ndarray | None:
-    """int64, rows of names; None where there are none."""
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise RequestError(f"{what}: {unknown[0]!r} is none of the model's")
-    return np.array([known[name] for name in names], np.int64) if names else None
+def _rows(what: str, names: tuple[str, ...], rows: Mapping[str, int]) -> np.ndarray | None:
+    try:
+        return named_rows(what, names, rows)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)

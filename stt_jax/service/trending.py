@@ -26,8 +26,8 @@ class Trending:
         """Counts the prepared log; what is in the store comes with the first `refresh`."""
         self._served, self._store = served, store
         config = served.run.model_config
-        self._trends = LiveTrends(served.log, config.half_lives_h, config.trend_step_min)
-        self._successions = LiveSuccessions(served.log) if config.succession_half_lives else None
+        self._trends = LiveTrends(served.log, config.trend_half_lives_h, config.trend_step_min)
+        self._successions = LiveSuccessions(served.log) if config.succession_half_lives_h else None
         self._last_events: dict[str, tuple[int, int]] = {}  # person -> (time, item)
         self._last = 0
         self._ahead: list[tuple[int, int]] = []  # (time, number) of what is yet to come

@@ -18,8 +18,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from stt_jax import command
 from stt_jax.config import ModelConfig, ProtocolConfig, TrainingConfig
+from stt_jax.config.flagfile import from_flagfile, to_flagfile
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.model.stt import ModelSizes, SpatiotemporalTransformer
 from stt_jax.training import checkpoint
@@ -118,7 +118,7 @@ def write_run_files(
 ) -> None:
     """Writes run.flags, then run.json: a directory with a run.json holds a run."""
     (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-    _write(directory / "run.flags", command.to_flagfile(training, model, protocol))
+    _write(directory / "run.flags", to_flagfile(training, model, protocol))
     _write(directory / "run.json", json.dumps(dataclasses.asdict(info), indent=1) + "\n")
 
 
@@ -300,7 +300,7 @@ def read_run_files(directory: pathlib.Path) -> tuple[RunInfo, dict[str, Any]]:
         sizes[name] = tuple(tuple(entry) for entry in sizes.get(name, ()))
     sizes["numbers"] = tuple(sizes.get("numbers", ()))
     info = RunInfo(**values, sizes=ModelSizes(**sizes))
-    return info, command.from_flagfile(directory / "run.flags", FLAG_GROUPS)
+    return info, from_flagfile(directory / "run.flags", FLAG_GROUPS)
 
 
 def load_run(directory: str | os.PathLike, log: PreparedLog) -> Run:

@@ -146,15 +146,15 @@ def make_placement(config: DeviceConfig) -> Placement:
         data = len(devices) // model
     if model == -1:
         model = len(devices) // data
+    if model > 0 and ROW_MULTIPLE % model:
+        raise ValueError(
+            f"--mesh_model={config.mesh_model} makes {model} devices share the rows of the tables; "
+            f"it must be a power of two up to {ROW_MULTIPLE}"
+        )
     if data * model > len(devices) or data * model < 1:
         raise ValueError(
             f"{flags} needs {max(1, data) * max(1, model)} devices and there are {len(devices)} "
             f"({devices[0].platform}); -1 takes the rest"
-        )
-    if ROW_MULTIPLE % model:
-        raise ValueError(
-            f"{flags} makes {model} devices share the rows of the tables, which does not divide "
-            f"{ROW_MULTIPLE}; give --mesh_model one that does"
         )
     if jax.process_count() > 1 and data * model != len(devices):
         raise ValueError(

@@ -83,7 +83,7 @@ def test_what_was_popular_lately_is_asked_at_the_request_and_at_the_last_event(l
         log,
         leave_out_seen=False,
         num_warm_items=logs.train.num_items,
-        config=ModelConfig(trend_half_lives_h=("1", "24", "168")),
+        config=ModelConfig(trend_half_lives_h=(1.0, 24.0, 168.0)),
     )
     targets = people_targets(logs, 2, 4)
     found = list(baselines.popularity_lately(targets))
@@ -104,7 +104,7 @@ def test_what_was_popular_lately_is_asked_at_the_request_and_at_the_last_event(l
 
 def test_what_followed_lately_is_asked_of_the_last_event_of_the_person(logs):
     log = logs.people
-    config = ModelConfig(succession_half_lives_h=("24",))
+    config = ModelConfig(succession_half_lives_h=(24.0,))
     options = {"leave_out_seen": False, "num_warm_items": logs.train.num_items}
     baselines = ColdBaselines(log, config=config, **options)
     found = find_successions(log, np.flatnonzero(log.parts == TRAIN))

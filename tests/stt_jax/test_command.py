@@ -7,6 +7,7 @@ import rich.table
 
 from stt_jax import command
 from stt_jax.config import ModelConfig, check, option
+from stt_jax.config.flagfile import from_flagfile, to_flagfile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +91,8 @@ def test_the_command_line_wins_over_its_flagfile_wherever_it_stands(baked, tmp_p
 def test_what_is_written_as_a_flagfile_is_read_back(tmp_path, fruits):
     cake = Cake(2, 1e-4, fruits, False, "square")
     path = tmp_path / "cake.flags"
-    path.write_text(command.to_flagfile(cake))
-    assert command.from_flagfile(path, {"cake": Cake}) == {"cake": cake}
+    path.write_text(to_flagfile(cake))
+    assert from_flagfile(path, {"cake": Cake}) == {"cake": cake}
 
 
 def test_help_explains_every_flag_by_group(baked):
@@ -101,6 +102,8 @@ def test_help_explains_every_flag_by_group(baked):
     for field in dataclasses.fields(Cake):
         assert f"--{field.name}" in output.out
         assert field.metadata["help"] in output.out
+    last = output.out.splitlines()[-1]
+    assert last == "STT_JAX_TRACEBACK=1 in the environment shows where an error came from."
 
 
 def test_our_own_mistakes_keep_their_traceback():

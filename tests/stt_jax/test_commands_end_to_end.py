@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from stt_jax import command, evaluate, recommend, train
+from stt_jax import evaluate, recommend, train
 from stt_jax.config import EvaluationConfig, RequestConfig
+from stt_jax.config.flagfile import from_flagfile
 from stt_jax.data.store import TEST, open_log
 from stt_jax.evaluation import evaluate_model
 from stt_jax.model.stt import SpatiotemporalTransformer
@@ -259,5 +260,5 @@ def test_every_training_flagfile_parses_and_says_what_it_is_for():
     paths = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.flags"))
     assert paths
     for path in paths:
-        command.from_flagfile(path, train.FLAG_GROUPS)
+        from_flagfile(path, train.FLAG_GROUPS)
         assert path.read_text().startswith("# ")

@@ -81,7 +81,7 @@ def test_a_list_of_one_domain_holds_nothing_else(trained):
         items = recommend_items(run, log, RequestConfig(user="u1", k=6, domains=domains))
         found = {one.item_id.partition("/")[0] for one in items}
         assert found == (kinds or {"news", "shop"})
-    with pytest.raises(ValueError, match="--domains: 'films' is none of the log's; it has"):
+    with pytest.raises(ValueError, match="--domains: 'films' is not in the model's log; it has"):
         recommend_items(run, log, RequestConfig(user="u1", domains=("films",)))
     assert recommend.main(["recommend", f"--run={folder}/run", "--user=u1", "--domains=news"]) == 0
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_read_or_written_is_refused_before_the_model_is_asked(
     (tmp_path / "file").write_text("")
     for argument, message in (
         (f"--optimum={other}", "other.arrow is no optimum.arrow of stt_jax.generate: it has no"),
-        (f"--optimum={tmp_path / 'file'}", "file is no file of stt_jax.generate"),
+        (f"--optimum={tmp_path / 'file'}", "; give city/optimum.arrow"),
         (f"--output={tmp_path}", "is a folder or may not be written; name another file"),
         (f"--output={tmp_path / 'file/x.json'}", "its folder cannot be made"),
     ):

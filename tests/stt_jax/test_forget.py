@@ -20,7 +20,7 @@ from stt_jax.config import (
 from stt_jax.counting import Cells, Scores, TrainingCounts
 from stt_jax.data.catalogue import catalogue
 from stt_jax.data.findings import describe_log
-from stt_jax.data.forgetting import forget_person
+from stt_jax.data.forgetting import without_person
 from stt_jax.data.newitems import add_items
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.recbole import write_recbole
@@ -117,7 +117,7 @@ def test_everybody_else_keeps_their_events_and_their_words(directory):
 @pytest.mark.parametrize("row", [0, 3, 5])
 def test_a_log_stays_whole(row):
     log = random_log(seed=2)
-    after = forget_person(log, log.user_ids[row])
+    after = without_person(log, log.user_ids[row])
     assert after.num_users == log.num_users - 1
     assert after.num_train_users == log.num_train_users - (row < log.num_train_users)
     assert after.user_offsets[-1] == after.num_events
@@ -138,7 +138,7 @@ def test_items_that_went_with_them_are_in_no_list_and_no_count(tmp_path):
     rows = slice(*log.user_offsets[2:4])
     items = np.where(np.isin(log.items, theirs), 1, log.items)
     items[rows] = theirs[0] + np.arange(rows.stop - rows.start) % 2
-    left = forget_person(dataclasses.replace(log, items=items), "u2")
+    left = without_person(dataclasses.replace(log, items=items), "u2")
     fields = {field.name: getattr(left, field.name) for field in dataclasses.fields(left)}
     del fields["directory"]
     model = dataclasses.replace(MODEL, use_crowd=False)
@@ -268,7 +268,7 @@ def test_statistics_and_warnings_are_those_of_the_people_who_are_left(tmp_path):
     known = {**describe_log(log), "num_missing": {"place": [3, 1]}}
     meta = dataclasses.replace(log.meta, statistics=known, warnings=("of u3", "of others"))
     log = dataclasses.replace(log, meta=meta)
-    after = forget_person(log, "u3")
+    after = without_person(log, "u3")
     assert after.meta.statistics == {**describe_log(after), "num_missing": {"place": [3, 1]}}
     assert after.meta.statistics["num_events"] == after.num_events < log.num_events
     assert "is --time the right column?" in " ".join(after.meta.warnings)
@@ -282,7 +282,7 @@ def test_errors_are_one_line(directory, capsys):
     assert "--data is missing" in capsys.readouterr().err
     only = dataclasses.replace(random_log(num_users=2), directory=pathlib.Path("tiny"))
     with pytest.raises(ValueError, match="is the only person in the training part"):
-        forget_person(only, only.user_ids[0])
+        without_person(only, only.user_ids[0])
 
 
 def test_a_prepared_log_is_data_and_never_code(directory):

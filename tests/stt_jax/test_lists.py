@@ -169,7 +169,7 @@ def test_requests_that_are_wrong_are_counted_and_named_and_the_others_answered(
         ("user\nu1\n", ("--traits=age=3",), "--user and --traits are of one person"),
         ("user\nu1\n", ("--output=lists.txt",), "--output=lists.txt must end in .parquet or .csv"),
         ("user\nu1\n", ("--output=",), "--requests and --output go together"),
-        ("user\nu1\n", ("--categories=none",), "--categories: 'none' is none of the log's"),
+        ("user\nu1\n", ("--categories=none",), "--categories: 'none' is not in the model's log"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_the_old_lists(

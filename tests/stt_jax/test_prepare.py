@@ -259,7 +259,7 @@ def test_a_failed_run_keeps_the_log_that_was_there(capsys, flags, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "prepare").glob("*.flags")), ids=str)
 def test_every_flagfile_parses(path):
-    from stt_jax import command
+    from stt_jax.config import flagfile
 
-    command.parse(prepare.GROUPS, ["", f"--flagfile={path}", "--output=somewhere"])
+    flagfile.parse(prepare.GROUPS, ["", f"--flagfile={path}", "--output=somewhere"])
     assert path.read_text(encoding="utf-8").startswith("# ")

@@ -12,6 +12,7 @@ from stt_jax.ranking import (
     describe,
     item_coords,
     item_distances_km,
+    named_rows,
 )
 from stt_jax.recommend import print_list
 from tests.stt_jax.tiny_logs import random_log
@@ -58,6 +59,17 @@ def test_rules_let_in_what_they_say_and_never_the_unknown_item():
     np.testing.assert_array_equal(np.flatnonzero(only), [1, 9])
     of_domains = allowed_items(Rules(domains=np.array([1, 2])), categories, domains, COORDS, None)
     np.testing.assert_array_equal(np.flatnonzero(of_domains), np.flatnonzero(domains > 0))
+
+
+def test_names_become_rows_and_an_unknown_one_is_told_what_there_is():
+    rows = {"": 3, **{name: row for row, name in enumerate("abcdefg", start=4)}}
+    np.testing.assert_array_equal(named_rows("categories", ("b", "a"), rows), [5, 4])
+    assert named_rows("categories", (), rows) is None
+    message = r"^kinds: 'z' is not in the model's log; it has e\.g\. a, b, c, d, e$"
+    with pytest.raises(ValueError, match=message):
+        named_rows("kinds", ("a", "z"), rows)
+    with pytest.raises(ValueError, match=r"it has e\.g\. none$"):
+        named_rows("kinds", ("z",), {})
 
 
 @pytest.mark.parametrize(("user", "whom"), [("u1", "u1"), ("", "somebody new")])

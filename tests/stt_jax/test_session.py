@@ -29,7 +29,7 @@ WHOLE = ModelConfig(
     attention="reference",
     use_boost=True,
     habit_share=0.3,
-    succession_half_lives_h=("24",),
+    succession_half_lives_h=(24.0,),
 )
 BARE = dataclasses.replace(
     WHOLE,

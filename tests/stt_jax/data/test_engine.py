@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stt_jax import command
-from stt_jax.config import PrepareConfig
+from stt_jax.config import PrepareConfig, flagfile
 from stt_jax.data import times
 from stt_jax.data.engine import DuckEngine, _java_pattern, open_engine
 from stt_jax.data.preparation import prepare_log
@@ -147,7 +146,7 @@ def test_weekdays_and_offsets_in_a_pattern_are_read_by_spark_too(spark):
 def test_new_york_is_the_same_on_both(tmp_path, spark):
     path = ROOT / "configs" / "prepare" / "nyc.flags"
     argv = ["", f"--flagfile={path}", f"--data_root={DATA_ROOT}", "--output=x"]
-    groups = command.parse(GROUPS, argv)
+    groups = flagfile.parse(GROUPS, argv)
     options = {key: value for group in groups.values() for key, value in vars(group).items()}
     duck, other = both(tmp_path, **options)
     assert duck == other

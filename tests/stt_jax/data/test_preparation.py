@@ -18,8 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stt_jax import command
-from stt_jax.config import PrepareConfig
+from stt_jax.config import PrepareConfig, flagfile
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.schema import PART_NAMES
 from stt_jax.data.store import TEST, TRAIN, UNKNOWN_E7, VALIDATION, open_log
@@ -357,7 +356,7 @@ def test_stored_flags_prepare_the_same_log_again(tmp_path):
     write_csv(tmp_path / "log.csv", random_rows(200, 7))
     options = {"min_item_events": 2, "drop_if": ("device=a,b", 'device="web"')}
     first = prepare_log(config_for(tmp_path / "log.csv", tmp_path / "one", **options))
-    groups = command.parse(
+    groups = flagfile.parse(
         GROUPS, ["", f"--flagfile={tmp_path / 'one' / 'prepare.flags'}", f"--output={tmp_path}/two"]
     )
     options = {name: value for group in groups.values() for name, value in vars(group).items()}
@@ -420,7 +419,7 @@ def test_nyc_check_ins_give_the_published_counts(tmp_path):
 )
 def test_real_logs_give_the_counts_that_their_flagfiles_promise(tmp_path, name):
     path = ROOT / "configs" / "prepare" / f"{name}.flags"
-    groups = command.parse(
+    groups = flagfile.parse(
         GROUPS,
         ["", f"--flagfile={path}", f"--data_root={DATA_ROOT}", f"--output={tmp_path / 'out'}"],
     )

@@ -55,7 +55,7 @@ def test_the_trends_are_those_of_the_request_or_of_the_last_event_where_its_time
     shown = np.arange(requests.users.size).reshape(requests.users.shape) % 2 == 0
     requests = requests.replace(time_known=jnp.asarray(shown))
     config = dataclasses.replace(
-        CONFIG, trend_lag_h=lag_h, trend_half_lives_h=("1", "24"), trend_step_min=20
+        CONFIG, trend_lag_h=lag_h, trend_half_lives_h=(1.0, 24.0), trend_step_min=20
     )
     items = jax.tree.map(jnp.asarray, model_catalogue(LOG, config))
     found = crowd.find_sources(config, items, history, requests, held_out=False)
@@ -77,7 +77,7 @@ def test_what_follows_lately_is_asked_of_the_last_item_before_the_minute_that_is
     history, requests = batch()
     shown = np.arange(requests.users.size).reshape(requests.users.shape) % 2 == 0
     requests = requests.replace(time_known=jnp.asarray(shown))
-    config = dataclasses.replace(CONFIG, succession_half_lives_h=("1", "500"))
+    config = dataclasses.replace(CONFIG, succession_half_lives_h=(1.0, 500.0))
     items = jax.tree.map(jnp.asarray, model_catalogue(LOG, config))
     found = crowd.find_sources(config, items, history, requests, held_out=True)
     assert len(found) == crowd.num_sources(config) == len(crowd.ITEM_SOURCES) + 3
@@ -125,7 +125,7 @@ def test_boosts_that_take_nearly_all_of_the_normaliser_are_as_exact():
 
 
 def test_a_model_without_crowd_or_time_asks_less():
-    timeless = dataclasses.replace(CONFIG, use_time=False, succession_half_lives_h=("1",))
+    timeless = dataclasses.replace(CONFIG, use_time=False, succession_half_lives_h=(1.0,))
     assert len(sources(timeless)) == crowd.num_sources(timeless) == len(crowd.ITEM_SOURCES)
     alone = dataclasses.replace(CONFIG, use_crowd=False)
     assert sources(alone) == []

@@ -26,7 +26,7 @@ CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, dropout=0.5, attention
 ITEMS = jax.tree.map(
     jnp.asarray,
     model_catalogue(
-        LOG, dataclasses.replace(CONFIG, use_popularity=True, succession_half_lives_h=("24",))
+        LOG, dataclasses.replace(CONFIG, use_popularity=True, succession_half_lives_h=(24.0,))
     ),
 )
 
@@ -83,7 +83,7 @@ def holding_nothing_out(items):
 
 VARIANTS = {
     "whole": {},
-    "boosted": {"use_boost": True, "succession_half_lives_h": ("24",)},
+    "boosted": {"use_boost": True, "succession_half_lives_h": (24.0,)},
     "normed": {"use_event_norm": True},
     "blind": {"use_time": False, "use_place": False, "use_sequel": False},
     "bare": {

@@ -76,7 +76,7 @@ def test_a_person_of_the_log_is_answered_as_by_the_command_line(run, client):
 def crowd_run(tmp_path_factory):
     """A run that asks what is popular, and what follows what."""
     model = dataclasses.replace(
-        MODEL, trend_half_lives_h=("24",), trend_step_min=20, succession_half_lives_h=("0.5",)
+        MODEL, trend_half_lives_h=(24.0,), trend_step_min=20, succession_half_lives_h=(0.5,)
     )
     return write_run(tmp_path_factory.mktemp("crowd"), model)
 
@@ -183,7 +183,11 @@ def test_what_is_known_is_told_and_forgotten_for_good(client):
     assert known["num_log_events"] > 0
     assert known["num_events"] == 1
     assert client("DELETE", "/users/u3").json() == {"deleted_events": 1}
-    assert client("GET", "/users/u3").status_code == 404
+    gone = client("GET", "/users/u3")
+    assert gone.status_code == 404
+    assert gone.json()["detail"] == "no person with this id is known"
+    described = client("GET", "/openapi.json").json()["paths"]["/users/{user}"]["get"]["responses"]
+    assert described["404"]["description"] == "No person with this id is known."
     nobody = client.recommend(user="nobody at all", k=11)
     assert client.recommend(user="u3", k=11) == nobody
     assert client.recommend(k=11) == nobody
@@ -457,6 +461,10 @@ def test_only_what_callers_did_wrong_is_told_them(client, monkeypatch):
         answer = client("POST", "/recommend", json={"user": "u0", **wrong})
         assert answer.status_code == 422
         assert next(iter(wrong)) in answer.json()["detail"]
+    answer = client("POST", "/recommend", json={"user": "u0", "categories": ["never heard of"]})
+    assert answer.json()["detail"] == (
+        "categories: 'never heard of' is not in the model's log; it has e.g. a, b, c"
+    )
     answer = client("POST", "/recommend", json={"radius_km": 1})
     assert answer.status_code == 422
     assert "radius_km needs a place" in answer.json()["detail"]

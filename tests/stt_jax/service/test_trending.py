@@ -29,9 +29,9 @@ AFTER = MONDAY + 400 * DAY_S  # the log has ended long before
 def run(tmp_path_factory):
     model = dataclasses.replace(
         MODEL,
-        trend_half_lives_h=("2", "24"),
+        trend_half_lives_h=(2.0, 24.0),
         trend_step_min=20,
-        succession_half_lives_h=("0.5",),
+        succession_half_lives_h=(0.5,),
     )
     return write_run(tmp_path_factory.mktemp("served"), model)
 

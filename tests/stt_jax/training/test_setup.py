@@ -1,3 +1,5 @@
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -27,9 +29,9 @@ def test_live_trends_are_what_validations_see_and_training_never_does():
         width=8,
         num_heads=2,
         num_layers=1,
-        trend_half_lives_h=("3", "24"),
+        trend_half_lives_h=(3.0, 24.0),
         trend_step_min=30,
-        succession_half_lives_h=("2",),
+        succession_half_lives_h=(2.0,),
     )
     training = TrainingConfig(window=16, requests=8, batch_rows=8)
     frozen, live = (
@@ -47,11 +49,17 @@ def test_live_trends_are_what_validations_see_and_training_never_does():
     assert live.asked_items.relations is live.items.relations
 
 
-@pytest.mark.parametrize("half_lives", [("24", "soon"), ("0",), ("-1",), ("inf",)])
+@pytest.mark.parametrize("half_lives", [(24.0, 0.0), (0,), (-1.0,), (math.inf,), (math.nan,)])
 @pytest.mark.parametrize("name", ["trend_half_lives_h", "succession_half_lives_h"])
 def test_half_lives_are_positive_numbers(name, half_lives):
     with pytest.raises(ValueError, match=rf"--{name}=.* must be positive numbers"):
         ModelConfig(**{name: half_lives})
+
+
+@pytest.mark.parametrize("half_lives", [("24",), 24.0, [24.0]])
+def test_half_lives_come_as_a_tuple_of_numbers(half_lives):
+    with pytest.raises(ValueError, match=r"trend_half_lives_h=.* must be a tuple of numbers"):
+        ModelConfig(trend_half_lives_h=half_lives)
 
 
 @pytest.mark.parametrize("minutes", [0, -5, 7, 120])

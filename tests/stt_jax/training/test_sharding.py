@@ -134,8 +134,12 @@ def test_a_mesh_that_does_not_fit_is_refused(config, message):
 def test_devices_that_tables_cannot_be_split_over_are_refused(monkeypatch):
     devices = jax.devices()[:3]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    with pytest.raises(ValueError, match="--mesh_model=-1 makes 3 devices share the rows"):
-        make_placement(DeviceConfig(mesh_model=-1))
+    for given, number in ((-1, 3), (3, 3), (6, 6), (256, 256)):
+        message = f"--mesh_model={given} makes {number} devices .* power of two up to 128$"
+        with pytest.raises(ValueError, match=message):
+            make_placement(DeviceConfig(mesh_model=given))
+    with pytest.raises(ValueError, match="needs 9 devices and there are 3"):
+        make_placement(DeviceConfig(mesh_data=9, mesh_model=-1))
 
 
 def test_minus_one_takes_the_rest():
@@ -157,7 +161,6 @@ def test_rows_that_cannot_be_shared_out_name_two_numbers_that_can():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mesh_model": 3}, "--mesh_model=3 must be a power of two"),
         ({"mesh_data": 0}, "--mesh_data=0 must be positive"),
         ({"mesh_data": -1, "mesh_model": -1}, "only one of"),
         ({"cpu_devices": -1}, "--cpu_devices=-1 must not be negative"),
