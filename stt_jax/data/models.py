@@ -43,7 +43,7 @@ def predict_text(columns: Columns, name: str, train: np.ndarray) -> np.ndarray:
     rows = _spread(np.flatnonzero(train & np.isin(codes, frequent)))
     if len(np.unique(codes[rows])) < 2:
         return np.full(len(codes), codes[rows[0]] if len(rows) else 0)
-    features = _features(columns, without=name)
+    features = _told(_features(columns, without=name), rows)
     model = _ensemble().HistGradientBoostingClassifier(
         max_iter=15, max_leaf_nodes=15, early_stopping=False, random_state=0
     )
@@ -79,6 +79,7 @@ def _regress(features: np.ndarray, values: np.ndarray, train: np.ndarray) -> np.
     rows = _spread(np.flatnonzero(train))
     if len(rows) == 0:
         return np.full(len(values), np.nan)
+    features = _told(features, rows)
     model = _ensemble().HistGradientBoostingRegressor(
         max_iter=60, early_stopping=False, random_state=0
     )
@@ -90,6 +91,11 @@ def _regress(features: np.ndarray, values: np.ndarray, train: np.ndarray) -> np.
 def _spread(rows: np.ndarray) -> np.ndarray:
     """At most _MAX_ROWS of the rows, evenly taken."""
     return rows[:: -(-len(rows) // _MAX_ROWS)] if len(rows) else rows
+
+
+def _told(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The features that are known of some row to fit to: the trees cannot bin one without."""
+    return features[:, ~np.isnan(features[rows]).all(axis=0)]
 
 
 def _features(columns: Columns, *, without: str) -> np.ndarray:

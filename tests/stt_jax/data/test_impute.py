@@ -134,6 +134,35 @@ def test_a_model_finds_what_the_other_columns_tell():
     np.testing.assert_allclose(columns.latitudes_e7, wanted, atol=2e5)
 
 
+@pytest.mark.parametrize("filled", ["number", "text", "place"])
+def test_a_model_passes_over_columns_without_a_known_value_to_fit_to(filled):
+    """A log without coordinates, and a column that only the test part has."""
+    pytest.importorskip("sklearn", reason="scikit-learn of the extra 'impute' is not installed")
+    size, cut = 100, 60
+    even = np.arange(size) % 2 == 0
+    columns = make_columns(
+        [0] * size,
+        places=[(1, 2)] * 10 + [None] * 90 if filled == "place" else None,
+        times_s=np.arange(size) * 43_200,
+        numbers={
+            "n": np.where(np.arange(size) < cut, np.where(even, 5.0, 9.0), NAN),
+            "late": np.where(np.arange(size) < cut, NAN, 1.0),
+        },
+        codes={"kind": np.where(np.arange(size) < cut, np.where(even, 1, 2), 0)},
+        texts={"kind": ["", "bar", "zoo"]},
+        parts=[0] * cut + [2] * (size - cut),
+    )
+    if filled == "number":
+        impute.fill_numbers(columns, "n", impute.Fill("n", "model", ""))
+        np.testing.assert_allclose(columns.numbers["n"], np.where(even, 5, 9), atol=1)
+    elif filled == "text":
+        impute.fill_texts(columns, "kind", impute.Fill("kind", "model", ""))
+        np.testing.assert_array_equal(columns.codes["kind"], np.where(even, 1, 2))
+    else:
+        impute.fill_places(columns, impute.Fill("lat", "model", ""))
+        assert set(columns.latitudes_e7) == {10_000_000}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
