@@ -26,12 +26,11 @@ METHODS = {
     **{f"{name}_{group}": None for name in _STATISTICS for group in _GROUPS},
     **{name: None for name in _STATISTICS},
 }
-PLACE = "place"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-    """One fill: of `column` ("place" for the coordinates) by `method` with `argument`."""
+    """One fill: of `column` by `method` with `argument`."""
 
     column: str
     method: str

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stt_jax.data.columns import Columns
+from stt_jax.data.columns import PLACE, Columns
 
 _MAX_ROWS = 200_000  # to fit to; more change little and take long
 _MAX_CLASSES = 60  # the most frequent values; the others are never predicted
@@ -27,7 +27,7 @@ def predict_number(columns: Columns, name: str, train: np.ndarray) -> np.ndarray
 
 def predict_place(columns: Columns, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Latitudes and longitudes, float64 [N] in 1e-7 degrees."""
-    features = _features(columns, without="place")
+    features = _features(columns, without=PLACE)
     return (
         _regress(features, columns.latitudes_e7.astype(np.float64), train),
         _regress(features, columns.longitudes_e7.astype(np.float64), train),
@@ -98,7 +98,7 @@ def _told(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return features[:, ~np.isnan(features[rows]).all(axis=0)]
 
 
-def _features(columns: Columns, *, without: str) -> np.ndarray:
+def _features(columns: Columns, *, without: str | None) -> np.ndarray:
     """float64 [N, F], NaN where unknown."""
     local_s = columns.times_s + columns.utc_offsets_s
     before = columns.previous(np.ones(len(columns), bool))
@@ -111,7 +111,7 @@ def _features(columns: Columns, *, without: str) -> np.ndarray:
         np.bincount(columns.items[train], minlength=columns.items.max() + 1)[columns.items],
         np.bincount(columns.users[train], minlength=columns.users.max() + 1)[columns.users],
     ]
-    if without != "place":
+    if without is not PLACE:
         for degrees in (columns.latitudes_e7, columns.longitudes_e7):
             features.append(np.where(columns.place_mask, degrees * 1e-7, np.nan))
     features += [values for name, values in columns.numbers.items() if name != without]

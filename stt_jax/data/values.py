@@ -13,7 +13,7 @@ from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data import denoise, features, impute, numerics
-from stt_jax.data.columns import Columns, fetch_columns, to_table
+from stt_jax.data.columns import PLACE, Columns, fetch_columns, to_table
 from stt_jax.data.steps import Steps
 
 DEFAULT_FIX_ERROR_M = 20.0
@@ -170,8 +170,8 @@ def _fill(
     values: Values,
     stages: dict[str, list[numerics.Stage]],
 ) -> None:
-    def unknown(name: str) -> np.ndarray:
-        if name == impute.PLACE:
+    def unknown(name: str | None) -> np.ndarray:
+        if name is PLACE:
             return ~columns.place_mask
         if name in columns.numbers:
             return np.isnan(columns.numbers[name])
@@ -179,14 +179,19 @@ def _fill(
 
     fills = [impute.parse_fill(text) for text in config.fill]
     places = (config.latitude, config.longitude)
-    targets = [impute.PLACE if fill.column in places else fill.column for fill in fills]
-    for name in (*config.numeric, *targets):
-        columns.was_missing[name] = unknown(name)
-        values.num_missing[name] = [int(np.count_nonzero(columns.was_missing[name]))]
+    targets = [PLACE if fill.column in places else fill.column for fill in fills]
+    in_use = {*columns.numbers, *columns.codes}
+    told = {
+        name: _place_name(config, in_use) if name is PLACE else name
+        for name in (*config.numeric, *targets)
+    }
+    for name, text in told.items():
+        columns.was_missing[text] = unknown(name)
+        values.num_missing[text] = [int(np.count_nonzero(columns.was_missing[text]))]
     changed = {}
     for name, fill, text in zip(targets, fills, config.fill, strict=True):
         before = unknown(name)
-        if name == impute.PLACE:
+        if name is PLACE:
             impute.fill_places(columns, fill)
         elif name in columns.numbers:
             stage = impute.fill_numbers(columns, name, fill)
@@ -194,10 +199,18 @@ def _fill(
         else:
             impute.fill_texts(columns, name, fill)
         changed[text] = int(np.count_nonzero(before & ~unknown(name)))
-    for name, counts in values.num_missing.items():
-        counts.append(int(np.count_nonzero(unknown(name))))
+    for name, text in told.items():
+        values.num_missing[text].append(int(np.count_nonzero(unknown(name))))
     if fills:
         steps.note("fill", changed)
+
+
+def _place_name(config: PrepareConfig, in_use: set[str]) -> str:
+    """What the log calls the coordinates among the columns: "place", unless one is called so."""
+    name = "place"
+    while name in in_use:
+        name += f" ({config.latitude}, {config.longitude})"
+    return name
 
 
 def _smooth(

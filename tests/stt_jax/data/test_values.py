@@ -10,7 +10,7 @@ import pytest
 from stt_jax.config import PrepareConfig
 from stt_jax.data.numerics import apply_stages
 from stt_jax.data.preparation import prepare_log
-from stt_jax.data.store import TRAIN
+from stt_jax.data.store import TRAIN, UNKNOWN_E7
 
 COLUMNS = ("who", "what", "when", "lat", "lon", "kind", "device", "price", "pieces")
 START_S = 1_333_324_800
@@ -221,6 +221,29 @@ def test_numbers_are_kept_as_they_are_without_rules(tmp_path, events):
     np.testing.assert_array_equal(log.numbers["pieces"][own], np.array(wanted, np.float32))
     np.testing.assert_array_equal(log.was_missing["pieces"][own], np.isnan(wanted))
     assert log.numbers["pieces"].dtype == np.float32
+
+
+@pytest.mark.parametrize("role", ["numeric", "category"])
+def test_a_column_called_place_is_not_the_coordinates(tmp_path, monkeypatch, role):
+    monkeypatch.setitem(globals(), "COLUMNS", ("place", *COLUMNS[1:]))
+    rows = [["" if n % 4 == 0 else "7.5", *row[1:]] for n, row in enumerate(random_events(60, 1))]
+    options = {"numeric": ("place",)} if role == "numeric" else {"category": "place"}
+    rules = ("place:mode", "lat:median")
+    config = make_config(tmp_path, rows, 10, fill=rules[:1])
+    prepared = []
+    for fill in (rules[:1], rules):
+        changed = vars(config) | options | {"user": "device", "context": (), "fill": fill}
+        changed["output"] = str(tmp_path / f"{len(fill)} fills")
+        prepared.append(prepare_log(PrepareConfig(**changed)))
+    for log in prepared:
+        own = log.numbers["place"] if role == "numeric" else log.categories
+        assert np.all(own == (7.5 if role == "numeric" else 1))
+        assert log.was_missing["place"].sum() == sum(not row[0] and bool(row[6]) for row in rows)
+    without = prepared[0].latitudes_e7 == UNKNOWN_E7
+    assert without.any()  # only the second one fills them
+    assert prepared[1].meta.statistics["events_without_place"] == 0
+    np.testing.assert_array_equal(prepared[1].was_missing["place (lat, lon)"], without)
+    assert prepared[1].meta.statistics["num_missing"]["place (lat, lon)"] == [without.sum(), 0]
 
 
 @pytest.mark.parametrize(
