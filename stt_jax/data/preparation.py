@@ -95,6 +95,8 @@ def prepare_log(
     """
     config = apply_layout(config)
     check_rules(config)
+    if config.write_recbole:
+        recbole.check_columns(config)
     store.check_output(config.output, overwrite=config.overwrite)
     key = protection.take_key(config)
     zone = None

@@ -9,12 +9,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stt_jax.config import PrepareConfig
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import UNKNOWN_E7
 
 FOLDER = "recbole"
 PART_FILES = ("log.train.inter", "log.valid.inter", "log.test.inter")
 _ITEM_FILE = "log.item"
+
+
+def check_columns(config: PrepareConfig) -> None:
+    """Raises ValueError for a column whose name is in `write_recbole`'s files that of another."""
+    owners = {"user_id": "the user", "item_id": "the item"}
+    if config.time:
+        owners["timestamp"] = "the time"
+    if config.latitude:
+        owners |= {"latitude": "the latitude", "longitude": "the longitude"}
+    for flag in ("context", "numeric"):
+        for name in getattr(config, flag):
+            if name in owners:
+                raise ValueError(
+                    f"--write_recbole: {name!r} is the name of {owners[name]} in RecBole's files, "
+                    f"and of a column of --{flag}; rename it in the log, or leave it out"
+                )
+            owners[name] = f"a column of --{flag}"
 
 
 def write_recbole(log: PreparedLog, item_ids: pa.ChunkedArray, folder: pathlib.Path) -> None:

@@ -141,3 +141,27 @@ def test_recbole_files_hold_the_same_events_and_split(tmp_path):
     items = (tmp_path / "out" / "recbole" / "log.item").read_text(encoding="utf-8").splitlines()
     assert items[0] == "item_id:token\tname:token_seq\tcategory:token"
     assert len(items) == log.num_items + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"item": "sku", "context": ("item_id",)}, "'item_id'.*the item.*--context.*rename it"),
+        ({"time": "when", "numeric": ("timestamp",)}, "'timestamp'.*the time.*--numeric"),
+        ({"latitude": "y", "longitude": "x", "numeric": ("latitude",)}, "'latitude'.*the latitude"),
+        ({"context": ("item_type",), "numeric": ("item_type",)}, "'item_type'.*--context.*--num"),
+    ],
+)
+def test_columns_of_recbole_are_not_silently_replaced(tmp_path, options, words):
+    # The file is not there: it is refused before anything is read.
+    config = PrepareConfig(
+        **{"input": (str(tmp_path / "no.csv"),), "output": "x", "time": "t", "write_recbole": True}
+        | options
+    )
+    with pytest.raises(ValueError, match=f"--write_recbole: .*{words}"):
+        prepare_log(config)
+    # Without times or places RecBole has no column for them, and these names are free.
+    free = {"numeric": ("timestamp", "latitude"), "context": (), "latitude": "", "longitude": ""}
+    untimed = {"time": "", "untimed": True, "split": "leave_one_out"}
+    with pytest.raises(OSError, match=r"no\.csv"):
+        prepare_log(dataclasses.replace(config, **free | untimed))
