@@ -133,7 +133,7 @@ def _drop_outliers(
     changed = {}
     for text in config.outliers:
         name, method, number = numerics.rule_number("outliers", text, numerics.OUTLIER_METHODS)
-        stage = _run_stage(columns, stages, name, method, number, f"--outliers={text}")
+        stage = _run_stage(columns, stages, "outliers", text, name, method, number)
         unknown = np.isnan(columns.numbers[name]) & ~np.isnan(stage.pop("before"))
         low, high = (_words(stage[bound]) for bound in ("low", "high"))
         changed[f"{name} outside {low} to {high}: unknown"] = int(np.count_nonzero(unknown))
@@ -146,15 +146,21 @@ def _words(bound: float | None) -> str:
 
 
 def _run_stage(
-    columns: Columns, stages: dict[str, Any], name: str, method: str, number: float, flag: str
+    columns: Columns,
+    stages: dict[str, Any],
+    flag: str,
+    text: str,
+    name: str,
+    method: str,
+    number: float,
 ) -> numerics.Stage:
     """Fits a stage to the training part and runs it; returns it with the values "before"."""
     before = columns.numbers[name]
     train = before[columns.train_mask & ~np.isnan(before)]
-    stage = numerics.fit_stage(method, number, train)
+    stage = numerics.fit_stage(flag, method, number, train)
     if not numerics.is_finite(stage):
         raise ValueError(
-            f"{flag}: the values of {name!r}, {train.min():g} to {train.max():g}, are too large to "
+            f"--{flag}={text}: the values of {name!r}, {train.min():g} to {train.max():g}, are too large to "
             f"be fitted; drop them first, e.g. --drop_if='{name}>1e300', or in front of "
             f"--normalise bring them down by --transform={name}:log1p"
         )
@@ -266,6 +272,6 @@ def _scale(
         rules = getattr(config, flag)
         for text in rules:
             name, method, number = numerics.rule_number(flag, text, methods)
-            _run_stage(columns, stages, name, method, number, f"--{flag}={text}")
+            _run_stage(columns, stages, flag, text, name, method, number)
         if rules:
             steps.note(f"{flag}: {', '.join(rules)}", {})

@@ -265,6 +265,12 @@ def test_a_column_called_place_is_not_the_coordinates(tmp_path, monkeypatch, rol
         ({"numeric": ("price",), "smooth": ("price:median:1e9",)}, "takes 1 to 1000 events"),
         ({"numeric": ("price",), "smooth": ("price:median:2.7",)}, "takes 1 to 1000 events"),
         ({"numeric": ("price",), "outliers": ("price:mad:inf",)}, "'inf' is not a number"),
+        (
+            {"numeric": ("price",), "transform": ("price:quantile:0.05",)},
+            "--transform=price:quantile:0.05: quantile takes no number, 0.05; write price:quantile",
+        ),
+        ({"numeric": ("price",), "transform": ("price:log1p:0",)}, "log1p takes no number, 0"),
+        ({"numeric": ("price",), "normalise": ("price:zscore:2",)}, "zscore takes no number, 2"),
     ],
 )
 def test_wrong_rules_are_refused(tmp_path, events, options, words):
