@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from stt_jax.data import models
+from stt_jax.data import dateline, models
 from stt_jax.data.columns import Columns
 from stt_jax.data.numerics import Stage, parse_rule
 from stt_jax.data.schema import UNKNOWN_E7
@@ -111,12 +111,7 @@ def fill_places(columns: Columns, fill: Fill) -> None:
     elif fill.method.startswith("median"):
         group = fill.method.removeprefix("median").removeprefix("_")
         groups = getattr(columns, _GROUPS[group]) if group else np.zeros(len(known), np.int64)
-        latitudes, longitudes = (
-            group_statistic(groups, degrees.astype(np.float64), known & columns.train_mask, "low")[
-                groups
-            ]
-            for degrees in (columns.latitudes_e7, columns.longitudes_e7)
-        )
+        latitudes, longitudes = (degrees[groups] for degrees in median_places(columns, groups))
     else:
         raise ValueError(
             f"--fill={fill.column}:{fill.method}: {fill.column} is a coordinate; give interpolate, "
@@ -130,6 +125,25 @@ def fill_places(columns: Columns, fill: Fill) -> None:
 def _put(degrees_e7: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(where, np.rint(np.where(where, values, UNKNOWN_E7)), degrees_e7).astype(
         np.int32
+    )
+
+
+def median_places(columns: Columns, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower medians of each group's places in training: latitudes and longitudes.
+
+    Args:
+      columns: events.
+      groups: int [N], from 0.
+
+    Returns:
+      two float64 [largest group + 1] in 1e-7 degrees, NaN for a group without a known place.
+    """
+    mask = columns.place_mask & columns.train_mask
+    cuts = dateline.find_cuts(groups, columns.longitudes_e7, mask)
+    unrolled = dateline.unroll(columns.longitudes_e7, cuts[groups])
+    return (
+        group_statistic(groups, columns.latitudes_e7.astype(np.float64), mask, "low"),
+        dateline.roll(group_statistic(groups, unrolled, mask, "low")),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stt_jax.data import dateline
 from stt_jax.data.columns import PLACE, Columns
 
 _MAX_ROWS = 200_000  # to fit to; more change little and take long
@@ -28,10 +29,17 @@ def predict_number(columns: Columns, name: str, train: np.ndarray) -> np.ndarray
 def predict_place(columns: Columns, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Latitudes and longitudes, float64 [N] in 1e-7 degrees."""
     features = _features(columns, without=PLACE)
-    return (
-        _regress(features, columns.latitudes_e7.astype(np.float64), train),
-        _regress(features, columns.longitudes_e7.astype(np.float64), train),
-    )
+    latitudes = _regress(features, columns.latitudes_e7.astype(np.float64), train)
+    longitudes = _regress(features, _unrolled(columns, train), train)
+    # The sum of many trees may reach a little beyond what they were fitted to.
+    return np.clip(latitudes, -9e8, 9e8), dateline.roll(longitudes)
+
+
+def _unrolled(columns: Columns, train: np.ndarray) -> np.ndarray:
+    """float64 [N], longitudes in 1e-7 degrees that do not jump where training crosses a line."""
+    everybody = np.zeros(len(columns), np.int64)
+    cut = dateline.find_cuts(everybody, columns.longitudes_e7, train)
+    return dateline.unroll(columns.longitudes_e7, cut[everybody])
 
 
 def predict_text(columns: Columns, name: str, train: np.ndarray) -> np.ndarray:
@@ -112,7 +120,8 @@ def _features(columns: Columns, *, without: str | None) -> np.ndarray:
         np.bincount(columns.users[train], minlength=columns.users.max() + 1)[columns.users],
     ]
     if without is not PLACE:
-        for degrees in (columns.latitudes_e7, columns.longitudes_e7):
+        longitudes = _unrolled(columns, columns.place_mask & train)
+        for degrees in (columns.latitudes_e7, longitudes):
             features.append(np.where(columns.place_mask, degrees * 1e-7, np.nan))
     features += [values for name, values in columns.numbers.items() if name != without]
     features += [
