@@ -35,7 +35,7 @@ class CleaningOptions:
     max_speed_kmh: float = option(
         0.0,
         "Drop an event that its user could reach from the last one kept only faster than this, "
-        "km/h; 0: no limit.",
+        "km/h; after a stray first fix, from the last one dropped; 0: no limit.",
     )
     min_user_events: int = option(0, "Keep users with this many events or more (k-core).")
     min_item_events: int = option(0, "Keep items with this many events or more (k-core).")
