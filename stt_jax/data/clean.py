@@ -24,6 +24,7 @@ SWAPPED = "latitude and longitude swapped"
 # \z and not $, which for one engine is also the place before a last line feed.
 _NUMBER = r"^ *[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]{1,3})? *\z"
 _LARGEST = 1.7e308
+_NOT_BLANK = r"[^ \t\n\r\f\x0B]"  # all of these come before "!"
 _COMPARISONS = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
@@ -37,6 +38,13 @@ Store = Callable[[ir.Table], ir.Table]
 
 def _as_it_is(table: ir.Table) -> ir.Table:
     return table
+
+
+def known_text(text: ir.StringValue) -> ir.StringValue:
+    """Text as it is; null where it is empty or blank."""
+    # Few texts begin with a blank, and only those are searched.
+    known = (text >= "!", text), (text.re_search(_NOT_BLANK), text)
+    return ibis.cases(*known, else_=None)
 
 
 def condition_column(text: str) -> str:
@@ -74,12 +82,12 @@ def mark_filtered(
       drop_missing: names of columns that must not be empty.
     """
     branches = [
-        (table[columns[name]].nullif("").isnull(), f"{name} is empty") for name in drop_missing
+        (known_text(table[columns[name]]).isnull(), f"{name} is empty") for name in drop_missing
     ]
     passed_over = []
     for text in drop_if:
         name, operator, value = _split_condition(text)
-        column = table[columns[name]].nullif("")
+        column = known_text(table[columns[name]])
         branches.append((_holds(column, operator, value), text))
         if operator in _COMPARISONS and _number_or_none(value) is not None:
             is_none = column.notnull() & to_number(column).isnull()

@@ -239,7 +239,7 @@ def _select_roles(
     names |= {
         f"user_trait_{i}": parse_user_trait(text)[0] for i, text in enumerate(config.user_traits)
     }
-    texts = {role: table[columns[name]].nullif("") for role, name in names.items() if name}
+    texts = {role: clean.known_text(table[columns[name]]) for role, name in names.items() if name}
     table = table.select("source_row", "part", **texts)
     numbers = [role for role in texts if role == "utc_offset" or role.startswith("numeric_")]
     table = clean.read_numbers(table, numbers)
