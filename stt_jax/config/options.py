@@ -21,3 +21,12 @@ def check(condition: bool, message: str) -> None:
     """Raises ValueError with `message` unless `condition`; used by every `__post_init__`."""
     if not condition:
         raise ValueError(message)
+
+
+def check_limit(config: Any, name: str, largest: float) -> None:
+    """Raises ValueError unless the option `name` is 0 to `largest`; NaN is not."""
+    value = getattr(config, name)
+    check(
+        0 <= value <= largest,
+        f"--{name} must be 0 or more and at most {largest:,.0f}; got {value}",
+    )

@@ -17,7 +17,8 @@ from stt_jax.data.columns import PLACE, Columns, fetch_columns, to_table
 from stt_jax.data.steps import Steps
 
 DEFAULT_FIX_ERROR_M = 20.0
-_LARGEST_FIX_ERROR_M = 2e7  # no place on Earth is further from another
+# A stored place is exact to a centimetre, and no place on Earth is further than this from another.
+_FIX_ERRORS_M = (0.01, 2e7)
 _LARGEST_WINDOW = 1000  # events; the windows of many events at a time are in memory
 
 
@@ -50,10 +51,11 @@ def check_rules(config: PrepareConfig) -> None:
         _require("fill", text, impute.parse_fill(text).column, numbers | texts | places)
     for text in config.smooth:
         if text.partition(":")[0] in places:
-            if not 0 < _kalman_rule(text)[2] <= _LARGEST_FIX_ERROR_M:
+            least, largest = _FIX_ERRORS_M
+            if not least <= _kalman_rule(text)[2] <= largest:
                 raise ValueError(
-                    f"--smooth={text}: the error of a fix is more than 0 and at most "
-                    f"{_LARGEST_FIX_ERROR_M:,.0f} metres, e.g. kalman:{DEFAULT_FIX_ERROR_M:g}"
+                    f"--smooth={text}: the error of a fix is {least:g} to {largest:,.0f} metres, "
+                    f"e.g. kalman:{DEFAULT_FIX_ERROR_M:g}"
                 )
         else:
             column, method, number = numerics.rule_number("smooth", text, numerics.SMOOTH_METHODS)

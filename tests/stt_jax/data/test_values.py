@@ -258,9 +258,10 @@ def test_a_column_called_place_is_not_the_coordinates(tmp_path, monkeypatch, rol
         ({"smooth": ("lat:kalman:far",)}, "'far' is not a number"),
         ({"smooth": ("lat:kalman:nan",)}, "--smooth=lat:kalman:nan: 'nan' is not a number"),
         ({"smooth": ("lat:kalman:inf",)}, "--smooth=lat:kalman:inf: 'inf' is not a number"),
-        ({"smooth": ("lat:kalman:1e200",)}, "1e200: the error of a fix is more than 0"),
-        ({"smooth": ("lat:kalman:-5",)}, "-5: the error of a fix is more than 0"),
-        ({"smooth": ("lat:kalman:0",)}, "0: the error of a fix is more than 0"),
+        ({"smooth": ("lat:kalman:1e200",)}, "1e200: the error of a fix is 0.01 to 20,000,000 met"),
+        ({"smooth": ("lat:kalman:-5",)}, "-5: the error of a fix is 0.01 to"),
+        ({"smooth": ("lat:kalman:0",)}, "0: the error of a fix is 0.01 to"),
+        ({"smooth": ("lat:kalman:1e-200",)}, "1e-200: the error of a fix is 0.01 to"),
         ({"numeric": ("price",), "smooth": ("price:median:inf",)}, "'inf' is not a number"),
         ({"numeric": ("price",), "smooth": ("price:median:1e9",)}, "takes 1 to 1000 events"),
         ({"numeric": ("price",), "smooth": ("price:median:2.7",)}, "takes 1 to 1000 events"),
@@ -292,6 +293,52 @@ def test_wrong_rules_are_refused(tmp_path, events, options, words):
 def test_contradictions_are_refused(tmp_path, events, options, words):
     with pytest.raises(ValueError, match=words):
         make_config(tmp_path, events, 40, **options)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300, 10**30, -1])
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("dedupe_window_s", "100,000,000,000"),
+        ("max_events_per_day", "2,147,483,647"),
+        ("max_speed_kmh", "1,000,000,000"),
+        ("min_user_events", "2,147,483,647"),
+        ("min_item_events", "2,147,483,647"),
+        ("session_gap_h", "10,000,000"),
+        ("coarsen_time_s", "100,000,000,000"),
+        ("test_days", "1,000,000"),
+        ("validation_days", "1,000,000"),
+        ("memory_gb", "1,000,000"),
+        ("threads", "1,024"),
+    ],
+)
+def test_limits_beyond_reason_are_refused_by_flag_and_range(tmp_path, events, name, largest, value):
+    with pytest.raises(ValueError, match=f"--{name} must be 0 or more and at most {largest}; got"):
+        make_config(tmp_path, events, 40, **{name: value})
+
+
+def test_limits_as_large_as_they_may_be_are_run(tmp_path, events):
+    config = make_config(
+        tmp_path,
+        events,
+        40,
+        dedupe_window_s=1e11,
+        max_events_per_day=2**31 - 1,
+        max_speed_kmh=1e9,
+        session_gap_h=1e7,
+        coarsen_time_s=10**11,
+        memory_gb=1e6,
+        smooth=("lat:kalman:0.01",),
+    )
+    log = prepare_log(config)
+    assert log.num_events == len({(row[0], row[1]) for row in events[:-40]}) + len(
+        {(row[0], row[1]) for row in events[-40:]}
+    )
+    assert set(log.times.tolist()) == {0}
+    options = vars(config) | {"split": "time", "test_input": (), "test_days": 1e6}
+    options |= {"output": str(tmp_path / "days"), "overwrite": True}
+    with pytest.raises(ValueError, match="check --test_from, --test_days"):
+        prepare_log(PrepareConfig(**options))
 
 
 @pytest.mark.parametrize(
