@@ -14,7 +14,7 @@ import ibis
 from ibis.expr import types as ir
 
 from stt_jax.data.engine import Engine
-from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7
+from stt_jax.data.schema import DEGREES_TO_E7, LARGEST_IN_WORDS, NUMBER_OVERFLOW, UNKNOWN_E7
 
 _CONDITION = re.compile(r"^(.+?)\s*(<=|>=|!=|\^=|=|<|>)\s*(.*)$", re.DOTALL)
 # Events of a user in their order; `source_row` leaves no tie.
@@ -222,19 +222,25 @@ def to_nearest(value: ir.FloatingValue) -> ir.FloatingValue:
 
 
 def mark_numbers(table: ir.Table, columns: Mapping[str, str]) -> ir.Table:
-    """Turns text columns into float64; adds `changed` and `sample` for what is no number.
+    """Turns text columns into float64; adds `changed`, `sample` for what is none of a log's numbers.
 
     Args:
       table: `read_numbers` of text columns.
       columns: column of `table` -> its name in the files.
     """
-    numbers = {column: table[f"{column}_number"] for column in columns}
-    branches = [
-        (table[column].notnull(), f"{name} is not a number") for column, name in columns.items()
-    ]
-    sample = ibis.literal(", ").join([table[column].fill_null("") for column in columns])
+    read = {column: table[f"{column}_number"] for column in columns}
+    beyond = {column: number.abs() >= NUMBER_OVERFLOW for column, number in read.items()}
+    numbers = {column: beyond[column].ifelse(None, number) for column, number in read.items()}
+    branches = []
+    for column, name in columns.items():
+        reason = f"{name} is beyond {LARGEST_IN_WORDS}, the largest number of a log"
+        branches += [
+            (table[column].notnull(), f"{name} is not a number"),
+            (beyond[column], reason),
+        ]
+    written = [table[c].fill_null(read[c].cast("string")).fill_null("") for c in columns]
     changed = ibis.cases(*branches, else_=None).cast("string")
-    marked = table.mutate(**numbers, changed=changed, sample=sample)
+    marked = table.mutate(**numbers, changed=changed, sample=ibis.literal(", ").join(written))
     return marked.drop(*(f"{column}_number" for column in columns))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from stt_jax.data import dateline, models
 from stt_jax.data.columns import Columns
 from stt_jax.data.numerics import Stage, parse_rule
-from stt_jax.data.schema import UNKNOWN_E7
+from stt_jax.data.schema import LARGEST_IN_WORDS, NUMBER_OVERFLOW, UNKNOWN_E7
 
 _STATISTICS = ("mean", "median", "mode")
 _GROUPS = {"item": "items", "user": "users"}
@@ -45,6 +45,20 @@ def parse_fill(text: str) -> Fill:
     return Fill(column, method, argument)
 
 
+def constant_number(name: str, fill: Fill) -> float:
+    """The number of a constant fill of a numeric column; ValueError says what is none."""
+    try:
+        value = float(fill.argument)
+    except ValueError:
+        value = np.nan
+    if not abs(value) < NUMBER_OVERFLOW:
+        raise ValueError(
+            f"--fill={name}:constant:{fill.argument}: {name} is numeric; give a number within "
+            f"{LARGEST_IN_WORDS}"
+        )
+    return value
+
+
 def fill_numbers(columns: Columns, name: str, fill: Fill) -> Stage | None:
     """Fills unknown values of a numeric column; the stage for serving if it is one value."""
     values, train = columns.numbers[name], columns.train_mask & ~np.isnan(columns.numbers[name])
@@ -62,14 +76,7 @@ def fill_numbers(columns: Columns, name: str, fill: Fill) -> Stage | None:
         columns.numbers[name] = np.where(np.isnan(values), found[groups], values)
         return None
     if fill.method == "constant":
-        try:
-            value = float(fill.argument)
-        except ValueError:
-            value = np.nan
-        if not np.isfinite(value):
-            raise ValueError(
-                f"--fill={name}:constant:{fill.argument}: {name} is numeric; give a number"
-            )
+        value = constant_number(name, fill)
     else:
         whole = np.zeros(len(values), np.int64)
         value = float(group_statistic(whole, values, train, statistic)[0])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stt_jax.data.columns import in_step
+from stt_jax.data.schema import NUMBER_OVERFLOW
 
 Stage = dict[str, Any]
 
@@ -188,14 +189,15 @@ def apply_stages(stages: Sequence[Mapping[str, Any]], values: np.ndarray) -> np.
 
     Args:
       stages: `log.meta.numerics[column]`.
-      values: float [n], one person's values in the order of their events, NaN where unknown. Only
-        smoothing looks at more than one of them, and only back.
+      values: float [n], one person's values in the order of their events, NaN where unknown, as is
+        what float32 does not hold. Only smoothing looks at more than one of them, and only back.
 
     Returns:
       float32 [n], NaN where no stage knew a value. Fills by item, by person, by model or along
       time leave a value to the next fill, as they do for whom they do not know.
     """
     result = np.asarray(values, np.float64)
+    result = np.where(np.abs(result) < NUMBER_OVERFLOW, result, np.nan)
     # A number that is too large for a stage, or for float32, becomes infinite.
     with np.errstate(over="ignore"):
         for stage in stages:

@@ -48,7 +48,10 @@ def check_rules(config: PrepareConfig) -> None:
     texts = {config.category, *config.context} - {""}
     places = {config.latitude, config.longitude} - {""}
     for text in config.fill:
-        _require("fill", text, impute.parse_fill(text).column, numbers | texts | places)
+        fill = impute.parse_fill(text)
+        _require("fill", text, fill.column, numbers | texts | places)
+        if fill.method == "constant" and fill.column in numbers - places:
+            impute.constant_number(fill.column, fill)
     for text in config.smooth:
         if text.partition(":")[0] in places:
             least, largest = _FIX_ERRORS_M

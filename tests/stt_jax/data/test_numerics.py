@@ -129,5 +129,13 @@ def test_a_stage_of_another_version_is_refused():
 
 def test_a_number_too_large_for_its_scale_is_infinite():
     stages = [{"kind": "zscore", "centre": 0.0, "scale": 1e-3}]
-    found = numerics.apply_stages(stages, np.array([1e308, -1e300, 1.0, np.nan]))
+    found = numerics.apply_stages(stages, np.array([1e38, -1e37, 1.0, np.nan]))
     np.testing.assert_array_equal(found, np.array([np.inf, -np.inf, 1000, np.nan], np.float32))
+
+
+def test_a_number_beyond_float32_is_as_unknown_as_in_a_log():
+    values = np.array([1e308, -3.5e38, np.inf, 1.0])
+    np.testing.assert_array_equal(numerics.apply_stages([], values), [NAN, NAN, NAN, 1.0])
+    filled = numerics.apply_stages([{"kind": "fill", "value": 5.0}], values)
+    np.testing.assert_array_equal(filled, [5.0, 5.0, 5.0, 1.0])
+    assert values[0] == 1e308

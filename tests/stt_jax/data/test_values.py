@@ -11,6 +11,8 @@ from stt_jax.config import PrepareConfig
 from stt_jax.data.numerics import apply_stages
 from stt_jax.data.preparation import prepare_log
 from stt_jax.data.store import TRAIN, UNKNOWN_E7
+from stt_jax.data.values import _run_stage
+from tests.stt_jax.data.event_columns import make_columns
 
 COLUMNS = ("who", "what", "when", "lat", "lon", "kind", "device", "price", "pieces")
 START_S = 1_333_324_800
@@ -254,6 +256,7 @@ def test_a_column_called_place_is_not_the_coordinates(tmp_path, monkeypatch, rol
         ({"numeric": ("price",), "smooth": ("price:exponential:2",)}, "a weight in"),
         ({"numeric": ("price",), "outliers": ("price:quantile:0.7",)}, "quantile:0 to 0.5"),
         ({"numeric": ("price",), "fill": ("price:constant:inf",)}, "is numeric; give a number"),
+        ({"numeric": ("price",), "fill": ("price:constant:1e39",)}, "a number within 3.4e38"),
         ({"fill": ("lat:mean",)}, "lat is a coordinate"),
         ({"smooth": ("lat:kalman:far",)}, "'far' is not a number"),
         ({"smooth": ("lat:kalman:nan",)}, "--smooth=lat:kalman:nan: 'nan' is not a number"),
@@ -345,17 +348,24 @@ def test_limits_as_large_as_they_may_be_are_run(tmp_path, events):
     "options",
     [
         {"normalise": ("price:zscore",)},
-        {"normalise": ("price:minmax",)},
-        {"normalise": ("price:robust",)},
+        {"transform": ("price:log1p",), "normalise": ("price:robust",)},
         {"transform": ("price:quantile",)},
+        {"fill": ("price:mean", "price:median_user")},
+        {"smooth": ("price:median:2",)},
     ],
 )
-def test_values_too_large_to_be_fitted_are_refused_by_flag_and_column(tmp_path, options):
-    huge = [
-        (*row[:7], "1.6e308" if number % 2 else "-1.6e308", *row[8:])
-        for number, row in enumerate(random_events(60, 1))
-    ]
-    ((flag, (rule,)),) = options.items()
-    config = make_config(tmp_path, huge, 10, numeric=("price",), **options)
-    with pytest.raises(ValueError, match=f"--{flag}={rule}: .*'price'.* are too large"):
-        prepare_log(config)
+def test_values_too_large_to_be_kept_are_unknown_and_counted(tmp_path, options):
+    """The mean of a few values of 1e308 is infinite, and so is one of them as float32."""
+    rows = random_events(60, 1)
+    huge = [(*row[:7], "1.6e308" if n % 3 else "-2e38", *row[8:]) for n, row in enumerate(rows)]
+    log = prepare_log(make_config(tmp_path, huge, 10, numeric=("price",), **options))
+    (numbers,) = [step for step in log.meta.steps if step.name == "numbers"]
+    assert numbers.changed == {"price is beyond 3.4e38, the largest number of a log": 40}
+    assert log.was_missing["price"].sum() == 40
+    assert not np.isinf(log.numbers["price"]).any()
+
+
+def test_values_too_large_to_be_fitted_are_refused_by_flag_and_column():
+    columns = make_columns([0] * 4, numbers={"price": [-1.6e308, 1.6e308, 0, 1]})
+    with pytest.raises(ValueError, match="--normalise=price:zscore: .*'price'.* are too large"):
+        _run_stage(columns, {"price": []}, "normalise", "price:zscore", "price", "zscore", 0.0)
