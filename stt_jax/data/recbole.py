@@ -60,7 +60,7 @@ def write_recbole(log: PreparedLog, item_ids: pa.ChunkedArray, folder: pathlib.P
     for name, codes in log.contexts.items():
         texts = pa.array(list(log.context_values[name]), pa.string())
         columns[f"{name}:token"] = texts.take(pa.array(codes))
-    columns |= {f"{name}:float": values for name, values in log.numbers.items()}
+    columns |= {f"{n}:float": values.astype(np.float32) for n, values in log.numbers.items()}
     lines = _lines(columns.values())
     header = "\t".join(map(_plain, columns))
     for part, file in enumerate(PART_FILES):
@@ -89,20 +89,18 @@ def _lines(columns: Iterable) -> pa.Array:
         array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
-        if pa.types.is_floating(array.type):
-            # Seven digits are the places' own precision.
-            array = pa.array(
-                [
-                    "" if np.isnan(x) else f"{x:.7f}".rstrip("0").rstrip(".")
-                    for x in array.to_pylist()
-                ]
-            )
+        if pa.types.is_float32(array.type):
+            # Arrow writes the fewest digits that tell a float32 from every other one.
+            array = pc.if_else(pc.is_nan(array), None, array.cast(pa.string()))
+        elif pa.types.is_floating(array.type):
+            array = pa.array([_degrees(x) for x in array.to_pylist()])
         text = pc.fill_null(array.cast(pa.string()), "")
         texts.append(pc.replace_substring_regex(text, r"[\t\r\n]", " "))
     return pc.binary_join_element_wise(*texts, "\t")
 
 
-def _number(value: float) -> str:
+def _degrees(value: float) -> str:
+    """With seven digits, which are the places' own precision."""
     return "" if np.isnan(value) else f"{value:.7f}".rstrip("0").rstrip(".")
 
 
