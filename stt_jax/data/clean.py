@@ -244,14 +244,22 @@ def mark_numbers(table: ir.Table, columns: Mapping[str, str]) -> ir.Table:
     return marked.drop(*(f"{column}_number" for column in columns))
 
 
-def mark_outside(table: ir.Table, from_s: int | None, to_s: int | None) -> ir.Table:
-    """Adds `dropped` to events with `time_s` before `from_s` or at `to_s` and later."""
+def mark_outside(table: ir.Table, from_us: int | None, to_us: int | None) -> ir.Table:
+    """Adds `dropped` to events before `from_us` or at `to_us` and later, microseconds of 1970."""
     branches: list[tuple[ir.BooleanValue, str]] = []
-    if from_s is not None:
-        branches.append((table.time_s < from_s, "before --time_from"))
-    if to_s is not None:
-        branches.append((table.time_s >= to_s, "at --time_to or later"))
+    if from_us is not None:
+        branches.append((_is_before(table, from_us), "before --time_from"))
+    if to_us is not None:
+        branches.append((~_is_before(table, to_us), "at --time_to or later"))
     return table.mutate(dropped=ibis.cases(*branches, else_=None).cast("string"))
+
+
+def _is_before(table: ir.Table, moment_us: int) -> ir.BooleanValue:
+    second, rest_us = divmod(moment_us, 1_000_000)
+    is_before = table.time_s < second
+    if rest_us:
+        is_before |= (table.time_s == second) & (table.time_us < rest_us)
+    return is_before
 
 
 def find_revisits(table: ir.Table, store: Store = _as_it_is) -> ir.Table:

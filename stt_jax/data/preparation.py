@@ -285,7 +285,7 @@ def _read_times(
     # The bounds are in UTC, and only now is every time.
     if config.time_from or config.time_to:
         bounds = [
-            times.to_moment(getattr(config, name), name) if getattr(config, name) else None
+            times.to_moment_us(getattr(config, name), name) if getattr(config, name) else None
             for name in ("time_from", "time_to")
         ]
         steps.run("time window", clean.mark_outside(steps.table, *bounds))

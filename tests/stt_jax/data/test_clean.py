@@ -243,6 +243,22 @@ def test_numbers_beyond_float32_are_unknown_and_counted(engine):
     assert float(marks(engine, marked, "sample")[2]) == -1.7e308
 
 
+@pytest.mark.parametrize("bound", [10.5, -3.5])
+def test_a_bound_within_a_second_is_compared_with_what_follows_the_second(engine, bound):
+    times = [bound - 1, bound - 0.25, bound - 1e-6, bound, bound + 0.25]
+    bound_us = round(bound * 1e6)
+    before = [
+        reason is not None
+        for reason in marks(engine, clean.mark_outside(make_events(*times), bound_us, None))
+    ]
+    assert before == [True, True, True, False, False]
+    after = [
+        reason is not None
+        for reason in marks(engine, clean.mark_outside(make_events(*times), None, bound_us))
+    ]
+    assert after == [False, False, False, True, True]
+
+
 def make_events(*events, user="a", item="x"):
     """A table of events given as seconds or (seconds, overriding columns)."""
     rows = [(event, {}) if isinstance(event, int | float) else event for event in events]
@@ -274,9 +290,9 @@ def test_near_duplicates_leave_the_first_of_a_chain(engine):
 
 
 def test_events_outside_the_time_window_go(engine):
-    dropped = marks(engine, clean.mark_outside(make_events(9, 10, 19, 20), 10, 20))
+    dropped = marks(engine, clean.mark_outside(make_events(9, 10, 19, 20), 10**7, 2 * 10**7))
     assert dropped == ["before --time_from", None, None, "at --time_to or later"]
-    assert marks(engine, clean.mark_outside(make_events(9, 10), None, 10))[0] is None
+    assert marks(engine, clean.mark_outside(make_events(9, 10), None, 10**7))[0] is None
 
 
 def test_a_bot_is_dropped_from_its_first_event_too_many_on(engine):

@@ -505,7 +505,16 @@ def test_a_field_of_spaces_is_an_empty_one(tmp_path):
     """It is counted where the empty ones are; spaces around a value stay its own."""
     columns = ("who", "what", "when", "lat", "lon", "kind", "device", "visit", "price", "extra")
     rows = [
-        (f"u{n % 3}", f" p{n % 4}", str(1_333_476_000 + 3600 * n), "40.5", "-73.25", "bar", "web", "s")
+        (
+            f"u{n % 3}",
+            f" p{n % 4}",
+            str(1_333_476_000 + 3600 * n),
+            "40.5",
+            "-73.25",
+            "bar",
+            "web",
+            "s",
+        )
         + ("2", "x ")
         for n in range(40)
     ]
@@ -541,3 +550,25 @@ def test_a_field_of_spaces_is_an_empty_one(tmp_path):
         "what is empty": 1,
         "time is empty": 1,
     }
+
+
+def test_a_window_may_begin_and_end_within_a_second(tmp_path):
+    rows = [
+        (f"u{n % 2}", "p", f"2012-10-12T01:00:0{n}.{tenth}Z", "", "", "", "", "")
+        for n in range(5)
+        for tenth in (2, 5, 7)
+    ]
+    write_csv(tmp_path / "log.csv", rows)
+    log = prepare_log(
+        config_for(
+            tmp_path / "log.csv",
+            tmp_path / "out",
+            time_from="2012-10-12T01:00:01.5",
+            time_to="2012-10-12T01:00:03.5",
+            split="leave_one_out",
+        )
+    )
+    assert log.num_events == 6
+    assert [step.dropped for step in log.meta.steps if step.name == "time window"] == [
+        {"before --time_from": 4, "at --time_to or later": 5}
+    ]
