@@ -222,7 +222,7 @@ def to_nearest(value: ir.FloatingValue) -> ir.FloatingValue:
 
 
 def mark_numbers(table: ir.Table, columns: Mapping[str, str]) -> ir.Table:
-    """Turns text columns into float64; adds `changed`, `sample` for what is none of a log's numbers.
+    """Turns text columns into float64; adds `changed` and `sample` for what is none or too large.
 
     Args:
       table: `read_numbers` of text columns.

@@ -165,8 +165,8 @@ def _run_stage(
     stage = numerics.fit_stage(flag, method, number, train)
     if not numerics.is_finite(stage):
         raise ValueError(
-            f"--{flag}={text}: the values of {name!r}, {train.min():g} to {train.max():g}, are too large to "
-            f"be fitted; drop them first, e.g. --drop_if='{name}>1e300', or in front of "
+            f"--{flag}={text}: the values of {name!r}, {train.min():g} to {train.max():g}, are too "
+            f"large to be fitted; drop them first, e.g. --drop_if='{name}>1e30', or in front of "
             f"--normalise bring them down by --transform={name}:log1p"
         )
     columns.numbers[name] = numerics.apply_stage(stage, before, columns.users)

@@ -137,11 +137,11 @@ def test_the_date_line_blank_fields_large_numbers_and_fractions_are_alike(tmp_pa
     lines = []
     for i in range(120):
         longitude = draw.choice(["179.9", "-179.9", "-179.8", "180", "-180", "179.99", "2", " "])
-        lines.append(
-            f"{draw.choice(['a', 'b', ' ', ' c'])},p{i % 7},2012-10-12T01:0{i % 9}:{i % 50:02}.{i % 10}"
-            f",-17.{i % 10},{longitude},{draw.choice(['bar', '', '  ', ' zoo'])},"
-            f"{draw.choice(['1', '1e39', '-1e308', '3.4028235e38', '3.4028236e38', ' ', 'x', '7'])}"
-        )
+        user, kind = draw.choice(["a", "b", " ", " c"]), draw.choice(["bar", "", "  ", " zoo"])
+        time = f"2012-10-12T01:0{i % 9}:{i % 50:02}.{i % 10}"
+        prices = ["1", "1e39", "-1e308", "3.4028235e38", "3.4028236e38", " ", "x", "7"]
+        price = draw.choice(prices)
+        lines.append(f"{user},p{i % 7},{time},-17.{i % 10},{longitude},{kind},{price}")
     lines.append("b,p1,\t,1,1,\x0b,\x0c")
     text = "\n".join(["user_id,item_id,t,y,x,kind,price", *lines])
     (tmp_path / "log.csv").write_text(text, encoding="utf-8")

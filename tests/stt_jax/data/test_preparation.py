@@ -504,20 +504,8 @@ def test_the_time_window_is_in_utc_where_times_are_in_local_time(tmp_path, optio
 def test_a_field_of_spaces_is_an_empty_one(tmp_path):
     """It is counted where the empty ones are; spaces around a value stay its own."""
     columns = ("who", "what", "when", "lat", "lon", "kind", "device", "visit", "price", "extra")
-    rows = [
-        (
-            f"u{n % 3}",
-            f" p{n % 4}",
-            str(1_333_476_000 + 3600 * n),
-            "40.5",
-            "-73.25",
-            "bar",
-            "web",
-            "s",
-        )
-        + ("2", "x ")
-        for n in range(40)
-    ]
+    tail = ("40.5", "-73.25", "bar", "web", "s", "2", "x ")
+    rows = [(f"u{n % 3}", f" p{n % 4}", str(1_333_476_000 + 3600 * n), *tail) for n in range(40)]
     blanks = {0: 0, 1: 1, 2: 2, 3: 5, 4: 6, 5: 8, 6: 9}  # row -> its empty column
     found = []
     for blank in ("", " ", " \t  \x0b"):

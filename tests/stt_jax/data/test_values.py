@@ -367,5 +367,5 @@ def test_values_too_large_to_be_kept_are_unknown_and_counted(tmp_path, options):
 
 def test_values_too_large_to_be_fitted_are_refused_by_flag_and_column():
     columns = make_columns([0] * 4, numbers={"price": [-1.6e308, 1.6e308, 0, 1]})
-    with pytest.raises(ValueError, match="--normalise=price:zscore: .*'price'.* are too large"):
+    with pytest.raises(ValueError, match=r"--normalise=price:zscore: .*'price'.* are too large"):
         _run_stage(columns, {"price": []}, "normalise", "price:zscore", "price", "zscore", 0.0)
