@@ -37,3 +37,12 @@ def choices_text(choices: tuple[str, ...]) -> str:
     """The choices for people to read."""
     names = ", ".join(name for name in choices if name)
     return names if all(choices) else f"{names}, or empty"
+
+
+def check_limit(config: Any, name: str, largest: float) -> None:
+    """Raises ValueError unless the option `name` is 0 to `largest`; NaN is not."""
+    value = getattr(config, name)
+    check(
+        0 <= value <= largest,
+        f"--{name} must be 0 or more and at most {largest:,.0f}; got {value}",
+    )

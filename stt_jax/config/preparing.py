@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from stt_jax.config.options import check, check_choices, option
+from stt_jax.config.options import check, check_choices, check_limit, option
 from stt_jax.config.raw import ColumnOptions, InputOptions
+
+LARGEST_COUNT = 2**31 - 1  # events
+LONGEST_S, LONGEST_DAYS = 1e11, 1e6  # times themselves are below 1e11 seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class CleaningOptions:
     max_speed_kmh: float = option(
         0.0,
         "Drop an event that its user could reach from the last one kept only faster than this, "
-        "km/h; 0: no limit.",
+        "km/h; after a stray first fix, from the last one dropped; 0: no limit.",
     )
     min_user_events: int = option(0, "Keep users with this many events or more (k-core).")
     min_item_events: int = option(0, "Keep items with this many events or more (k-core).")
@@ -52,14 +55,14 @@ class CleaningOptions:
 
     def __post_init__(self) -> None:
         """Refuses impossible limits."""
-        for name in (
-            "dedupe_window_s",
-            "max_events_per_day",
-            "max_speed_kmh",
-            "min_user_events",
-            "min_item_events",
+        for name, largest in (
+            ("dedupe_window_s", LONGEST_S),
+            ("max_events_per_day", LARGEST_COUNT),
+            ("max_speed_kmh", 1e9),  # light is little faster
+            ("min_user_events", LARGEST_COUNT),
+            ("min_item_events", LARGEST_COUNT),
         ):
-            check(getattr(self, name) >= 0, f"--{name} must be 0 or more")
+            check_limit(self, name, largest)
         check(
             0 <= self.max_broken_fraction <= 1,
             f"--max_broken_fraction must be in 0..1; got {self.max_broken_fraction}",
@@ -108,7 +111,7 @@ class ProtectionOptions:
             cell == "" or (cell.isdecimal() and int(cell) <= 15),
             f"--coarsen_cell={cell} is no resolution of H3; give 0 (large) to 15 (small)",
         )
-        check(self.coarsen_time_s >= 0, "--coarsen_time_s must be 0 or more")
+        check_limit(self, "coarsen_time_s", LONGEST_S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +197,7 @@ class SplitOptions:
         for part in ("validation", "test"):
             fraction, days = getattr(self, f"{part}_fraction"), getattr(self, f"{part}_days")
             check(0 <= fraction < 1, f"--{part}_fraction must be in [0, 1); got {fraction}")
-            check(days >= 0, f"--{part}_days must be 0 or more; got {days}")
+            check_limit(self, f"{part}_days", LONGEST_DAYS)
             check(
                 not (days and getattr(self, f"{part}_from")),
                 f"give one of --{part}_days and --{part}_from",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 
-from stt_jax.config.options import check, check_choices, option
+from stt_jax.config.options import check, check_choices, check_limit, option
 
 TRAIT_SEPARATORS = {"pipe": "|", "comma": ",", "semicolon": ";", "space": " "}
 DOMAIN = "domain"  # the trait of items that holds what --domain says
@@ -89,8 +89,8 @@ class InputOptions:
         example = "e.g. --input=log.csv.gz --output=prepared/"
         check(bool(self.input), f"--input is missing: name the files of the log, {example}")
         check(bool(self.output), f"--output is missing: name a folder, {example}")
-        check(self.threads >= 0, f"--threads must be 0 or more; got {self.threads}")
-        check(self.memory_gb >= 0, f"--memory_gb must be 0 or more; got {self.memory_gb}")
+        check_limit(self, "threads", 1024)
+        check_limit(self, "memory_gb", 1e6)
         try:
             codecs.lookup(self.encoding)
         except LookupError as error:
@@ -205,7 +205,7 @@ class ColumnOptions:
             not (self.domain and DOMAIN in self.item_traits),
             f"with --domain={self.domain} no column of --item_traits can be named {DOMAIN!r}",
         )
-        check(self.session_gap_h >= 0, "--session_gap_h must be 0 or more")
+        check_limit(self, "session_gap_h", 1e7)
         check(
             not (self.session and self.session_gap_h),
             f"give one of --session={self.session} and --session_gap_h={self.session_gap_h}",

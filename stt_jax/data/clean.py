@@ -14,7 +14,7 @@ import ibis
 from ibis.expr import types as ir
 
 from stt_jax.data.engine import Engine
-from stt_jax.data.schema import DEGREES_TO_E7, UNKNOWN_E7
+from stt_jax.data.schema import DEGREES_TO_E7, LARGEST_IN_WORDS, NUMBER_OVERFLOW, UNKNOWN_E7
 
 _CONDITION = re.compile(r"^(.+?)\s*(<=|>=|!=|\^=|=|<|>)\s*(.*)$", re.DOTALL)
 # Events of a user in their order; `source_row` leaves no tie.
@@ -24,6 +24,7 @@ SWAPPED = "latitude and longitude swapped"
 # \z and not $, which for one engine is also the place before a last line feed.
 _NUMBER = r"^ *[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]{1,3})? *\z"
 _LARGEST = 1.7e308
+_NOT_BLANK = r"[^ \t\n\r\f\x0B]"  # all of these come before "!"
 _COMPARISONS = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
@@ -37,6 +38,13 @@ Store = Callable[[ir.Table], ir.Table]
 
 def _as_it_is(table: ir.Table) -> ir.Table:
     return table
+
+
+def known_text(text: ir.StringValue) -> ir.StringValue:
+    """Text as it is; null where it is empty or blank."""
+    # Few texts begin with a blank, and only those are searched.
+    known = (text >= "!", text), (text.re_search(_NOT_BLANK), text)
+    return ibis.cases(*known, else_=None)
 
 
 def condition_column(text: str) -> str:
@@ -74,12 +82,12 @@ def mark_filtered(
       drop_missing: names of columns that must not be empty.
     """
     branches = [
-        (table[columns[name]].nullif("").isnull(), f"{name} is empty") for name in drop_missing
+        (known_text(table[columns[name]]).isnull(), f"{name} is empty") for name in drop_missing
     ]
     passed_over = []
     for text in drop_if:
         name, operator, value = _split_condition(text)
-        column = table[columns[name]].nullif("")
+        column = known_text(table[columns[name]])
         branches.append((_holds(column, operator, value), text))
         if operator in _COMPARISONS and _number_or_none(value) is not None:
             is_none = column.notnull() & to_number(column).isnull()
@@ -214,30 +222,44 @@ def to_nearest(value: ir.FloatingValue) -> ir.FloatingValue:
 
 
 def mark_numbers(table: ir.Table, columns: Mapping[str, str]) -> ir.Table:
-    """Turns text columns into float64; adds `changed` and `sample` for what is no number.
+    """Turns text columns into float64; adds `changed` and `sample` for what is none or too large.
 
     Args:
       table: `read_numbers` of text columns.
       columns: column of `table` -> its name in the files.
     """
-    numbers = {column: table[f"{column}_number"] for column in columns}
-    branches = [
-        (table[column].notnull(), f"{name} is not a number") for column, name in columns.items()
-    ]
-    sample = ibis.literal(", ").join([table[column].fill_null("") for column in columns])
+    read = {column: table[f"{column}_number"] for column in columns}
+    beyond = {column: number.abs() >= NUMBER_OVERFLOW for column, number in read.items()}
+    numbers = {column: beyond[column].ifelse(None, number) for column, number in read.items()}
+    branches = []
+    for column, name in columns.items():
+        reason = f"{name} is beyond {LARGEST_IN_WORDS}, the largest number of a log"
+        branches += [
+            (table[column].notnull(), f"{name} is not a number"),
+            (beyond[column], reason),
+        ]
+    written = [table[c].fill_null(read[c].cast("string")).fill_null("") for c in columns]
     changed = ibis.cases(*branches, else_=None).cast("string")
-    marked = table.mutate(**numbers, changed=changed, sample=sample)
+    marked = table.mutate(**numbers, changed=changed, sample=ibis.literal(", ").join(written))
     return marked.drop(*(f"{column}_number" for column in columns))
 
 
-def mark_outside(table: ir.Table, from_s: int | None, to_s: int | None) -> ir.Table:
-    """Adds `dropped` to events with `time_s` before `from_s` or at `to_s` and later."""
+def mark_outside(table: ir.Table, from_us: int | None, to_us: int | None) -> ir.Table:
+    """Adds `dropped` to events before `from_us` or at `to_us` and later, microseconds of 1970."""
     branches: list[tuple[ir.BooleanValue, str]] = []
-    if from_s is not None:
-        branches.append((table.time_s < from_s, "before --time_from"))
-    if to_s is not None:
-        branches.append((table.time_s >= to_s, "at --time_to or later"))
+    if from_us is not None:
+        branches.append((_is_before(table, from_us), "before --time_from"))
+    if to_us is not None:
+        branches.append((~_is_before(table, to_us), "at --time_to or later"))
     return table.mutate(dropped=ibis.cases(*branches, else_=None).cast("string"))
+
+
+def _is_before(table: ir.Table, moment_us: int) -> ir.BooleanValue:
+    second, rest_us = divmod(moment_us, 1_000_000)
+    is_before = table.time_s < second
+    if rest_us:
+        is_before |= (table.time_s == second) & (table.time_us < rest_us)
+    return is_before
 
 
 def find_revisits(table: ir.Table, store: Store = _as_it_is) -> ir.Table:

@@ -20,6 +20,7 @@ from stt_jax.data.engine import Engine
 from stt_jax.data.schema import TRAIN, UNKNOWN_E7
 
 EARTH_RADIUS_KM = 6371.0088
+PLACE = None  # the coordinates, where else a column's name stands; none can be called so
 
 
 @dataclasses.dataclass

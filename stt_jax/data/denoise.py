@@ -17,28 +17,50 @@ def too_fast(columns: Columns, max_speed_kmh: float) -> np.ndarray:
     An event that is too fast is left out at once, so one stray fix does not take the good event
     after it along. Two events of one second may be up to a second's way apart. Events without a
     place are kept and passed over.
+
+    A user's first fix may be the stray one. As long as no event was in reach of it, the second of
+    two events in a row that are in reach of each other, and not of it, is kept, and what follows is
+    measured from there. The stray fix stays then and one good event is lost: to take the first one
+    out for what comes later would be to look ahead.
     """
 
     def find(rows: np.ndarray) -> np.ndarray:
         users, known = columns.users[rows], columns.place_mask[rows]
         result = np.zeros(len(rows), bool)
-        last = np.full(len(np.unique(users)), -1)  # the last kept row with a place, by slot
+        num_users = len(np.unique(users))
+        # By slot: the last kept row with a place, the last one left out since, and whether two
+        # events that were in reach of each other have been kept.
+        last, left_out = np.full(num_users, -1), np.full(num_users, -1)
+        is_sure = np.zeros(num_users, bool)
         for slots, places in in_step(users):
             slots, places = slots[known[places]], places[known[places]]
-            now, before = rows[places], rows[last[slots]]
-            gap_s = np.maximum(columns.times_s[now] - columns.times_s[before], 1)
-            distances = distance_km(
-                columns.latitudes_e7[before],
-                columns.longitudes_e7[before],
-                columns.latitudes_e7[now],
-                columns.longitudes_e7[now],
-            )
-            fast = (last[slots] >= 0) & (distances * 3600 > max_speed_kmh * gap_s)
+            now = rows[places]
+            is_first = last[slots] < 0
+            fast = ~is_first & _is_faster(columns, rows[last[slots]], now, max_speed_kmh)
+            agree = fast & ~is_sure[slots] & (left_out[slots] >= 0)
+            agree &= ~_is_faster(columns, rows[left_out[slots]], now, max_speed_kmh)
+            fast &= ~agree
+            is_sure[slots] |= ~fast & ~is_first
             result[places] = fast
             last[slots[~fast]] = places[~fast]
+            left_out[slots[fast]] = places[fast]
         return result
 
     return columns.causally(find)
+
+
+def _is_faster(
+    columns: Columns, before: np.ndarray, now: np.ndarray, max_speed_kmh: float
+) -> np.ndarray:
+    """bool [n], whether the way between two rows each took more than the speed."""
+    gap_s = np.maximum(columns.times_s[now] - columns.times_s[before], 1)
+    distances = distance_km(
+        columns.latitudes_e7[before],
+        columns.longitudes_e7[before],
+        columns.latitudes_e7[now],
+        columns.longitudes_e7[now],
+    )
+    return distances * 3600 > max_speed_kmh * gap_s
 
 
 def filter_places(columns: Columns, fix_error_m: float) -> tuple[np.ndarray, np.ndarray]:

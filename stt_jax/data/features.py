@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stt_jax.data.columns import Columns, distance_km
-from stt_jax.data.impute import group_statistic
+from stt_jax.data.impute import group_statistic, median_places
 from stt_jax.data.schema import UNKNOWN_E7
 
 _DAY_S, _HOUR_S = 86_400, 3_600
@@ -62,11 +62,7 @@ def add_numbers(columns: Columns, feature: str) -> None:
 
 def person_centres(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
     """Medians of each person's places in training, for every event: latitude_e7, longitude_e7."""
-    mask = columns.place_mask & columns.train_mask
-    found = (
-        group_statistic(columns.users, degrees.astype(np.float64), mask, "low")[columns.users]
-        for degrees in (columns.latitudes_e7, columns.longitudes_e7)
-    )
+    found = (degrees[columns.users] for degrees in median_places(columns, columns.users))
     latitudes, longitudes = (np.nan_to_num(d, nan=UNKNOWN_E7).astype(np.int32) for d in found)
     return latitudes, longitudes
 

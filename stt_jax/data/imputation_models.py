@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stt_jax.data.columns import Columns
+from stt_jax.data import dateline
+from stt_jax.data.columns import PLACE, Columns
 
 _MAX_ROWS = 200_000  # to fit to; more change little and take long
 _MAX_CLASSES = 60  # the most frequent values; the others are never predicted
@@ -27,11 +28,18 @@ def predict_number(columns: Columns, name: str, train: np.ndarray) -> np.ndarray
 
 def predict_place(columns: Columns, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Latitudes and longitudes, float64 [N] in 1e-7 degrees."""
-    features = _features(columns, without="place")
-    return (
-        _regress(features, columns.latitudes_e7.astype(np.float64), train),
-        _regress(features, columns.longitudes_e7.astype(np.float64), train),
-    )
+    features = _features(columns, without=PLACE)
+    latitudes = _regress(features, columns.latitudes_e7.astype(np.float64), train)
+    longitudes = _regress(features, _unrolled(columns, train), train)
+    # The sum of many trees may reach a little beyond what they were fitted to.
+    return np.clip(latitudes, -9e8, 9e8), dateline.roll(longitudes)
+
+
+def _unrolled(columns: Columns, train: np.ndarray) -> np.ndarray:
+    """float64 [N], longitudes in 1e-7 degrees that do not jump where training crosses a line."""
+    everybody = np.zeros(len(columns), np.int64)
+    cut = dateline.find_cuts(everybody, columns.longitudes_e7, train)
+    return dateline.unroll(columns.longitudes_e7, cut[everybody])
 
 
 def predict_text(columns: Columns, name: str, train: np.ndarray) -> np.ndarray:
@@ -43,7 +51,7 @@ def predict_text(columns: Columns, name: str, train: np.ndarray) -> np.ndarray:
     rows = _spread(np.flatnonzero(train & np.isin(codes, frequent)))
     if len(np.unique(codes[rows])) < 2:
         return np.full(len(codes), codes[rows[0]] if len(rows) else 0)
-    features = _features(columns, without=name)
+    features = _told(_features(columns, without=name), rows)
     model = _ensemble().HistGradientBoostingClassifier(
         max_iter=15, max_leaf_nodes=15, early_stopping=False, random_state=0
     )
@@ -79,6 +87,7 @@ def _regress(features: np.ndarray, values: np.ndarray, train: np.ndarray) -> np.
     rows = _spread(np.flatnonzero(train))
     if len(rows) == 0:
         return np.full(len(values), np.nan)
+    features = _told(features, rows)
     model = _ensemble().HistGradientBoostingRegressor(
         max_iter=60, early_stopping=False, random_state=0
     )
@@ -92,7 +101,12 @@ def _spread(rows: np.ndarray) -> np.ndarray:
     return rows[:: -(-len(rows) // _MAX_ROWS)] if len(rows) else rows
 
 
-def _features(columns: Columns, *, without: str) -> np.ndarray:
+def _told(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The features that are known of some row to fit to: the trees cannot bin one without."""
+    return features[:, ~np.isnan(features[rows]).all(axis=0)]
+
+
+def _features(columns: Columns, *, without: str | None) -> np.ndarray:
     """float64 [N, F], NaN where unknown."""
     local_s = columns.times_s + columns.utc_offsets_s
     before = columns.previous(np.ones(len(columns), bool))
@@ -105,8 +119,9 @@ def _features(columns: Columns, *, without: str) -> np.ndarray:
         np.bincount(columns.items[train], minlength=columns.items.max() + 1)[columns.items],
         np.bincount(columns.users[train], minlength=columns.users.max() + 1)[columns.users],
     ]
-    if without != "place":
-        for degrees in (columns.latitudes_e7, columns.longitudes_e7):
+    if without is not PLACE:
+        longitudes = _unrolled(columns, columns.place_mask & train)
+        for degrees in (columns.latitudes_e7, longitudes):
             features.append(np.where(columns.place_mask, degrees * 1e-7, np.nan))
     features += [values for name, values in columns.numbers.items() if name != without]
     features += [

@@ -11,10 +11,10 @@ import dataclasses
 
 import numpy as np
 
-from stt_jax.data import imputation_models
+from stt_jax.data import dateline, imputation_models
 from stt_jax.data.columns import Columns
 from stt_jax.data.numerics import Stage, parse_rule
-from stt_jax.data.schema import UNKNOWN_E7
+from stt_jax.data.schema import LARGEST_IN_WORDS, NUMBER_OVERFLOW, UNKNOWN_E7
 
 _STATISTICS = ("mean", "median", "mode")
 _GROUPS = {"item": "items", "user": "users"}
@@ -26,12 +26,11 @@ METHODS = {
     **{f"{name}_{group}": None for name in _STATISTICS for group in _GROUPS},
     **{name: None for name in _STATISTICS},
 }
-PLACE = "place"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-    """One fill: of `column` ("place" for the coordinates) by `method` with `argument`."""
+    """One fill: of `column` by `method` with `argument`."""
 
     column: str
     method: str
@@ -44,6 +43,20 @@ def parse_fill(text: str) -> Fill:
     if (method == "constant") != bool(argument):
         raise ValueError(f"--fill={text}: only constant takes a value, as in price:constant:0")
     return Fill(column, method, argument)
+
+
+def constant_number(name: str, fill: Fill) -> float:
+    """The number of a constant fill of a numeric column; ValueError says what is none."""
+    try:
+        value = float(fill.argument)
+    except ValueError:
+        value = np.nan
+    if not abs(value) < NUMBER_OVERFLOW:
+        raise ValueError(
+            f"--fill={name}:constant:{fill.argument}: {name} is numeric; give a number within "
+            f"{LARGEST_IN_WORDS}"
+        )
+    return value
 
 
 def fill_numbers(columns: Columns, name: str, fill: Fill) -> Stage | None:
@@ -63,14 +76,7 @@ def fill_numbers(columns: Columns, name: str, fill: Fill) -> Stage | None:
         columns.numbers[name] = np.where(np.isnan(values), found[groups], values)
         return None
     if fill.method == "constant":
-        try:
-            value = float(fill.argument)
-        except ValueError:
-            value = np.nan
-        if not np.isfinite(value):
-            raise ValueError(
-                f"--fill={name}:constant:{fill.argument}: {name} is numeric; give a number"
-            )
+        value = constant_number(name, fill)
     else:
         whole = np.zeros(len(values), np.int64)
         value = float(group_statistic(whole, values, train, statistic)[0])
@@ -112,12 +118,7 @@ def fill_places(columns: Columns, fill: Fill) -> None:
     elif fill.method.startswith("median"):
         group = fill.method.removeprefix("median").removeprefix("_")
         groups = getattr(columns, _GROUPS[group]) if group else np.zeros(len(known), np.int64)
-        latitudes, longitudes = (
-            group_statistic(groups, degrees.astype(np.float64), known & columns.train_mask, "low")[
-                groups
-            ]
-            for degrees in (columns.latitudes_e7, columns.longitudes_e7)
-        )
+        latitudes, longitudes = (degrees[groups] for degrees in median_places(columns, groups))
     else:
         raise ValueError(
             f"--fill={fill.column}:{fill.method}: {fill.column} is a coordinate; give interpolate, "
@@ -131,6 +132,25 @@ def fill_places(columns: Columns, fill: Fill) -> None:
 def _put(degrees_e7: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(where, np.rint(np.where(where, values, UNKNOWN_E7)), degrees_e7).astype(
         np.int32
+    )
+
+
+def median_places(columns: Columns, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower medians of each group's places in training: latitudes and longitudes.
+
+    Args:
+      columns: events.
+      groups: int [N], from 0.
+
+    Returns:
+      two float64 [largest group + 1] in 1e-7 degrees, NaN for a group without a known place.
+    """
+    mask = columns.place_mask & columns.train_mask
+    cuts = dateline.find_cuts(groups, columns.longitudes_e7, mask)
+    unrolled = dateline.unroll(columns.longitudes_e7, cuts[groups])
+    return (
+        group_statistic(groups, columns.latitudes_e7.astype(np.float64), mask, "low"),
+        dateline.roll(group_statistic(groups, unrolled, mask, "low")),
     )
 
 

@@ -217,7 +217,8 @@ def mark_zones_of_places(table: ir.Table, engine: Engine) -> ir.Table:
     distinct, which = np.unique(cells[places], axis=0, return_inverse=True)
     finder = timezonefinder.TimezoneFinder()
     names = [
-        finder.timezone_at(lat=(lat + 0.5) * 1e-3, lng=(lng + 0.5) * 1e-3)
+        # The pole and the date line are cells without a width.
+        finder.timezone_at(lat=min((lat + 0.5) * 1e-3, 90.0), lng=min((lng + 0.5) * 1e-3, 180.0))
         if abs(lat) <= 90_000
         else None
         for lat, lng in distinct.tolist()

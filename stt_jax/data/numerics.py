@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stt_jax.data.columns import in_step
+from stt_jax.data.schema import NUMBER_OVERFLOW
 
 Stage = dict[str, Any]
 
@@ -25,6 +26,7 @@ OUTLIER_METHODS = {"mad": 5.0, "quantile": 0.001}  # method -> default of its nu
 SMOOTH_METHODS = {"median": 5.0, "exponential": 0.3}
 TRANSFORM_METHODS: dict[str, float] = {"log1p": 0.0, "boxcox": 0.0, "quantile": 0.0}
 SCALE_METHODS: dict[str, float] = {"zscore": 0.0, "minmax": 0.0, "robust": 0.0}
+NUMBERLESS = ("transform", "normalise")  # flags whose methods take no number
 
 
 def parse_rule(flag: str, text: str, methods: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -43,6 +45,10 @@ def parse_rule(flag: str, text: str, methods: Mapping[str, Any]) -> tuple[str, s
 def rule_number(flag: str, text: str, methods: Mapping[str, float]) -> tuple[str, str, float]:
     """The same with a number for an argument, or the default that `methods` gives."""
     column, method, argument = parse_rule(flag, text, methods)
+    if argument and flag in NUMBERLESS:
+        raise ValueError(
+            f"--{flag}={text}: {method} takes no number, {argument}; write {column}:{method}"
+        )
     try:
         number = float(argument) if argument else methods[method]
     except ValueError:
@@ -52,11 +58,12 @@ def rule_number(flag: str, text: str, methods: Mapping[str, float]) -> tuple[str
     return column, method, number
 
 
-def fit_stage(method: str, number: float, train_values: np.ndarray) -> Stage:
+def fit_stage(flag: str, method: str, number: float, train_values: np.ndarray) -> Stage:
     """Fits one stage of a numeric column.
 
     Args:
-      method: of OUTLIER_METHODS, TRANSFORM_METHODS or SCALE_METHODS.
+      flag: outliers, transform or normalise: two of them have a method "quantile".
+      method: of OUTLIER_METHODS, TRANSFORM_METHODS or SCALE_METHODS, by `flag`.
       number: its number; 0 for the transforms and scales, which have none.
       train_values: float64 [n], the known values of the training part as the stages before have
         left them.
@@ -68,12 +75,12 @@ def fit_stage(method: str, number: float, train_values: np.ndarray) -> Stage:
     if len(values) == 0:
         values = np.zeros(1)
     with np.errstate(over="ignore", invalid="ignore"):
-        if method in SCALE_METHODS:
+        if flag == "normalise":
             return _fit_scale(values, method)
-        if method == "mad":
-            return _fit_mad(values, number)
+        if flag == "outliers":
+            return _fit_mad(values, number) if method == "mad" else _fit_tails(values, number)
         if method == "quantile":
-            return _fit_tails(values, number) if number else _fit_quantiles(values)
+            return _fit_quantiles(values)
         return _fit_boxcox(values) if method == "boxcox" else {"kind": "log1p"}
 
 
@@ -129,7 +136,9 @@ def _fit_boxcox(values: np.ndarray) -> Stage:
 
 
 def _fit_scale(values: np.ndarray, method: str) -> Stage:
-    if method == "zscore":
+    if values[0] == values[-1]:  # the mean of equal numbers may be another by rounding
+        centre, scale = float(values[0]), 1.0
+    elif method == "zscore":
         centre, scale = float(np.mean(values)), float(np.std(values))
     elif method == "minmax":
         centre, scale = float(values[0]), float(values[-1] - values[0])
@@ -180,14 +189,15 @@ def apply_stages(stages: Sequence[Mapping[str, Any]], values: np.ndarray) -> np.
 
     Args:
       stages: `log.meta.numerics[column]`.
-      values: float [n], one person's values in the order of their events, NaN where unknown. Only
-        smoothing looks at more than one of them, and only back.
+      values: float [n], one person's values in the order of their events, NaN where unknown, as is
+        what float32 does not hold. Only smoothing looks at more than one of them, and only back.
 
     Returns:
       float32 [n], NaN where no stage knew a value. Fills by item, by person, by model or along
       time leave a value to the next fill, as they do for whom they do not know.
     """
     result = np.asarray(values, np.float64)
+    result = np.where(np.abs(result) < NUMBER_OVERFLOW, result, np.nan)
     # A number that is too large for a stage, or for float32, becomes infinite.
     with np.errstate(over="ignore"):
         for stage in stages:

@@ -95,6 +95,8 @@ def prepare_log(
     """
     config = apply_layout(config)
     check_rules(config)
+    if config.write_recbole:
+        recbole.check_columns(config)
     store.check_output(config.output, overwrite=config.overwrite)
     key = protection.take_key(config)
     zone = None
@@ -237,7 +239,7 @@ def _select_roles(
     names |= {
         f"user_trait_{i}": parse_user_trait(text)[0] for i, text in enumerate(config.user_traits)
     }
-    texts = {role: table[columns[name]].nullif("") for role, name in names.items() if name}
+    texts = {role: clean.known_text(table[columns[name]]) for role, name in names.items() if name}
     table = table.select("source_row", "part", **texts)
     numbers = [role for role in texts if role == "utc_offset" or role.startswith("numeric_")]
     table = clean.read_numbers(table, numbers)
@@ -283,7 +285,7 @@ def _read_times(
     # The bounds are in UTC, and only now is every time.
     if config.time_from or config.time_to:
         bounds = [
-            times.to_moment(getattr(config, name), name) if getattr(config, name) else None
+            times.to_moment_us(getattr(config, name), name) if getattr(config, name) else None
             for name in ("time_from", "time_to")
         ]
         steps.run("time window", clean.mark_outside(steps.table, *bounds))

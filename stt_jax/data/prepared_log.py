@@ -79,8 +79,8 @@ class PreparedLog:
       meta: hashes, counts and statistics.
       numbers: column name -> float32 [N], NaN where unknown; numeric columns of the event and made
         features, as --fill, --smooth, --transform and --normalise have left them.
-      was_missing: column name ("place": the coordinates) -> int8 [N], 1 where the log itself had no
-        value to use; for every numeric and every filled column.
+      was_missing: column name ("place", unless a column is called so: the coordinates) -> int8 [N],
+        1 where the log itself had no value to use; for every numeric and every filled column.
       item_traits: name -> int32 [V + 1, M], values that an item has, most frequent first, 0 = no
         further one.
       item_trait_values: name -> str [C + 1], row 0 = "".

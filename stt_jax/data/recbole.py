@@ -9,12 +9,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stt_jax.config import PrepareConfig
 from stt_jax.data.prepared_log import PreparedLog
 from stt_jax.data.schema import UNKNOWN_E7
 
 FOLDER = "recbole"
 PART_FILES = ("log.train.inter", "log.valid.inter", "log.test.inter")
 _ITEM_FILE = "log.item"
+
+
+def check_columns(config: PrepareConfig) -> None:
+    """Raises ValueError for a column whose name is in `write_recbole`'s files that of another."""
+    owners = {"user_id": "the user", "item_id": "the item"}
+    if config.time:
+        owners["timestamp"] = "the time"
+    if config.latitude:
+        owners |= {"latitude": "the latitude", "longitude": "the longitude"}
+    for flag in ("context", "numeric"):
+        for name in getattr(config, flag):
+            if name in owners:
+                raise ValueError(
+                    f"--write_recbole: {name!r} is the name of {owners[name]} in RecBole's files, "
+                    f"and of a column of --{flag}; rename it in the log, or leave it out"
+                )
+            owners[name] = f"a column of --{flag}"
 
 
 def write_recbole(log: PreparedLog, item_ids: pa.ChunkedArray, folder: pathlib.Path) -> None:
@@ -42,7 +60,7 @@ def write_recbole(log: PreparedLog, item_ids: pa.ChunkedArray, folder: pathlib.P
     for name, codes in log.contexts.items():
         texts = pa.array(list(log.context_values[name]), pa.string())
         columns[f"{name}:token"] = texts.take(pa.array(codes))
-    columns |= {f"{name}:float": values for name, values in log.numbers.items()}
+    columns |= {f"{n}:float": values.astype(np.float32) for n, values in log.numbers.items()}
     lines = _lines(columns.values())
     header = "\t".join(map(_plain, columns))
     for part, file in enumerate(PART_FILES):
@@ -71,20 +89,18 @@ def _lines(columns: Iterable) -> pa.Array:
         array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
-        if pa.types.is_floating(array.type):
-            # Seven digits are the places' own precision.
-            array = pa.array(
-                [
-                    "" if np.isnan(x) else f"{x:.7f}".rstrip("0").rstrip(".")
-                    for x in array.to_pylist()
-                ]
-            )
+        if pa.types.is_float32(array.type):
+            # Arrow writes the fewest digits that tell a float32 from every other one.
+            array = pc.if_else(pc.is_nan(array), None, array.cast(pa.string()))
+        elif pa.types.is_floating(array.type):
+            array = pa.array([_degrees(x) for x in array.to_pylist()])
         text = pc.fill_null(array.cast(pa.string()), "")
         texts.append(pc.replace_substring_regex(text, r"[\t\r\n]", " "))
     return pc.binary_join_element_wise(*texts, "\t")
 
 
-def _number(value: float) -> str:
+def _degrees(value: float) -> str:
+    """With seven digits, which are the places' own precision."""
     return "" if np.isnan(value) else f"{value:.7f}".rstrip("0").rstrip(".")
 
 

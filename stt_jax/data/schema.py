@@ -23,6 +23,10 @@ DEGREES_TO_E7 = 10_000_000
 # Numeric columns are read by the model within -10 and 10, as their log scales them.
 NUMBER_LIMIT = 10.0
 
+# They are kept as float32, which rounds to infinity from here on.
+NUMBER_OVERFLOW = (2 - 2**-24) * 2.0**127
+LARGEST_IN_WORDS = "3.4e38"
+
 # Columns of the stored events, in file order; context columns follow them. int32 vocabulary rows
 # start at 1, and 0 is "unknown": an item outside the training part, an empty category, no session.
 EVENT_DTYPES = {

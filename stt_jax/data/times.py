@@ -46,6 +46,7 @@ _DATE_DIGITS_KIND = "date digits"
 _OTHER = "other"
 _CODES = {kind: code for code, kind in enumerate((*KINDS, _DATE_DIGITS_KIND, _OTHER))}
 _MICROS = 1_000_000
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 FORMAT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
 
 
@@ -296,6 +297,14 @@ def _read_zone(times: ir.StringColumn) -> ir.IntegerValue:
 
 def to_moment(text: str, flag: str) -> int:
     """Unix seconds of an ISO 8601 time given by a flag; UTC unless it says otherwise."""
+    seconds, micros = divmod(to_moment_us(text, flag), _MICROS)
+    if micros:
+        raise ValueError(f"--{flag}={text}: give whole seconds, e.g. 2012-12-21T13:29:31Z")
+    return seconds
+
+
+def to_moment_us(text: str, flag: str) -> int:
+    """The same in microseconds since 1970."""
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError as error:
@@ -304,4 +313,5 @@ def to_moment(text: str, flag: str) -> int:
         ) from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
-    return int(moment.timestamp())
+    # Not `timestamp`, a float, which is cut towards 1970.
+    return (moment - _EPOCH) // datetime.timedelta(microseconds=1)

@@ -18,6 +18,7 @@ from stt_jax.config import TRAIT_SEPARATORS
 
 Texts = Sequence[str | None]
 
+_MOST_BINS = 100_000
 _ANY = "any"  # the range of all numbers
 
 _RANGE = re.compile(
@@ -29,14 +30,15 @@ def parse_user_trait(text: str) -> tuple[str, int]:
     """COLUMN or COLUMN:BINS -> (column, bins); 0 bins: the values are names.
 
     Raises:
-      ValueError: BINS is no number of two or more.
+      ValueError: BINS is no number of 2 to `_MOST_BINS`.
     """
     column, colon, bins = text.rpartition(":")
     if not colon:
         return text, 0
-    if not (bins.isdecimal() and int(bins) >= 2):
+    if not (bins.isdecimal() and 2 <= int(bins) <= _MOST_BINS):
         raise ValueError(
-            f"--user_traits={text}: write COLUMN, or COLUMN:BINS with 2 bins or more for numbers"
+            f"--user_traits={text}: write COLUMN, or COLUMN:BINS with 2 to {_MOST_BINS:,} bins for "
+            "numbers"
         )
     return column, int(bins)
 

@@ -13,11 +13,12 @@ from ibis.expr import types as ir
 
 from stt_jax.config import PrepareConfig
 from stt_jax.data import denoise, features, impute, numerics
-from stt_jax.data.columns import Columns, fetch_columns, to_table
+from stt_jax.data.columns import PLACE, Columns, fetch_columns, to_table
 from stt_jax.data.steps import Steps
 
 DEFAULT_FIX_ERROR_M = 20.0
-_LARGEST_FIX_ERROR_M = 2e7  # no place on Earth is further from another
+# A stored place is exact to a centimetre, and no place on Earth is further than this from another.
+_FIX_ERRORS_M = (0.01, 2e7)
 _LARGEST_WINDOW = 1000  # events; the windows of many events at a time are in memory
 
 
@@ -47,13 +48,17 @@ def check_rules(config: PrepareConfig) -> None:
     texts = {config.category, *config.context} - {""}
     places = {config.latitude, config.longitude} - {""}
     for text in config.fill:
-        _require("fill", text, impute.parse_fill(text).column, numbers | texts | places)
+        fill = impute.parse_fill(text)
+        _require("fill", text, fill.column, numbers | texts | places)
+        if fill.method == "constant" and fill.column in numbers - places:
+            impute.constant_number(fill.column, fill)
     for text in config.smooth:
         if text.partition(":")[0] in places:
-            if not 0 < _kalman_rule(text)[2] <= _LARGEST_FIX_ERROR_M:
+            least, largest = _FIX_ERRORS_M
+            if not least <= _kalman_rule(text)[2] <= largest:
                 raise ValueError(
-                    f"--smooth={text}: the error of a fix is more than 0 and at most "
-                    f"{_LARGEST_FIX_ERROR_M:,.0f} metres, e.g. kalman:{DEFAULT_FIX_ERROR_M:g}"
+                    f"--smooth={text}: the error of a fix is {least:g} to {largest:,.0f} metres, "
+                    f"e.g. kalman:{DEFAULT_FIX_ERROR_M:g}"
                 )
         else:
             column, method, number = numerics.rule_number("smooth", text, numerics.SMOOTH_METHODS)
@@ -133,7 +138,7 @@ def _drop_outliers(
     changed = {}
     for text in config.outliers:
         name, method, number = numerics.rule_number("outliers", text, numerics.OUTLIER_METHODS)
-        stage = _run_stage(columns, stages, name, method, number, f"--outliers={text}")
+        stage = _run_stage(columns, stages, "outliers", text, name, method, number)
         unknown = np.isnan(columns.numbers[name]) & ~np.isnan(stage.pop("before"))
         low, high = (_words(stage[bound]) for bound in ("low", "high"))
         changed[f"{name} outside {low} to {high}: unknown"] = int(np.count_nonzero(unknown))
@@ -146,16 +151,22 @@ def _words(bound: float | None) -> str:
 
 
 def _run_stage(
-    columns: Columns, stages: dict[str, Any], name: str, method: str, number: float, flag: str
+    columns: Columns,
+    stages: dict[str, Any],
+    flag: str,
+    text: str,
+    name: str,
+    method: str,
+    number: float,
 ) -> numerics.Stage:
     """Fits a stage to the training part and runs it; returns it with the values "before"."""
     before = columns.numbers[name]
     train = before[columns.train_mask & ~np.isnan(before)]
-    stage = numerics.fit_stage(method, number, train)
+    stage = numerics.fit_stage(flag, method, number, train)
     if not numerics.is_finite(stage):
         raise ValueError(
-            f"{flag}: the values of {name!r}, {train.min():g} to {train.max():g}, are too large to "
-            f"be fitted; drop them first, e.g. --drop_if='{name}>1e300', or in front of "
+            f"--{flag}={text}: the values of {name!r}, {train.min():g} to {train.max():g}, are too "
+            f"large to be fitted; drop them first, e.g. --drop_if='{name}>1e30', or in front of "
             f"--normalise bring them down by --transform={name}:log1p"
         )
     columns.numbers[name] = numerics.apply_stage(stage, before, columns.users)
@@ -170,8 +181,8 @@ def _fill(
     values: Values,
     stages: dict[str, list[numerics.Stage]],
 ) -> None:
-    def unknown(name: str) -> np.ndarray:
-        if name == impute.PLACE:
+    def unknown(name: str | None) -> np.ndarray:
+        if name is PLACE:
             return ~columns.place_mask
         if name in columns.numbers:
             return np.isnan(columns.numbers[name])
@@ -179,14 +190,19 @@ def _fill(
 
     fills = [impute.parse_fill(text) for text in config.fill]
     places = (config.latitude, config.longitude)
-    targets = [impute.PLACE if fill.column in places else fill.column for fill in fills]
-    for name in (*config.numeric, *targets):
-        columns.was_missing[name] = unknown(name)
-        values.num_missing[name] = [int(np.count_nonzero(columns.was_missing[name]))]
+    targets = [PLACE if fill.column in places else fill.column for fill in fills]
+    in_use = {*columns.numbers, *columns.codes}
+    told = {
+        name: _place_name(config, in_use) if name is PLACE else name
+        for name in (*config.numeric, *targets)
+    }
+    for name, text in told.items():
+        columns.was_missing[text] = unknown(name)
+        values.num_missing[text] = [int(np.count_nonzero(columns.was_missing[text]))]
     changed = {}
     for name, fill, text in zip(targets, fills, config.fill, strict=True):
         before = unknown(name)
-        if name == impute.PLACE:
+        if name is PLACE:
             impute.fill_places(columns, fill)
         elif name in columns.numbers:
             stage = impute.fill_numbers(columns, name, fill)
@@ -194,10 +210,18 @@ def _fill(
         else:
             impute.fill_texts(columns, name, fill)
         changed[text] = int(np.count_nonzero(before & ~unknown(name)))
-    for name, counts in values.num_missing.items():
-        counts.append(int(np.count_nonzero(unknown(name))))
+    for name, text in told.items():
+        values.num_missing[text].append(int(np.count_nonzero(unknown(name))))
     if fills:
         steps.note("fill", changed)
+
+
+def _place_name(config: PrepareConfig, in_use: set[str]) -> str:
+    """What the log calls the coordinates among the columns: "place", unless one is called so."""
+    name = "place"
+    while name in in_use:
+        name += f" ({config.latitude}, {config.longitude})"
+    return name
 
 
 def _smooth(
@@ -253,6 +277,6 @@ def _scale(
         rules = getattr(config, flag)
         for text in rules:
             name, method, number = numerics.rule_number(flag, text, methods)
-            _run_stage(columns, stages, name, method, number, f"--{flag}={text}")
+            _run_stage(columns, stages, flag, text, name, method, number)
         if rules:
             steps.note(f"{flag}: {', '.join(rules)}", {})

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import ibis
 from ibis.expr import types as ir
 
+from stt_jax.data.dateline import FULL_TURN_E7, HALF_TURN_E7
 from stt_jax.data.schema import TRAIN, UNKNOWN_E7
 
 
@@ -78,7 +79,11 @@ def describe_items(counts: ir.Table, items: ir.Table, traits: Sequence[str]) -> 
     for column in ("name", "category", *traits):
         items = _look_up(items, most_frequent(train, column, of="item"))
     for column in ("latitude_e7", "longitude_e7"):
-        items = _look_up(items, _lower_median(train, column))
+        known = train.filter(train[column] != UNKNOWN_E7)
+        counts = known.group_by(["item", column]).agg(count=known.num_events.sum())
+        if column == "longitude_e7":
+            counts = _unroll(counts, column)
+        items = _look_up(items, _lower_median(counts, column))
         items = items.mutate(**{column: items[column].fill_null(UNKNOWN_E7).cast("int32")})
     return items.order_by("row")
 
@@ -115,15 +120,32 @@ def most_frequent(counts: ir.Table, column: str, *, of: str) -> ir.Table:
     return counts.filter(counts.place == 0).select(of, column)
 
 
-def _lower_median(train: ir.Table, column: str) -> ir.Table:
-    known = train.filter(train[column] != UNKNOWN_E7)
-    counts = known.group_by(["item", column]).agg(count=known.num_events.sum())
+def _unroll(counts: ir.Table, column: str) -> ir.Table:
+    """Moves longitudes west of an item's widest gap by 360 degrees: as `dateline.unroll`."""
+    item = ibis.window(group_by="item")
+    counts = counts.mutate(**{column: counts[column].cast("int64")})
+    eastward = counts[column].lead().over(ibis.window(group_by="item", order_by=column))
+    span = counts[column].max().over(item) - counts[column].min().over(item)
+    counts = counts.mutate(gap=eastward - counts[column], across=FULL_TURN_E7 - span)
+    counts = counts.mutate(widest=counts.gap.max().over(item))
+    is_cut = (counts.gap == counts.widest) & (counts.widest > counts.across)
+    counts = counts.mutate(cut=is_cut.ifelse(counts[column], None).min().over(item))
+    moved = (counts[column] <= counts.cut).ifelse(counts[column] + FULL_TURN_E7, counts[column])
+    return counts.mutate(**{column: moved}).drop("gap", "across", "widest", "cut")
+
+
+def _lower_median(counts: ir.Table, column: str) -> ir.Table:
+    """(item, `column`) of the item, `column` and `count` of each."""
     so_far = ibis.window(group_by="item", order_by=column, preceding=None, following=0)
     counts = counts.mutate(
         so_far=counts["count"].sum().over(so_far), size=counts["count"].sum().over(group_by="item")
     )
     upper_half = counts.filter(2 * counts.so_far >= counts["size"])
-    return upper_half.group_by("item").agg(**{column: upper_half[column].min()})
+    medians = upper_half.group_by("item").agg(median=upper_half[column].min())
+    beyond = medians.median > HALF_TURN_E7  # moved by `_unroll`
+    return medians.select(
+        "item", **{column: beyond.ifelse(medians.median - FULL_TURN_E7, medians.median)}
+    )
 
 
 def encode(table: ir.Table, column: str, values: ir.Table, *, name: str) -> ir.Table:

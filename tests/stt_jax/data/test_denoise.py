@@ -18,6 +18,38 @@ def test_a_stray_fix_goes_and_the_events_after_it_stay():
     assert denoise.too_fast(slow, 111).tolist() == [False, True]
 
 
+def test_a_stray_first_fix_does_not_take_everything_after_it_along():
+    home = (40.0, -74.0)
+    # London, then at home every half hour: from the second event there on, two agree.
+    columns = make_columns(
+        [0] * 60 + [1] * 3,
+        places=[(51.5, -0.1), home, None, *[home] * 57, home, (51.5, -0.1), home],
+        times_s=[*range(0, 60 * 1800, 1800), 0, 60, 120],
+    )
+    found = np.flatnonzero(denoise.too_fast(columns, 150)).tolist()
+    assert found == [1, 61]  # and the other person's stray one, after a good one
+
+
+def test_a_stray_fix_after_two_that_agree_never_becomes_the_true_one():
+    home, away = (40.0, -74.0), (51.5, -0.1)
+    columns = make_columns([0] * 6, places=[home, home, away, away, away, home])
+    assert denoise.too_fast(columns, 150).tolist() == [False, False, True, True, True, False]
+
+
+def test_two_stray_fixes_that_disagree_are_both_left_out():
+    columns = make_columns([0] * 4, places=[(0, 0), (0, 50), (0, 100), (0, 100)])
+    assert denoise.too_fast(columns, 150).tolist() == [False, True, True, False]
+
+
+def test_what_comes_later_decides_over_no_earlier_event():
+    rng = np.random.default_rng(8)
+    places = [(0, float(d)) for d in rng.choice([0, 0.01, 5, 5.01], 40)]
+    whole = denoise.too_fast(make_columns([0] * 40, places=places), 150)
+    for size in range(1, 40):
+        columns = make_columns([0] * size, places=places[:size])
+        np.testing.assert_array_equal(denoise.too_fast(columns, 150), whole[:size])
+
+
 def test_a_test_event_takes_no_training_event_out():
     columns = make_columns(
         [0, 0, 0], places=[(0, 0), (0, 9), (0, 9)], times_s=[0, 1, 2], parts=[0, 2, 0]

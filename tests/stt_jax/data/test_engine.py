@@ -56,7 +56,11 @@ def _only_our_warnings():
 
 
 def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def both(tmp_path, **options):
@@ -124,6 +128,47 @@ def test_times_by_pattern_domains_traits_and_a_drawn_validation_are_alike(tmp_pa
     assert log.domain_values[1:] == ["news", "shop"]
     assert np.sum(log.parts == VALIDATION) == 1  # of three people, floor(3 * .6)
     assert {one.partition("/")[0] for one in log.item_ids[1:]} == {"news", "shop"}
+
+
+@needs_spark
+def test_the_date_line_blank_fields_large_numbers_and_fractions_are_alike(tmp_path, spark):
+    draw = random.Random(2)
+    lines = []
+    for i in range(120):
+        longitude = draw.choice(["179.9", "-179.9", "-179.8", "180", "-180", "179.99", "2", " "])
+        user, kind = draw.choice(["a", "b", " ", " c"]), draw.choice(["bar", "", "  ", " zoo"])
+        time = f"2012-10-12T01:0{i % 9}:{i % 50:02}.{i % 10}"
+        prices = ["1", "1e39", "-1e308", "3.4028235e38", "3.4028236e38", " ", "x", "7"]
+        price = draw.choice(prices)
+        lines.append(f"{user},p{i % 7},{time},-17.{i % 10},{longitude},{kind},{price}")
+    lines.append("b,p1,\t,1,1,\x0b,\x0c")
+    text = "\n".join(["user_id,item_id,t,y,x,kind,price", *lines])
+    (tmp_path / "log.csv").write_text(text, encoding="utf-8")
+    duck, other = both(
+        tmp_path,
+        input=(str(tmp_path / "log.csv"),),
+        time="t",
+        time_from="2012-10-12T01:00:04.4",
+        time_to="2012-10-12T01:08:20.5Z",
+        latitude="y",
+        longitude="x",
+        category="kind",
+        numeric=("price",),
+        drop_if=("kind=zoo",),
+        drop_missing=("price",),
+        fill=("y:median_user", "price:mean"),
+        features=("centre_km",),
+        max_speed_kmh=2000.0,
+        normalise=("price:zscore",),
+        split="leave_one_out",
+        max_broken_fraction=1.0,
+        write_recbole=True,
+    )
+    assert duck == other
+    log = open_log(tmp_path / "spark")
+    assert np.all(np.abs(log.item_longitudes_e7[1:].astype(np.int64)) > 1_790_000_000)
+    assert set(log.user_ids) == {"a", "b", " c"}
+    assert not np.isinf(log.numbers["price"]).any()
 
 
 @needs_spark

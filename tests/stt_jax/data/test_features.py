@@ -47,6 +47,12 @@ def test_the_centre_of_a_person_is_that_of_the_training_part():
     assert np.isnan(centre[4])  # no training, no centre
 
 
+def test_the_centre_of_a_person_may_be_at_the_date_line():
+    columns = make_columns([0] * 3, places=[(0, 179.9), (0, -179.9), (0, -179.8)])
+    ((centre,),) = [numbers_of(columns, "centre_km")]
+    np.testing.assert_allclose(centre, np.array([0.2, 0, 0.1]) * 111.195, rtol=1e-4)
+
+
 def scenarios(columns):
     features.add_scenario(columns)
     return [columns.texts["scenario"][code] for code in columns.codes["scenario"]]

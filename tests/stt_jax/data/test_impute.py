@@ -84,6 +84,41 @@ def test_places_by_item_are_lower_medians():
     assert (columns.latitudes_e7[3], columns.longitudes_e7[3]) == (20_000_000, 50_000_000)
 
 
+FIJI = [(-17, 179.9), (-17, 179.95), (-17, -179.95), (-17, -179.9), (-17, -179.85)]
+
+
+@pytest.mark.parametrize("method", ["median", "median_item", "median_user"])
+def test_medians_of_places_are_taken_across_the_date_line(method):
+    columns = make_columns([0] * 6, places=[*FIJI, None])
+    impute.fill_places(columns, impute.Fill("lat", method, ""))
+    assert columns.longitudes_e7[5] == -1_799_500_000
+    columns = make_columns([0] * 5, places=[*FIJI[:4], None])
+    impute.fill_places(columns, impute.Fill("lat", method, ""))
+    assert columns.longitudes_e7[4] == 1_799_500_000  # the lower, the western one of two
+
+
+def test_a_model_of_places_does_not_jump_at_the_date_line():
+    pytest.importorskip("sklearn", reason="scikit-learn of the extra 'impute' is not installed")
+    rng = np.random.default_rng(3)
+    size = 300
+    hours = rng.integers(0, 24, size)
+    degrees = 179.9 + 0.2 * (hours >= 12) + rng.normal(0, 0.05, size)
+    places = [(-17, (d + 180) % 360 - 180) for d in degrees]
+    for hidden in range(0, size, 5):
+        places[hidden] = None
+    columns = make_columns(
+        [0] * size, places=places, times_s=np.arange(size) * 86_400 + hours * 3600
+    )
+    impute.fill_places(columns, impute.Fill("lat", "model", ""))
+    found = (columns.longitudes_e7[::5] * 1e-7) % 360
+    np.testing.assert_allclose(found, 179.9 + 0.2 * (hours[::5] >= 12), atol=0.15)
+    # A number that goes by the side of the line is found by the place on it, at one cut.
+    numbers = np.where(np.arange(size) % 7 == 0, NAN, degrees)
+    columns.numbers["n"] = numbers.copy()
+    impute.fill_numbers(columns, "n", impute.Fill("n", "model", ""))
+    assert np.abs(columns.numbers["n"] - degrees)[::7].max() < 0.3
+
+
 def texts_after(method, argument="", **fields):
     columns = make_columns(
         [0, 0, 0, 1, 1],
@@ -132,6 +167,35 @@ def test_a_model_finds_what_the_other_columns_tell():
     columns.latitudes_e7[where] = columns.longitudes_e7[where] = -(2**31)
     impute.fill_places(columns, impute.Fill("lat", "model", ""))
     np.testing.assert_allclose(columns.latitudes_e7, wanted, atol=2e5)
+
+
+@pytest.mark.parametrize("filled", ["number", "text", "place"])
+def test_a_model_passes_over_columns_without_a_known_value_to_fit_to(filled):
+    """A log without coordinates, and a column that only the test part has."""
+    pytest.importorskip("sklearn", reason="scikit-learn of the extra 'impute' is not installed")
+    size, cut = 100, 60
+    even = np.arange(size) % 2 == 0
+    columns = make_columns(
+        [0] * size,
+        places=[(1, 2)] * 10 + [None] * 90 if filled == "place" else None,
+        times_s=np.arange(size) * 43_200,
+        numbers={
+            "n": np.where(np.arange(size) < cut, np.where(even, 5.0, 9.0), NAN),
+            "late": np.where(np.arange(size) < cut, NAN, 1.0),
+        },
+        codes={"kind": np.where(np.arange(size) < cut, np.where(even, 1, 2), 0)},
+        texts={"kind": ["", "bar", "zoo"]},
+        parts=[0] * cut + [2] * (size - cut),
+    )
+    if filled == "number":
+        impute.fill_numbers(columns, "n", impute.Fill("n", "model", ""))
+        np.testing.assert_allclose(columns.numbers["n"], np.where(even, 5, 9), atol=1)
+    elif filled == "text":
+        impute.fill_texts(columns, "kind", impute.Fill("kind", "model", ""))
+        np.testing.assert_array_equal(columns.codes["kind"], np.where(even, 1, 2))
+    else:
+        impute.fill_places(columns, impute.Fill("lat", "model", ""))
+        assert set(columns.latitudes_e7) == {10_000_000}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import dataclasses
 import gzip
 
+import numpy as np
 import pytest
 
 from stt_jax.config import InputOptions, PrepareConfig
@@ -141,3 +142,57 @@ def test_recbole_files_hold_the_same_events_and_split(tmp_path):
     items = (tmp_path / "out" / "recbole" / "log.item").read_text(encoding="utf-8").splitlines()
     assert items[0] == "item_id:token\tname:token_seq\tcategory:token"
     assert len(items) == log.num_items + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"item": "sku", "context": ("item_id",)}, "'item_id'.*the item.*--context.*rename it"),
+        ({"time": "when", "numeric": ("timestamp",)}, "'timestamp'.*the time.*--numeric"),
+        ({"latitude": "y", "longitude": "x", "numeric": ("latitude",)}, "'latitude'.*the latitude"),
+        ({"context": ("item_type",), "numeric": ("item_type",)}, "'item_type'.*--context.*--num"),
+    ],
+)
+def test_columns_of_recbole_are_not_silently_replaced(tmp_path, options, words):
+    # The file is not there: it is refused before anything is read.
+    config = PrepareConfig(
+        **{"input": (str(tmp_path / "no.csv"),), "output": "x", "time": "t", "write_recbole": True}
+        | options
+    )
+    with pytest.raises(ValueError, match=f"--write_recbole: .*{words}"):
+        prepare_log(config)
+    # Without times or places RecBole has no column for them, and these names are free.
+    free = {"numeric": ("timestamp", "latitude"), "context": (), "latitude": "", "longitude": ""}
+    untimed = {"time": "", "untimed": True, "split": "leave_one_out"}
+    with pytest.raises(OSError, match=r"no\.csv"):
+        prepare_log(dataclasses.replace(config, **free | untimed))
+
+
+def test_recbole_files_hold_every_digit_of_a_number(tmp_path):
+    texts = ["9.99", "1e-9", "-1.5e-20", "3", "123456789", "3.4e38", "", "0.1"]
+    rows = [
+        (f"u{n % 2}", f"p{n % 3}", str(1_333_476_000 + n), "40.7128001", "-74.0059999", text)
+        for n, text in enumerate(texts)
+    ]
+    write_csv(tmp_path / "log.csv", rows, ("user_id", "item_id", "t", "lat", "lon", "price"))
+    log = prepare_log(
+        PrepareConfig(
+            input=(str(tmp_path / "log.csv"),),
+            output=str(tmp_path / "out"),
+            time="t",
+            latitude="lat",
+            longitude="lon",
+            numeric=("price",),
+            write_recbole=True,
+            validation_fraction=0.0,
+            test_fraction=0.0,
+        )
+    )
+    header, *lines = (tmp_path / "out" / "recbole" / PART_FILES[0]).read_text("utf-8").splitlines()
+    assert header.endswith("latitude:float\tlongitude:float\tprice:float")
+    fields = [line.split("\t") for line in lines]
+    assert {tuple(field[3:5]) for field in fields} == {("40.7128001", "-74.0059999")}
+    written = [field[5] for field in fields]
+    found = np.array([text or "nan" for text in written], np.float32)
+    np.testing.assert_array_equal(found, log.numbers["price"])
+    assert {"9.99", "3", "0.1", ""} <= set(written)

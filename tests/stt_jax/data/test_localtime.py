@@ -166,3 +166,20 @@ def test_zones_come_from_places_and_are_carried_on(tmp_path):
         "no place: zone of the user's last one",
         None,
     ]
+
+
+def test_zones_are_known_at_the_pole_and_the_date_line(tmp_path):
+    pytest.importorskip("timezonefinder", reason="timezonefinder of 'zones' is not installed")
+    engine = DuckEngine(str(tmp_path), threads=1)
+    july = int(datetime.datetime(2012, 7, 1, tzinfo=datetime.UTC).timestamp())
+    places = [(-17.0, 180.0), (-17.0, -180.0), (90.0, 16.3), (90.0, 180.0), (-90.0, 0.0)]
+    table = zone_rows(
+        engine,
+        time_s=[july] * len(places),
+        utc_offset_s=[0] * len(places),
+        latitude_e7=pa.array([round(latitude * 1e7) for latitude, _ in places], pa.int32()),
+        longitude_e7=pa.array([round(longitude * 1e7) for _, longitude in places], pa.int32()),
+    )
+    found = engine.fetch(localtime.mark_zones_of_places(table, engine).order_by("source_row"))
+    assert found["utc_offset_s"].to_pylist()[:2] == [43_200, 43_200]
+    assert found["changed"].to_pylist() == [None] * len(places)

@@ -9,9 +9,16 @@ NAN = np.nan
 ONE_USER = np.zeros(100, np.int64)
 
 
+def fit(method, number, train):
+    """A stage of whichever flag has the method; "quantile" with a number is of --outliers."""
+    flag = "outliers" if method == "mad" or number else "transform"
+    flag = "normalise" if method in numerics.SCALE_METHODS else flag
+    return numerics.fit_stage(flag, method, number, np.array(train, np.float64))
+
+
 def run(method, number, train, values):
     """One stage fitted to `train` and applied to `values`."""
-    stage = numerics.fit_stage(method, number, np.array(train, np.float64))
+    stage = fit(method, number, train)
     return numerics.apply_stage(stage, np.array(values, np.float64), ONE_USER[: len(values)])
 
 
@@ -36,16 +43,32 @@ def test_known_answers(method, number, train, values, wanted):
     np.testing.assert_allclose(run(method, number, train, values), wanted, atol=5e-3)
 
 
+@pytest.mark.parametrize("method", ["zscore", "minmax", "robust"])
+def test_a_constant_is_its_own_centre_whatever_rounding_makes_of_its_mean(method):
+    value = 0.1
+    constant = np.full(97, value)
+    assert np.std(constant) > 0  # by rounding
+    stage = fit(method, 0.0, constant)
+    assert (stage["centre"], stage["scale"]) == (value, 1.0)
+    np.testing.assert_array_equal(run(method, 0.0, constant, [value, value + 1]), [0.0, 1.0])
+
+
+def test_quantiles_are_of_the_flag_and_not_of_the_number():
+    values = np.arange(100.0)
+    assert numerics.fit_stage("transform", "quantile", 0.05, values)["kind"] == "quantile"
+    assert numerics.fit_stage("outliers", "quantile", 0.05, values)["kind"] == "bounds"
+
+
 def test_box_cox_finds_the_power_that_made_the_values():
     draws = np.random.default_rng(1).normal(10, 1, 4_000)
     for power in (0.5, 2.0):
-        stage = numerics.fit_stage("boxcox", 0.0, draws ** (1 / power))
+        stage = fit("boxcox", 0.0, draws ** (1 / power))
         assert stage["power"] == pytest.approx(power, abs=0.35)
-    logs = numerics.fit_stage("boxcox", 0.0, np.exp(draws))
+    logs = fit("boxcox", 0.0, np.exp(draws))
     assert logs["power"] == pytest.approx(0, abs=0.05)
-    shifted = numerics.fit_stage("boxcox", 0.0, draws - 10)
+    shifted = fit("boxcox", 0.0, draws - 10)
     assert np.all(np.isfinite(numerics.apply_stage(shifted, np.array([-99.0, 0.0]), ONE_USER[:2])))
-    assert numerics.fit_stage("boxcox", 0.0, np.full(3, 2.0))["power"] == 1.0
+    assert fit("boxcox", 0.0, np.full(3, 2.0))["power"] == 1.0
 
 
 def test_moving_median_looks_back_only_and_stays_with_its_user():
@@ -63,7 +86,7 @@ def test_exponential_mean_passes_over_the_unknown():
 
 
 def test_a_power_is_found_for_a_column_that_spans_all_floats():
-    stage = numerics.fit_stage("boxcox", 0.0, np.array([5e-324, 1e-5, 1.0, 1e6]))
+    stage = fit("boxcox", 0.0, np.array([5e-324, 1e-5, 1.0, 1e6]))
     assert np.isfinite(stage["power"])
 
 
@@ -106,5 +129,13 @@ def test_a_stage_of_another_version_is_refused():
 
 def test_a_number_too_large_for_its_scale_is_infinite():
     stages = [{"kind": "zscore", "centre": 0.0, "scale": 1e-3}]
-    found = numerics.apply_stages(stages, np.array([1e308, -1e300, 1.0, np.nan]))
+    found = numerics.apply_stages(stages, np.array([1e38, -1e37, 1.0, np.nan]))
     np.testing.assert_array_equal(found, np.array([np.inf, -np.inf, 1000, np.nan], np.float32))
+
+
+def test_a_number_beyond_float32_is_as_unknown_as_in_a_log():
+    values = np.array([1e308, -3.5e38, np.inf, 1.0])
+    np.testing.assert_array_equal(numerics.apply_stages([], values), [NAN, NAN, NAN, 1.0])
+    filled = numerics.apply_stages([{"kind": "fill", "value": 5.0}], values)
+    np.testing.assert_array_equal(filled, [5.0, 5.0, 5.0, 1.0])
+    assert values[0] == 1e308

@@ -498,3 +498,64 @@ def test_the_time_window_is_in_utc_where_times_are_in_local_time(tmp_path, optio
     first, last = (datetime.datetime(2012, 1, *at, tzinfo=datetime.UTC) for at in ((2, 3), (3, 0)))
     assert [int(log.times.min()), int(log.times.max())] == [first.timestamp(), last.timestamp()]
     assert log.num_events == 22
+
+
+def test_a_field_of_spaces_is_an_empty_one(tmp_path):
+    """It is counted where the empty ones are; spaces around a value stay its own."""
+    columns = ("who", "what", "when", "lat", "lon", "kind", "device", "visit", "price", "extra")
+    tail = ("40.5", "-73.25", "bar", "web", "s", "2", "x ")
+    rows = [(f"u{n % 3}", f" p{n % 4}", str(1_333_476_000 + 3600 * n), *tail) for n in range(40)]
+    blanks = {0: 0, 1: 1, 2: 2, 3: 5, 4: 6, 5: 8, 6: 9}  # row -> its empty column
+    found = []
+    for blank in ("", " ", " \t  \x0b"):
+        emptied = [
+            tuple(blank if blanks.get(n) == i else field for i, field in enumerate(row))
+            for n, row in enumerate(rows)
+        ]
+        emptied[7] = (*emptied[7][:3], blank, blank, *emptied[7][5:])
+        write_csv(tmp_path / "log.csv", emptied, columns)
+        log = prepare_log(
+            config_for(
+                tmp_path / "log.csv",
+                tmp_path / "out",
+                numeric=("price",),
+                drop_missing=("extra",),
+                drop_if=("extra=",),
+                overwrite=True,
+            )
+        )
+        found.append(log.meta)
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+    assert all("u" in name for name in log.user_ids)
+    assert log.category_values[1:] == ["bar"]
+    assert all(name.startswith(" p") for name in log.item_ids[1:])
+    dropped = {reason: n for step in log.meta.steps for reason, n in step.dropped.items()}
+    assert dropped == {
+        "extra is empty": 1,
+        "who is empty": 1,
+        "what is empty": 1,
+        "time is empty": 1,
+    }
+
+
+def test_a_window_may_begin_and_end_within_a_second(tmp_path):
+    rows = [
+        (f"u{n % 2}", "p", f"2012-10-12T01:00:0{n}.{tenth}Z", "", "", "", "", "")
+        for n in range(5)
+        for tenth in (2, 5, 7)
+    ]
+    write_csv(tmp_path / "log.csv", rows)
+    log = prepare_log(
+        config_for(
+            tmp_path / "log.csv",
+            tmp_path / "out",
+            time_from="2012-10-12T01:00:01.5",
+            time_to="2012-10-12T01:00:03.5",
+            split="leave_one_out",
+        )
+    )
+    assert log.num_events == 6
+    assert [step.dropped for step in log.meta.steps if step.name == "time window"] == [
+        {"before --time_from": 4, "at --time_to or later": 5}
+    ]

@@ -1,4 +1,5 @@
 import datetime
+import re
 
 import ibis
 import pyarrow as pa
@@ -162,3 +163,22 @@ def test_moments_of_flags():
     )
     with pytest.raises(ValueError, match="--test_from=soon is no ISO 8601 time"):
         times.to_moment("soon", "test_from")
+
+
+@pytest.mark.parametrize(
+    ("text", "micros"),
+    [
+        ("2012-10-12T01:00:00.5", 1_350_003_600_500_000),
+        ("1969-12-31T23:59:58.5Z", -1_500_000),
+        ("1969-12-31T23:59:59.999999Z", -1),
+        ("2038-01-19T03:14:08.000001+00:00", 2**31 * 10**6 + 1),
+    ],
+)
+def test_moments_within_a_second_are_exact_or_refused(text, micros):
+    assert times.to_moment_us(text, "time_from") == micros
+    with pytest.raises(ValueError, match=f"--test_from={re.escape(text)}: give whole seconds"):
+        times.to_moment(text, "test_from")
+
+
+def test_moments_before_1970_are_whole_seconds():
+    assert times.to_moment("1969-12-31T23:59:58Z", "test_from") == -2

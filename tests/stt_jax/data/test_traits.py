@@ -75,7 +75,7 @@ def test_bins_stand_behind_the_last_colon(text, expected):
     assert parse_user_trait(text) == expected
 
 
-@pytest.mark.parametrize("text", ["age:1", "age:", "age:x"])
+@pytest.mark.parametrize("text", ["age:1", "age:", "age:x", "age:100001", f"age:{10**22}"])
 def test_bins_that_make_no_ranges_are_refused(text):
     with pytest.raises(ValueError, match=f"--user_traits={text}: write COLUMN"):
         parse_user_trait(text)

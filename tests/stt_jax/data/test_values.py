@@ -10,7 +10,9 @@ import pytest
 from stt_jax.config import PrepareConfig
 from stt_jax.data.numerics import apply_stages
 from stt_jax.data.preparation import prepare_log
-from stt_jax.data.store import TRAIN
+from stt_jax.data.store import TRAIN, UNKNOWN_E7
+from stt_jax.data.values import _run_stage
+from tests.stt_jax.data.event_columns import make_columns
 
 COLUMNS = ("who", "what", "when", "lat", "lon", "kind", "device", "price", "pieces")
 START_S = 1_333_324_800
@@ -223,6 +225,29 @@ def test_numbers_are_kept_as_they_are_without_rules(tmp_path, events):
     assert log.numbers["pieces"].dtype == np.float32
 
 
+@pytest.mark.parametrize("role", ["numeric", "category"])
+def test_a_column_called_place_is_not_the_coordinates(tmp_path, monkeypatch, role):
+    monkeypatch.setitem(globals(), "COLUMNS", ("place", *COLUMNS[1:]))
+    rows = [["" if n % 4 == 0 else "7.5", *row[1:]] for n, row in enumerate(random_events(60, 1))]
+    options = {"numeric": ("place",)} if role == "numeric" else {"category": "place"}
+    rules = ("place:mode", "lat:median")
+    config = make_config(tmp_path, rows, 10, fill=rules[:1])
+    prepared = []
+    for fill in (rules[:1], rules):
+        changed = vars(config) | options | {"user": "device", "context": (), "fill": fill}
+        changed["output"] = str(tmp_path / f"{len(fill)} fills")
+        prepared.append(prepare_log(PrepareConfig(**changed)))
+    for log in prepared:
+        own = log.numbers["place"] if role == "numeric" else log.categories
+        assert np.all(own == (7.5 if role == "numeric" else 1))
+        assert log.was_missing["place"].sum() == sum(not row[0] and bool(row[6]) for row in rows)
+    without = prepared[0].latitudes_e7 == UNKNOWN_E7
+    assert without.any()  # only the second one fills them
+    assert prepared[1].meta.statistics["events_without_place"] == 0
+    np.testing.assert_array_equal(prepared[1].was_missing["place (lat, lon)"], without)
+    assert prepared[1].meta.statistics["num_missing"]["place (lat, lon)"] == [without.sum(), 0]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -231,17 +256,25 @@ def test_numbers_are_kept_as_they_are_without_rules(tmp_path, events):
         ({"numeric": ("price",), "smooth": ("price:exponential:2",)}, "a weight in"),
         ({"numeric": ("price",), "outliers": ("price:quantile:0.7",)}, "quantile:0 to 0.5"),
         ({"numeric": ("price",), "fill": ("price:constant:inf",)}, "is numeric; give a number"),
+        ({"numeric": ("price",), "fill": ("price:constant:1e39",)}, "a number within 3.4e38"),
         ({"fill": ("lat:mean",)}, "lat is a coordinate"),
         ({"smooth": ("lat:kalman:far",)}, "'far' is not a number"),
         ({"smooth": ("lat:kalman:nan",)}, "--smooth=lat:kalman:nan: 'nan' is not a number"),
         ({"smooth": ("lat:kalman:inf",)}, "--smooth=lat:kalman:inf: 'inf' is not a number"),
-        ({"smooth": ("lat:kalman:1e200",)}, "1e200: the error of a fix is more than 0"),
-        ({"smooth": ("lat:kalman:-5",)}, "-5: the error of a fix is more than 0"),
-        ({"smooth": ("lat:kalman:0",)}, "0: the error of a fix is more than 0"),
+        ({"smooth": ("lat:kalman:1e200",)}, "1e200: the error of a fix is 0.01 to 20,000,000 met"),
+        ({"smooth": ("lat:kalman:-5",)}, "-5: the error of a fix is 0.01 to"),
+        ({"smooth": ("lat:kalman:0",)}, "0: the error of a fix is 0.01 to"),
+        ({"smooth": ("lat:kalman:1e-200",)}, "1e-200: the error of a fix is 0.01 to"),
         ({"numeric": ("price",), "smooth": ("price:median:inf",)}, "'inf' is not a number"),
         ({"numeric": ("price",), "smooth": ("price:median:1e9",)}, "takes 1 to 1000 events"),
         ({"numeric": ("price",), "smooth": ("price:median:2.7",)}, "takes 1 to 1000 events"),
         ({"numeric": ("price",), "outliers": ("price:mad:inf",)}, "'inf' is not a number"),
+        (
+            {"numeric": ("price",), "transform": ("price:quantile:0.05",)},
+            "--transform=price:quantile:0.05: quantile takes no number, 0.05; write price:quantile",
+        ),
+        ({"numeric": ("price",), "transform": ("price:log1p:0",)}, "log1p takes no number, 0"),
+        ({"numeric": ("price",), "normalise": ("price:zscore:2",)}, "zscore takes no number, 2"),
     ],
 )
 def test_wrong_rules_are_refused(tmp_path, events, options, words):
@@ -265,21 +298,74 @@ def test_contradictions_are_refused(tmp_path, events, options, words):
         make_config(tmp_path, events, 40, **options)
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300, 10**30, -1])
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("dedupe_window_s", "100,000,000,000"),
+        ("max_events_per_day", "2,147,483,647"),
+        ("max_speed_kmh", "1,000,000,000"),
+        ("min_user_events", "2,147,483,647"),
+        ("min_item_events", "2,147,483,647"),
+        ("session_gap_h", "10,000,000"),
+        ("coarsen_time_s", "100,000,000,000"),
+        ("test_days", "1,000,000"),
+        ("validation_days", "1,000,000"),
+        ("memory_gb", "1,000,000"),
+        ("threads", "1,024"),
+    ],
+)
+def test_limits_beyond_reason_are_refused_by_flag_and_range(tmp_path, events, name, largest, value):
+    with pytest.raises(ValueError, match=f"--{name} must be 0 or more and at most {largest}; got"):
+        make_config(tmp_path, events, 40, **{name: value})
+
+
+def test_limits_as_large_as_they_may_be_are_run(tmp_path, events):
+    config = make_config(
+        tmp_path,
+        events,
+        40,
+        dedupe_window_s=1e11,
+        max_events_per_day=2**31 - 1,
+        max_speed_kmh=1e9,
+        session_gap_h=1e7,
+        coarsen_time_s=10**11,
+        memory_gb=1e6,
+        smooth=("lat:kalman:0.01",),
+    )
+    log = prepare_log(config)
+    assert log.num_events == len({(row[0], row[1]) for row in events[:-40]}) + len(
+        {(row[0], row[1]) for row in events[-40:]}
+    )
+    assert set(log.times.tolist()) == {0}
+    options = vars(config) | {"split": "time", "test_input": (), "test_days": 1e6}
+    options |= {"output": str(tmp_path / "days"), "overwrite": True}
+    with pytest.raises(ValueError, match="check --test_from, --test_days"):
+        prepare_log(PrepareConfig(**options))
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"normalise": ("price:zscore",)},
-        {"normalise": ("price:minmax",)},
-        {"normalise": ("price:robust",)},
+        {"transform": ("price:log1p",), "normalise": ("price:robust",)},
         {"transform": ("price:quantile",)},
+        {"fill": ("price:mean", "price:median_user")},
+        {"smooth": ("price:median:2",)},
     ],
 )
-def test_values_too_large_to_be_fitted_are_refused_by_flag_and_column(tmp_path, options):
-    huge = [
-        (*row[:7], "1.6e308" if number % 2 else "-1.6e308", *row[8:])
-        for number, row in enumerate(random_events(60, 1))
-    ]
-    ((flag, (rule,)),) = options.items()
-    config = make_config(tmp_path, huge, 10, numeric=("price",), **options)
-    with pytest.raises(ValueError, match=f"--{flag}={rule}: .*'price'.* are too large"):
-        prepare_log(config)
+def test_values_too_large_to_be_kept_are_unknown_and_counted(tmp_path, options):
+    """The mean of a few values of 1e308 is infinite, and so is one of them as float32."""
+    rows = random_events(60, 1)
+    huge = [(*row[:7], "1.6e308" if n % 3 else "-2e38", *row[8:]) for n, row in enumerate(rows)]
+    log = prepare_log(make_config(tmp_path, huge, 10, numeric=("price",), **options))
+    (numbers,) = [step for step in log.meta.steps if step.name == "numbers"]
+    assert numbers.changed == {"price is beyond 3.4e38, the largest number of a log": 40}
+    assert log.was_missing["price"].sum() == 40
+    assert not np.isinf(log.numbers["price"]).any()
+
+
+def test_values_too_large_to_be_fitted_are_refused_by_flag_and_column():
+    columns = make_columns([0] * 4, numbers={"price": [-1.6e308, 1.6e308, 0, 1]})
+    with pytest.raises(ValueError, match=r"--normalise=price:zscore: .*'price'.* are too large"):
+        _run_stage(columns, {"price": []}, "normalise", "price:zscore", "price", "zscore", 0.0)

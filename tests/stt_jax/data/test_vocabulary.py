@@ -78,3 +78,33 @@ def test_an_item_is_described_by_events_not_by_the_ways_to_describe_it():
     )
     assert (found["name"], found["category"], found["train_count"]) == ("A", "b", 5)
     assert (found["latitude_e7"], found["longitude_e7"]) == (10, 7)
+
+
+def test_the_place_of_an_item_at_the_date_line_is_there():
+    def e7(degrees):
+        return UNKNOWN_E7 if degrees is None else round(degrees * 1e7)
+
+    places = {
+        "a": [179.9, 179.95, -179.95, -179.9, -179.85],
+        "b": [179.9, 179.9, 179.95, -179.95, -179.9],
+        "c": [-180.0, 180.0, None],
+        "d": [-74.0, 2.0, 139.0],  # two oceans apart, but not across the line
+        "e": [-90.0, 90.0],
+        "f": [None],
+    }
+    rows = [(TRAIN, item, e7(d)) for item, degrees in places.items() for d in degrees]
+    events = make_events(rows, ["part", "item", "longitude_e7"])
+    events = events.mutate(
+        longitude_e7=events.longitude_e7.cast("int32"),
+        latitude_e7=events.longitude_e7.cast("int32"),
+        name=ibis.null("string"),
+        category=ibis.null("string"),
+    )
+    described = ["item", "name", "category", "latitude_e7", "longitude_e7"]
+    counts = vocabulary.count_events(events, described)
+    items = vocabulary.describe_items(counts, vocabulary.number_items(counts), ()).to_pyarrow()
+    found = dict(zip(items["value"].to_pylist(), items["longitude_e7"].to_pylist(), strict=True))
+    assert found == {
+        name: e7(degrees)
+        for name, degrees in zip("abcdef", [-179.95, 179.95, 180.0, 2.0, -90.0, None], strict=True)
+    }
