@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stt_jax.config.options import check, check_choices, option
+from stt_jax.config.options import check, check_choices, check_finite, option
 from stt_jax.config.training import MOST_TIMES
 
 TARGETS = ("every", "session_last", "last")
@@ -260,6 +260,7 @@ class ServeConfig:
     )
 
     def __post_init__(self) -> None:
+        check_finite(self)
         for name in ("state_megabytes", "max_batch", "max_waiting", "max_body_bytes"):
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
         for name in ("timeout_s", "receive_s", "swap_seconds"):

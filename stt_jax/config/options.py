@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 
@@ -37,6 +38,14 @@ def choices_text(choices: tuple[str, ...]) -> str:
     """The choices for people to read."""
     names = ", ".join(name for name in choices if name)
     return names if all(choices) else f"{names}, or empty"
+
+
+def check_finite(config: Any) -> None:
+    """Raises ValueError where an option that is a number is infinite or none."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float):
+            check(math.isfinite(value), f"--{field.name}={value} must be a finite number")
 
 
 def check_limit(config: Any, name: str, largest: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from stt_jax.config.options import check, check_choices, option
+from stt_jax.config.options import check, check_choices, check_finite, option
 
 MOST_TIMES = 168  # that a hidden request time may be
 
@@ -113,6 +113,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_finite(self)
         check(self.width > 0 and self.num_layers > 0, "--width and --num_layers must be positive")
         check(
             self.num_heads > 0 and self.width % self.num_heads == 0,
@@ -272,6 +273,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_finite(self)
         check(0 < self.requests <= self.window, "--requests must be in 1..--window")
         check(self.asked_window >= 0, f"--asked_window={self.asked_window} must not be negative")
         for name in ("epochs", "validation_every"):
@@ -312,6 +314,9 @@ class TrainingConfig:
             "--dp_epsilon does not cover what --calibrate fits; leave out one of them",
         )
         check(0 < self.dp_delta < 1, f"--dp_delta={self.dp_delta} must be in (0, 1)")
+        check(  # a key of JAX holds no more
+            0 <= self.seed < 2**32, f"--seed={self.seed} must be in 0..{2**32 - 1}"
+        )
         check(self.dp_clip > 0, f"--dp_clip={self.dp_clip} must be positive")
         for name in ("accumulate", "max_bad_steps"):
             check(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")

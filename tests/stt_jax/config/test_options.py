@@ -7,8 +7,10 @@ from stt_jax import config
 from stt_jax.config import (
     ForgetConfig,
     InputOptions,
+    ModelConfig,
     PrepareConfig,
     RequestConfig,
+    ServeConfig,
     TrainingConfig,
     flagfile,
 )
@@ -51,6 +53,28 @@ def test_what_is_none_of_the_choices_is_refused_in_the_same_words_everywhere(con
     with pytest.raises(ValueError, match=rf"^--{field.name}=foo must be one of ") as told:
         flagfile.parse({"group": config_class}, ["", *given, f"--{field.name}=foo"])
     assert str(told.value) == str(refused.value)
+
+
+FLOATS = [
+    (config_class, field.name)
+    for config_class in (TrainingConfig, ModelConfig, ServeConfig)
+    for field in dataclasses.fields(config_class)
+    if isinstance(field.default, float)
+]
+
+
+@pytest.mark.parametrize(("config_class", "name"), FLOATS, ids=str)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_must_be_one(config_class, name, value):
+    with pytest.raises(ValueError, match=rf"^--{name}={value} must be a finite number"):
+        config_class(**{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_that_a_key_can_hold(seed):
+    with pytest.raises(ValueError, match=rf"^--seed={seed} must be in 0..4294967295$"):
+        TrainingConfig(seed=seed)
+    TrainingConfig(seed=2**32 - 1)
 
 
 def test_all_configs_are_looked_at():
