@@ -153,14 +153,18 @@ def peers_table(paths: Iterable[pathlib.Path]) -> str:
     """RecTools' models beside ours, where they were run, and by how much ours leads the better."""
     metrics = ("hr@10", "ndcg@10")
     lines = [
-        "| log | request time | | seeds | HR@10 | NDCG@10 | ahead of the better of RecTools' |",
+        "| log | request time (context) | | seeds | HR@10 | NDCG@10 | ahead of the better of "
+        "RecTools' |",
         "|---|---|---|---|---|---|---|",
     ]
     for path in paths:
         results = json.loads(path.read_text())
         first, *others = results["rows"]
         ours = [first, *(row for row in others if row.get("knows") == "less")]
-        for key, mode in _modes(first["metrics"]).items():
+        modes = _modes(first["metrics"])
+        several = len({key.split("/")[0] for key in modes}) > 1
+        for key, mode in modes.items():
+            asked = f"{mode} ({key.split('/')[0]})" if several else mode
             peers = [row for row in results["peers"] if key in row["metrics"]]
             if not peers:
                 continue
@@ -170,7 +174,7 @@ def peers_table(paths: Iterable[pathlib.Path]) -> str:
                 gains = [f"{found[m]['mean'] / best[m] - 1:+.0%}" for m in metrics]
                 cells = [_mean(found[m]) for m in metrics]
                 cells.append(", ".join(gains) if row in ours else "")
-                start = f"| {path.stem} | {mode} | {row['name']} | {len(found['mrr']['values'])}"
+                start = f"| {path.stem} | {asked} | {row['name']} | {len(found['mrr']['values'])}"
                 lines.append(f"{start} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

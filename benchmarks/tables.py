@@ -348,7 +348,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
         f"quality {name}": functools.partial(quality_table, QUALITY / f"{name}.json")
         for name in ("city", "nyc", *_OVERVIEW)
     },
-    "peers": lambda: peers_table(QUALITY / f"{name}.json" for name in _OVERVIEW),
+    "peers": lambda: peers_table(QUALITY / f"{name}.json" for name in ("nyc", *_OVERVIEW)),
     "quality overview": lambda: quality_overview(QUALITY / f"{name}.json" for name in _OVERVIEW),
 }
 

@@ -158,6 +158,24 @@ def test_peers_stand_beside_ours_in_the_settings_that_they_can_answer(tmp_path):
     ]
 
 
+def test_where_there_are_several_contexts_the_peers_stand_in_each(tmp_path):
+    metrics = row("", 0.25, 1)["metrics"]["all/known"]
+    ours = row("whole model", 0.25, 1) | {
+        "metrics": {"strict/known": metrics, "all/known": row("", 0.5, 1)["metrics"]["all/known"]}
+    }
+    peer = row("RecTools HSTU", 0.125, 1) | {
+        "metrics": {key: row("", 0.125, 1)["metrics"]["all/known"] for key in ours["metrics"]}
+    }
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps({"rows": [ours], "peers": [peer]}))
+    assert peers_table([path]).splitlines()[2:] == [
+        "| some | known (strict) | RecTools HSTU | 1 | 0.1250 | 0.1250 |  |",
+        "| some | known (strict) | whole model | 1 | 0.2500 | 0.2500 | +100%, +100% |",
+        "| some | known (all) | RecTools HSTU | 1 | 0.1250 | 0.1250 |  |",
+        "| some | known (all) | whole model | 1 | 0.5000 | 0.5000 | +300%, +300% |",
+    ]
+
+
 def test_beside_published_figures_unknown_items_count_as_misses(tmp_path):
     cited = {"name": "theirs", "mode": "none", "source": "a paper", "hr@10": 0.25}
     published = {"log": {"columns": ["hr@10"], "ours": {"some": "ours"}, "rows": [cited]}}
