@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FLOORS = {
     "config": ("config", "batch", "mesh", "metrics"),
     "data": (
-        "data", "histories", "trends", "successions", "waits", "counting", "relations",
+        "data", "histories", "trends", "successions", "likely_times", "counting", "relations",
         "baselines", "baseline_tuning",
     ),
     "model": ("model",),
