@@ -314,6 +314,9 @@ def available_implementations(
     if function not in _BACKEND_FUNCTIONS:
         names = ", ".join(_BACKEND_FUNCTIONS)
         raise ValueError(f"function must be one of {names}; got {function!r}.")
+    of_attention = {"normalizer", "silu_denominator"} & set(options)
+    if function == "pointer_log_mass" and of_attention:
+        raise ValueError(f"pointer_log_mass takes no {min(of_attention)}; leave it out.")
     call = checks.check_call(q, k, **options)
     order = _order_here() if platform is None else _PLATFORM_ORDERS[platform]
     others = [name for name in _BACKENDS if name not in order]

@@ -143,6 +143,9 @@ def test_a_caller_can_ask_about_the_pointer(monkeypatch):
     expected = "function must be one of spatiotemporal_attention, pointer_log_mass; got 'attend'"
     with pytest.raises(ValueError, match=expected):
         reasons(function="attend")
+    assert reasons(normalizer="silu")["xla"] is None
+    with pytest.raises(ValueError, match="pointer_log_mass takes no normalizer; leave it out"):
+        reasons(function="pointer_log_mass", normalizer="silu")
 
 
 def test_a_platform_that_has_no_kernels_of_its_own_runs_xla(monkeypatch):
