@@ -176,11 +176,13 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
     with (directory / "train.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ValueError(
                 f"another process trains --run={directory}: wait for it, stop it, or give "
                 "another --run"
             ) from error
+        except OSError:
+            pass  # a file system without locks, of which some clusters have one
         yield
 
 

@@ -1,6 +1,7 @@
 """Training end to end on a tiny log."""
 
 import dataclasses
+import errno
 import json
 import signal
 
@@ -316,6 +317,15 @@ def test_two_do_not_train_one_run(tmp_path):
         train_model(LOG, config, MODEL)
     assert not checkpoint.whole_steps(tmp_path)
     train_model(LOG, config, MODEL)
+
+
+def test_where_nothing_can_be_locked_training_goes_on(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "flock", no_locks)
+    with runs.locked(tmp_path):
+        pass
 
 
 def test_steps_to_trace_must_be_there(tmp_path):
